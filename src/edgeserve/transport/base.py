@@ -1,0 +1,261 @@
+"""The contract of a transport: topics of opaque frames, groups that consume them, settled in one step.
+
+An engine implements `Transport`, `Publisher`, `Subscription`, `Fence`. The behaviour suite in `edgeserve.testing.transport` states
+the contract as tests; what an engine may lack is data in `Capabilities`. Frames are opaque here: see `edgeserve.core.codec`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, TypeAlias
+
+from edgeserve.core.errors import TransportError
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Frame: TypeAlias = bytes | Sequence[Buffer]
+"""One message as bytes, or as a list of buffers that the engine gathers."""
+
+Delivery: TypeAlias = tuple[Buffer, int, int, int, str]
+"""(frame, position, publish time in ns, earlier deliveries, topic). A plain tuple: a stage sees 100,000 of them a second."""
+
+Start: TypeAlias = Literal["earliest", "latest"] | int
+"""Where a new group begins: the oldest message kept, only what comes from now on, or a publish time in ns."""
+
+
+class GroupKind(StrEnum):
+    """How the members of a group divide a topic's messages."""
+
+    SHARED = "shared"
+    EXCLUSIVE = "exclusive"
+    FAILOVER = "failover"
+    BROADCAST = "broadcast"
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do; the contract suite skips a case only for one of these."""
+
+    durable: bool = True
+    disk_durability: bool = False
+    retention_by_size: bool = True
+    redelivery_delay_precision_ms: int = 1
+    max_frame_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """One group's state on one topic. `backlog` counts messages that are not settled, claimed ones included."""
+
+    kind: GroupKind
+    members: tuple[str, ...]
+    active: str | None
+    backlog: int
+    claimed: int
+    epoch: int
+
+
+@dataclass(frozen=True)
+class TopicInfo:
+    """A topic: positions `[first, next)` are kept, in `stored_bytes`."""
+
+    name: str
+    first: int
+    next: int
+    stored_bytes: int
+    groups: Mapping[str, GroupInfo] = field(default_factory=dict)
+
+
+class ClaimLost(TransportError):
+    """Messages that were to be settled belong to another member by now (this one's claim expired). Nothing was written:
+    leave out `positions` of `topic` with their outputs and settle the rest again."""
+
+    def __init__(self, topic: str, positions: Sequence[int]) -> None:
+        super().__init__(f"{len(positions)} messages of topic {topic!r} were redelivered to another member: the claim expired")
+        self.topic, self.positions = topic, frozenset(positions)
+
+
+class Publisher(ABC):
+    """Appends frames to one topic."""
+
+    @abstractmethod
+    def publish(self, frames: Sequence[Frame]) -> None:
+        """Hands frames over in order; blocks while the send window is full. Durable after `flush()`."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Returns when everything published before is durable; raises the error of an earlier send."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Flushes and lets go. Idempotent."""
+
+
+class Fence(ABC):
+    """The right to append to one log. Acquiring it takes it from whoever had it: their appends raise `Fenced`."""
+
+    topic: str
+    epoch: int
+
+    @abstractmethod
+    def append(self, frames: Sequence[Frame]) -> None:
+        """Appends durably, or raises `Fenced` with nothing written."""
+
+
+class Subscription(ABC):
+    """One member of a group on one or several topics."""
+
+    @property
+    @abstractmethod
+    def active(self) -> bool:
+        """Whether this member receives at all: False for the stand-bys of a failover group."""
+
+    @property
+    @abstractmethod
+    def alone(self) -> bool:
+        """Whether this is the group's only live member, as far as is known without asking."""
+
+    @abstractmethod
+    def receive(self, max_messages: int, timeout_ms: float | None = None) -> list[Delivery]:
+        """Claims up to `max_messages`; waits for the first of them (None: for ever; 0: not at all).
+
+        Returns [] on timeout and after `wake()`. Messages come in stored order; redelivered ones (earlier deliveries > 0) first.
+        """
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Makes a `receive` that waits in another thread return. Thread-safe."""
+
+    @abstractmethod
+    def settle(
+        self,
+        acks: Mapping[str, Sequence[int]],
+        outputs: Mapping[str, Sequence[Frame]] | None = None,
+        *,
+        ids: Sequence[bytes] = (),
+        decisions: Sequence[Frame] = (),
+        fence: Fence | None = None,
+        attributes: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Publishes outputs, appends decisions to `fence`'s log, remembers ids, acknowledges. On an engine with transactions all of
+        it or nothing; elsewhere in this order, acknowledgement last. Blocks while an output's send window is full.
+
+        Args:
+            acks: topic to positions that are done.
+            outputs: topic to frames.
+            ids: 16-byte ids to keep with the group (`settled_ids`), at least the newest 100,000 of them.
+            decisions: frames for the decision log.
+            fence: the log's fence; refused with `Fenced` when somebody else holds it.
+            attributes: small values every member of the group sees (`attributes()`).
+
+        Raises:
+            ClaimLost: some positions are not this member's any more; nothing was written.
+            Fenced: the fence is lost; nothing was written.
+            StoreFull, DiskFull: no room; nothing was written, and the same call may be repeated.
+        """
+
+    @abstractmethod
+    def nack(self, topic: str, positions: Sequence[int], delay_ms: float = 0) -> None:
+        """Gives messages back; they are delivered again, to any member, not before `delay_ms` from now."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Returns when everything settled before is durable."""
+
+    @abstractmethod
+    def settled_ids(self) -> list[bytes]:
+        """First call: all ids that the group keeps, oldest first. Later calls: those that other members added since."""
+
+    @abstractmethod
+    def attributes(self) -> dict[str, bytes]:
+        """The group's shared values."""
+
+    @abstractmethod
+    def floor(self, topic: str) -> int:
+        """Every position below this one is settled by the group."""
+
+    @abstractmethod
+    def pause(self, topic: str) -> None:
+        """Stops receiving from one topic; the others go on."""
+
+    @abstractmethod
+    def resume(self, topic: str) -> None:
+        """Receives from the topic again."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leaves the group; claimed but unsettled messages go back at once, as if never delivered. Idempotent."""
+
+
+class Transport(ABC):
+    """A connection to one engine, shared by the nodes of a process that name the same URL."""
+
+    url: str
+    capabilities: Capabilities
+
+    @abstractmethod
+    def publisher(self, topic: str, *, send_window: int = 10_000) -> Publisher:
+        """A publisher. `send_window`: messages that live groups may lag behind before `publish` waits for them; a group that makes
+        no progress for a second does not hold the publisher (the store's size is the bound then)."""
+
+    @abstractmethod
+    def subscribe(
+        self,
+        topics: Sequence[str],
+        group: str,
+        *,
+        kind: GroupKind = GroupKind.SHARED,
+        start: Start = "earliest",
+        ack_timeout_ms: int | None = None,
+        signature: str = "",
+        member: str = "",
+    ) -> Subscription:
+        """Joins a group, which is made where it does not exist; `start` counts only then.
+
+        Raises:
+            GroupBusy: exclusive, and taken.
+            GroupConflict: live members have another kind or signature.
+        """
+
+    @abstractmethod
+    def fence(self, topic: str, holder: str) -> Fence:
+        """Takes the log `topic`: a new epoch; whoever held it is refused from now on."""
+
+    @abstractmethod
+    def read(self, topic: str, start: Start | None = "earliest", *, position: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+        """(frame, position, publish time in ns) of what is stored now, without a group. Ends at the topic's end."""
+
+    @abstractmethod
+    def topics(self) -> list[str]:
+        """Names of all topics, sorted."""
+
+    @abstractmethod
+    def topic_info(self, topic: str) -> TopicInfo:
+        """Raises `TransportError` for an unknown topic."""
+
+    @abstractmethod
+    def delete_group(self, topic: str, group: str) -> None:
+        """Forgets a group, so that its backlog no longer holds space. Raises `GroupConflict` while it has live members."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of the connection. Reference-counted by `connect`; idempotent."""
+
+
+__all__ = (
+    "Buffer",
+    "Capabilities",
+    "ClaimLost",
+    "Delivery",
+    "Fence",
+    "Frame",
+    "GroupInfo",
+    "GroupKind",
+    "Publisher",
+    "Start",
+    "Subscription",
+    "TopicInfo",
+    "Transport",
+)
