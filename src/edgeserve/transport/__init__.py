@@ -1,1 +1,36 @@
-"""."""
+"""Engines by URL scheme: topics of frames, groups that consume them."""
+
+from edgeserve.transport.base import (
+    Buffer,
+    Capabilities,
+    ClaimLost,
+    Delivery,
+    Fence,
+    Frame,
+    GroupInfo,
+    GroupKind,
+    Publisher,
+    Start,
+    Subscription,
+    TopicInfo,
+    Transport,
+)
+from edgeserve.transport.url import connect, disconnect
+
+__all__ = (
+    "Buffer",
+    "Capabilities",
+    "ClaimLost",
+    "Delivery",
+    "Fence",
+    "Frame",
+    "GroupInfo",
+    "GroupKind",
+    "Publisher",
+    "Start",
+    "Subscription",
+    "TopicInfo",
+    "Transport",
+    "connect",
+    "disconnect",
+)

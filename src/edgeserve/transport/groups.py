@@ -1,0 +1,243 @@
+"""What a group knows of one topic, as a pure state machine: who its members are, who holds which positions, what comes again.
+
+Positions are claimed in ranges. A range is unclaimed (at or above `cursor`), claimed by a member, waiting to be delivered again, or
+settled (everything else). No I/O and no clock: times are handed in, in ns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+import msgspec
+
+from edgeserve.core.errors import GroupBusy, GroupConflict
+from edgeserve.transport.base import ClaimLost, GroupInfo, GroupKind
+
+Range = tuple[int, int]
+
+
+class MemberRecord(msgspec.Struct, array_like=True):
+    """A member: where to wake it, and what it says of itself."""
+
+    address: str
+    signature: str
+    joined_ns: int
+
+
+class Claim(msgspec.Struct, array_like=True):
+    """Positions [lo, hi) in the hands of a member; `deadline_ns` 0: for as long as it lives."""
+
+    lo: int
+    hi: int
+    member: str
+    deadline_ns: int
+    deliveries: int
+
+
+class Waiting(msgspec.Struct, array_like=True):
+    """Positions [lo, hi) to be delivered again, not before `due_ns`; `deliveries`: how often they were delivered already."""
+
+    lo: int
+    hi: int
+    due_ns: int
+    deliveries: int
+
+
+class GroupState(msgspec.Struct, array_like=True):
+    """The state of one group on one topic; stored as it is, fields are only ever appended."""
+
+    kind: GroupKind
+    cursor: int
+    epoch: int = 0
+    active: str = ""
+    members: dict[str, MemberRecord] = {}
+    claims: list[Claim] = []
+    waiting: list[Waiting] = []
+    attributes: dict[str, bytes] = {}
+    ids_next: int = 0
+    ids_kept: int = 0
+    settled: int = 0
+    blocked: dict[str, int] = {}
+
+    def join(self, name: str, record: MemberRecord, kind: GroupKind) -> None:
+        """Takes a member in. The caller has removed dead ones before."""
+        if self.members and kind != self.kind:
+            raise GroupConflict(f"live members of the group subscribe as {self.kind.value}, not {kind.value}: use another group=")
+        if kind is GroupKind.EXCLUSIVE and self.members:
+            raise GroupBusy(f"the group is exclusive and {next(iter(self.members))!r} has it: stop that one, or use another group=")
+        for other, known in self.members.items():
+            if known.signature != record.signature:
+                raise GroupConflict(
+                    f"member {other!r} of the group runs a task with inputs ({known.signature}), this one has ({record.signature}): "
+                    "give the different task another group="
+                )
+        self.kind = kind
+        self.members[name] = record
+        self.elect()
+
+    def elect(self) -> None:
+        """In a failover group the longest-standing member receives."""
+        if self.active not in self.members:
+            self.active = next(iter(self.members), "")
+            self.epoch += 1
+
+    def leave(self, name: str, *, died: bool) -> None:
+        """Takes a member out; what it held is delivered again, as a redelivery only if it may have been worked on."""
+        if self.members.pop(name, None) is None:
+            return
+        self.give_back([c for c in self.claims if c.member == name], worked_on=died)
+        self.elect()
+
+    def give_back(self, claims: Sequence[Claim], *, worked_on: bool) -> None:
+        """Puts claims into the queue of what is delivered again."""
+        gone = {id(c) for c in claims}
+        self.claims = [c for c in self.claims if id(c) not in gone]
+        self.waiting.extend(Waiting(c.lo, c.hi, 0, c.deliveries + worked_on) for c in claims)
+        self.waiting.sort(key=lambda w: w.lo)
+
+    def expire(self, now_ns: int) -> bool:
+        """Takes back claims whose time is up; says whether there were any."""
+        late = [c for c in self.claims if c.deadline_ns and c.deadline_ns <= now_ns]
+        if late:
+            self.give_back(late, worked_on=True)
+        return bool(late)
+
+    def available(self, name: str, head: int, now_ns: int) -> bool:
+        """Whether `claim` would yield something."""
+        if self.kind is GroupKind.FAILOVER and self.active != name:
+            return False
+        return self.cursor < head or any(w.due_ns <= now_ns for w in self.waiting)
+
+    def claim(self, name: str, head: int, now_ns: int, most: int, deadline_ns: int) -> list[Claim]:
+        """Claims up to `most` positions for a member, redeliveries first."""
+        if self.kind is GroupKind.FAILOVER and self.active != name:
+            return []
+        taken: list[Claim] = []
+        if self.waiting:
+            rest: list[Waiting] = []
+            for w in self.waiting:
+                if w.due_ns > now_ns or most <= 0:
+                    rest.append(w)
+                    continue
+                hi = min(w.hi, w.lo + most)
+                taken.append(Claim(w.lo, hi, name, deadline_ns, w.deliveries))
+                most -= hi - w.lo
+                if hi < w.hi:
+                    rest.append(Waiting(hi, w.hi, w.due_ns, w.deliveries))
+            self.waiting = rest
+        if most > 0 and self.cursor < head:
+            hi = min(head, self.cursor + most)
+            taken.append(Claim(self.cursor, hi, name, deadline_ns, 0))
+            self.cursor = hi
+        self._add(taken)
+        return taken
+
+    def _add(self, taken: Sequence[Claim]) -> None:
+        claims = self.claims
+        for c in taken:
+            last = claims[-1] if claims else None
+            if last and last.hi == c.lo and last.member == c.member and last.deadline_ns == c.deadline_ns and last.deliveries == c.deliveries:
+                last.hi = c.hi
+            else:
+                claims.append(msgspec.structs.replace(c))
+        if len(claims) > 1 and any(a.lo > b.lo for a, b in zip(claims, claims[1:], strict=False)):
+            claims.sort(key=lambda c: c.lo)
+
+    def unclaim(self, name: str, lo: int, hi: int) -> None:
+        """Gives back the part [lo, hi) of what `claim` just returned, as if it had not been asked for."""
+        for c in self._cut(name, "", [(lo, hi)]):
+            if c.hi == self.cursor and c.deliveries == 0:
+                self.cursor = c.lo
+            else:
+                self.waiting.append(Waiting(c.lo, c.hi, 0, c.deliveries))
+        self.waiting.sort(key=lambda w: w.lo)
+
+    def settle(self, name: str, topic: str, positions: Sequence[int]) -> None:
+        """Takes positions out of the member's claims for good. Raises `ClaimLost` with the state unchanged."""
+        self._cut(name, topic, ranges(positions))
+        self.settled += len(positions)
+
+    def nack(self, name: str, topic: str, positions: Sequence[int], due_ns: int) -> None:
+        """Puts claimed positions back, to be delivered again at `due_ns`."""
+        cut = self._cut(name, topic, ranges(positions))
+        self.waiting.extend(Waiting(c.lo, c.hi, due_ns, c.deliveries + 1) for c in cut)
+        self.waiting.sort(key=lambda w: w.lo)
+
+    def _cut(self, name: str, topic: str, runs: Sequence[Range]) -> list[Claim]:
+        """Removes runs (sorted, disjoint) from the member's claims and returns them; `ClaimLost` if it does not hold them all."""
+        cut: list[Claim] = []
+        kept: list[Claim] = []
+        at, lost = 0, []
+        for c in self.claims:
+            if c.member != name or at >= len(runs) or c.hi <= runs[at][0]:
+                kept.append(c)
+                continue
+            lo = c.lo
+            while at < len(runs) and runs[at][0] < c.hi:
+                run_lo, run_hi = runs[at]
+                if run_lo < lo:
+                    lost.append((run_lo, min(lo, run_hi)))
+                    run_lo = lo
+                if run_lo > lo:
+                    kept.append(Claim(lo, run_lo, name, c.deadline_ns, c.deliveries))
+                lo = min(run_hi, c.hi)
+                if lo > run_lo:
+                    cut.append(Claim(run_lo, lo, name, c.deadline_ns, c.deliveries))
+                if run_hi <= c.hi:
+                    at += 1
+                else:
+                    runs = [*runs[:at], (c.hi, run_hi), *runs[at + 1 :]]
+                    break
+            if lo < c.hi:
+                kept.append(Claim(lo, c.hi, name, c.deadline_ns, c.deliveries))
+        lost.extend(runs[at:])
+        if lost:
+            raise ClaimLost(topic, [p for lo, hi in lost for p in range(lo, hi)])
+        self.claims = kept
+        return cut
+
+    def floor(self) -> int:
+        """Every position below is settled."""
+        low = self.cursor
+        if self.claims:
+            low = min(low, self.claims[0].lo)
+        if self.waiting:
+            low = min(low, self.waiting[0].lo)
+        return low
+
+    def backlog(self, head: int) -> int:
+        """How many positions are not settled."""
+        return head - self.cursor + self.claimed() + sum(w.hi - w.lo for w in self.waiting)
+
+    def claimed(self) -> int:
+        """How many positions are in members' hands."""
+        return sum(c.hi - c.lo for c in self.claims)
+
+    def next_change_ns(self) -> int | None:
+        """When a claim expires or a redelivery is due, whichever comes first."""
+        times = [c.deadline_ns for c in self.claims if c.deadline_ns]
+        times.extend(w.due_ns for w in self.waiting)
+        return min(times, default=None)
+
+    def info(self, head: int) -> GroupInfo:
+        """For people."""
+        active = self.active if self.kind is GroupKind.FAILOVER else None
+        return GroupInfo(self.kind, tuple(self.members), active, self.backlog(head), self.claimed(), self.epoch)
+
+
+def ranges(positions: Sequence[int]) -> list[Range]:
+    """Sorted disjoint ranges that cover exactly these positions."""
+    if not positions:
+        return []
+    low, high = min(positions), max(positions)
+    if high - low + 1 == len(positions):
+        return [(low, high + 1)]
+    runs = []
+    for _, run in groupby(enumerate(sorted(set(positions))), lambda p: p[1] - p[0]):
+        members = [p for _, p in run]
+        runs.append((members[0], members[-1] + 1))
+    return runs
+
+
+__all__ = ("Claim", "GroupState", "MemberRecord", "Range", "Waiting", "ranges")

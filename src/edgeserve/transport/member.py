@@ -1,0 +1,316 @@
+"""One member of a group on the log engine: claims, settles, waits, and notices when other members die."""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+
+from edgeserve.core.errors import ClosedError, StoreDamagedWarning
+from edgeserve.transport import log
+from edgeserve.transport.base import Delivery, Fence, Frame, GroupKind, Start, Subscription
+from edgeserve.transport.engine import LogEngine, Window, append_fenced, deliveries, first_position
+from edgeserve.transport.groups import Claim, GroupState, MemberRecord
+from edgeserve.transport.kv import Txn
+
+_LOOK_AROUND_S = 1.0
+_CLAIM_BYTES = 8 << 20
+
+
+class LogSubscription(Subscription):
+    """See `Subscription`."""
+
+    def __init__(
+        self,
+        engine: LogEngine,
+        topics: tuple[str, ...],
+        group: str,
+        kind: GroupKind,
+        start: Start,
+        ack_timeout_ms: int | None,
+        signature: str,
+        name: str,
+    ) -> None:
+        self._engine, self._topics, self._kind, self._name = engine, topics, kind, name
+        self._group = f"{group}/{name}" if kind is GroupKind.BROADCAST else group
+        self._ack_timeout_ns = (ack_timeout_ms or 0) * 1_000_000
+        self._cache = log.StateCache()
+        self._scratch = bytearray()
+        self._windows = Window(engine, 10_000)
+        self._paused: set[str] = set()
+        self._ids_seen = dict.fromkeys(topics, 0)
+        self._woken = self._closed = False
+        self._looked = time.monotonic()
+        self._waker = engine.board.waker()
+        self._states: dict[str, GroupState] = {}
+        try:
+            self._join(start, MemberRecord(self._waker.address, signature, time.time_ns()))
+        except BaseException:
+            self._waker.close()
+            raise
+
+    def _join(self, start: Start, record: MemberRecord) -> None:
+        with self._engine.write(self._cache) as txn:
+            for topic in self._topics:
+                head = log.make_head(txn, topic)
+                state = self._cache.find(txn, topic, self._group)
+                if state is None:
+                    state = GroupState(self._kind, first_position(txn, head, start))
+                    head.groups.append(self._group)
+                self._bury_the_dead(head, state)
+                state.join(self._name, record, self._kind)
+                head.listeners[record.address] = self._group
+                log.save_head(txn, topic, head)
+                self._save(txn, topic, state)
+
+    def _save(self, txn: Txn, topic: str, state: GroupState) -> None:
+        self._cache.save(txn, topic, self._group, state)
+        self._states[topic] = state
+
+    def _find(self, txn: Txn, topic: str) -> GroupState:
+        state = self._cache.find(txn, topic, self._group)
+        if state is None:
+            raise ClosedError(f"group {self._group!r} of topic {topic!r} was deleted while it was in use")
+        self._states[topic] = state
+        return state
+
+    def _bury_the_dead(self, head: log.Head, state: GroupState) -> bool:
+        dead = {name: m.address for name, m in state.members.items() if name != self._name and not self._engine.board.alive(m.address)}
+        for name, address in dead.items():
+            state.leave(name, died=True)
+            head.listeners.pop(address, None)
+        return bool(dead)
+
+    @property
+    def active(self) -> bool:
+        return self._kind is not GroupKind.FAILOVER or all(s.active == self._name for s in self._states.values())
+
+    @property
+    def alone(self) -> bool:
+        return all(len(s.members) == 1 for s in self._states.values())
+
+    def _check(self) -> None:
+        self._engine.check()
+        if self._closed:
+            raise ClosedError(f"the subscription of group {self._group!r} is closed")
+
+    # --- receiving ----------------------------------------------------------------------------------------------
+
+    def receive(self, max_messages: int, timeout_ms: float | None = None) -> list[Delivery]:
+        self._check()
+        deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        while True:
+            if timeout_ms != 0:
+                self._waker.drain()
+            if self._woken:
+                self._woken = False
+                return []
+            now = time.monotonic()
+            if now - self._looked >= _LOOK_AROUND_S:
+                self._look_around()
+            found: list[Delivery] = []
+            for topic in self._topics:
+                if topic not in self._paused and len(found) < max_messages:
+                    found.extend(self._claim(topic, max_messages - len(found)))
+            if found or (deadline is not None and now >= deadline):
+                return found
+            self._waker.wait(self._patience(now, deadline))
+            self._check()
+
+    def _patience(self, now: float, deadline: float | None) -> float:
+        seconds = _LOOK_AROUND_S if deadline is None else min(_LOOK_AROUND_S, deadline - now)
+        due = [c for s in self._states.values() if (c := s.next_change_ns()) is not None]
+        if due:
+            seconds = min(seconds, (min(due) - time.time_ns()) / 1e9 + 0.0005)
+        return max(seconds, 0.0)
+
+    def _claim(self, topic: str, most: int) -> list[Delivery]:
+        now_ns = time.time_ns()
+        with self._engine.kv.read() as txn:
+            head, state = log.find_head(txn, topic), self._find(txn, topic)
+            late = state.next_change_ns()
+            if head is None or not (state.available(self._name, head.next, now_ns) or (late is not None and late <= now_ns)):
+                return []
+        reads: list[tuple[Claim, list[log.Batch]]] = []
+        with self._engine.write(self._cache) as txn:
+            head, state = log.make_head(txn, topic), self._find(txn, topic)
+            state.expire(now_ns)
+            deadline_ns = now_ns + self._ack_timeout_ns if self._ack_timeout_ns and self._kind is GroupKind.SHARED else 0
+            budget = _CLAIM_BYTES
+            for claim in state.claim(self._name, head.next, now_ns, most, deadline_ns):
+                batches = log.read(txn, head.number, claim.lo, claim.hi, budget) if budget > 0 else []
+                budget -= sum(len(b.raw) for b in batches)
+                end = batches[-1].last + 1 if batches else claim.lo
+                if budget <= 0 and end < claim.hi:
+                    state.unclaim(self._name, end, claim.hi)
+                    claim.hi = end
+                if claim.hi > claim.lo:
+                    reads.append((claim, batches))
+            self._save(txn, topic, state)
+        return self._decode(topic, reads)
+
+    def _decode(self, topic: str, reads: Sequence[tuple[Claim, list[log.Batch]]]) -> list[Delivery]:
+        found: list[Delivery] = []
+        gone: list[int] = []
+        for claim, batches in reads:
+            count = len(found)
+            for batch in batches:
+                frames = batch.frames()
+                if frames is not None:
+                    found.extend(deliveries(batch, frames, claim.lo, claim.hi, claim.deliveries, topic))
+            if len(found) - count < claim.hi - claim.lo:
+                there = {d[1] for d in found[count:]}
+                gone.extend(p for p in range(claim.lo, claim.hi) if p not in there)
+        if gone:
+            warnings.warn(
+                f"{len(gone)} messages of topic {topic!r} ({min(gone)} to {max(gone)}) are damaged or missing in {self._engine.url}: skipped",
+                StoreDamagedWarning,
+                stacklevel=2,
+            )
+            self.settle({topic: gone})
+        return found
+
+    def _look_around(self) -> None:
+        """Looks once a second whether other members died or held messages too long."""
+        self._looked = time.monotonic()
+        for topic in self._topics:
+            with self._engine.kv.read() as txn:
+                state = self._find(txn, topic)
+            others = [m.address for name, m in state.members.items() if name != self._name]
+            if all(self._engine.board.alive(a) for a in others):
+                continue
+            with self._engine.write(self._cache) as txn:
+                head, state = log.make_head(txn, topic), self._find(txn, topic)
+                self._bury_the_dead(head, state)
+                log.save_head(txn, topic, head)
+                self._save(txn, topic, state)
+            self._notify_members(state)
+
+    def _notify_members(self, state: GroupState) -> None:
+        self._engine.notify([m.address for name, m in state.members.items() if name != self._name])
+
+    def wake(self) -> None:
+        self._woken = True
+        self._engine.board.notify(self._waker.address)
+
+    # --- settling -----------------------------------------------------------------------------------------------
+
+    def settle(
+        self,
+        acks: Mapping[str, Sequence[int]],
+        outputs: Mapping[str, Sequence[Frame]] | None = None,
+        *,
+        ids: Sequence[bytes] = (),
+        decisions: Sequence[Frame] = (),
+        fence: Fence | None = None,
+        attributes: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self._check()
+        engine, now_ns = self._engine, time.time_ns()
+        wake: set[str] = set()
+        heads: dict[str, log.Head] = {}
+        with engine.write(self._cache) as txn:
+            if fence is not None:
+                wake.update(append_fenced(txn, fence, decisions, engine.limits, self._scratch).listeners)
+            for topic, frames in (outputs or {}).items():
+                if frames:
+                    heads[topic] = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch)
+                    wake.update(heads[topic].listeners)
+            for topic in self._topics:
+                positions = acks.get(topic, ())
+                first = topic == self._topics[0]
+                if positions or (first and (ids or attributes)):
+                    wake.update(self._settle_topic(txn, topic, positions, ids if first else (), attributes if first else None))
+        engine.notify(list(wake))
+        for topic, head in heads.items():
+            self._windows.wait(topic, head, len((outputs or {})[topic]))
+
+    def _settle_topic(
+        self, txn: Txn, topic: str, positions: Sequence[int], ids: Sequence[bytes], attributes: Mapping[str, bytes] | None
+    ) -> set[str]:
+        state = self._find(txn, topic)
+        state.settle(self._name, topic, positions)
+        wake: set[str] = set()
+        if ids:
+            if self._ids_seen[topic] == state.ids_next:
+                self._ids_seen[topic] += 1
+            log.keep_ids(txn, log.make_head(txn, topic), self._group, state, ids)
+        if attributes:
+            state.attributes.update(attributes)
+            wake.update(m.address for name, m in state.members.items() if name != self._name)
+        if state.blocked:
+            backlog = state.backlog(log.make_head(txn, topic).next)
+            ready = [a for a, threshold in state.blocked.items() if backlog <= threshold]
+            wake.update(ready)
+            state.blocked = {a: t for a, t in state.blocked.items() if a not in ready}
+        self._save(txn, topic, state)
+        return wake
+
+    def nack(self, topic: str, positions: Sequence[int], delay_ms: float = 0) -> None:
+        self._check()
+        due_ns = time.time_ns() + int(delay_ms * 1e6) if delay_ms else 0
+        with self._engine.write(self._cache) as txn:
+            state = self._find(txn, topic)
+            state.nack(self._name, topic, positions, due_ns)
+            self._save(txn, topic, state)
+        self._notify_members(state)
+
+    def flush(self) -> None:
+        """Every settle is durable when it returns."""
+
+    def settled_ids(self) -> list[bytes]:
+        self._check()
+        ids: list[bytes] = []
+        with self._engine.kv.read() as txn:
+            for topic in self._topics:
+                head, state = log.make_head(txn, topic), self._find(txn, topic)
+                if state.ids_next > self._ids_seen[topic]:
+                    ids.extend(log.read_ids(txn, head, self._group, self._ids_seen[topic], state.ids_next))
+                    self._ids_seen[topic] = state.ids_next
+        return ids
+
+    def attributes(self) -> dict[str, bytes]:
+        self._check()
+        with self._engine.kv.read() as txn:
+            return dict(self._find(txn, self._topics[0]).attributes)
+
+    def floor(self, topic: str) -> int:
+        self._check()
+        with self._engine.kv.read() as txn:
+            return self._find(txn, topic).floor()
+
+    def pause(self, topic: str) -> None:
+        self._paused.add(topic)
+
+    def resume(self, topic: str) -> None:
+        self._paused.discard(topic)
+
+    def close(self) -> None:
+        if self._closed or self._engine.pid != os.getpid():
+            return
+        self._closed = True
+        try:
+            for topic in self._topics:
+                with self._engine.write(self._cache) as txn:
+                    self._leave(txn, topic)
+        finally:
+            self._windows.close()
+            self._waker.close()
+
+    def _leave(self, txn: Txn, topic: str) -> None:
+        head, state = log.make_head(txn, topic), self._cache.find(txn, topic, self._group)
+        head.listeners.pop(self._waker.address, None)
+        if state is not None:
+            state.leave(self._name, died=False)
+            if self._kind is GroupKind.BROADCAST:
+                head.groups.remove(self._group)
+                txn.delete(log.Space.STATE, log.group_key(topic, self._group))
+                log.drop_ids(txn, head, self._group)
+            else:
+                self._cache.save(txn, topic, self._group, state)
+                self._notify_members(state)
+        log.save_head(txn, topic, head)
+
+
+__all__ = ("LogSubscription",)

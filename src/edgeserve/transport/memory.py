@@ -1,0 +1,22 @@
+"""`memory://NAME`: topics in this process's memory, for tests. The same name is the same store until the process ends."""
+
+from __future__ import annotations
+
+from edgeserve.transport import log
+from edgeserve.transport.base import Capabilities, Transport
+from edgeserve.transport.engine import LogEngine
+from edgeserve.transport.kv import MemoryKV
+from edgeserve.transport.url import NodeURL
+from edgeserve.transport.wake import ThreadSwitchboard
+
+_stores: dict[str, tuple[MemoryKV, ThreadSwitchboard]] = {}
+
+
+def connect(url: NodeURL) -> Transport:
+    """Opens the store of that name."""
+    url.only("size_mb", "retention_mb", "retention_s")
+    kv, board = _stores.setdefault(url.path, (MemoryKV(), ThreadSwitchboard()))
+    return LogEngine(url.text, kv, board, Capabilities(durable=False), log.limits_from(url))
+
+
+__all__ = ("connect",)

@@ -1,0 +1,98 @@
+"""Node URLs, and the engines that their schemes name."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
+from urllib.parse import parse_qsl, urlsplit
+
+from edgeserve.core.errors import ConfigurationError, UnknownScheme
+from edgeserve.transport.base import Transport
+
+ENTRY_POINTS = "edgeserve.transports"
+_BUILT_IN = {"memory": "edgeserve.transport.memory:connect", "local": "edgeserve.transport.local:connect"}
+_open: dict[tuple[int, str], tuple[Transport, int]] = {}
+_lock = threading.RLock()
+
+
+@dataclass(frozen=True)
+class NodeURL:
+    """A node URL in its parts."""
+
+    text: str
+    scheme: str
+    path: str
+    parameters: dict[str, str]
+
+    def only(self, *known: str) -> None:
+        """Refuses parameters that the engine does not know."""
+        for name in self.parameters:
+            if name not in known:
+                raise ConfigurationError(f"{self.text}: unknown parameter {name!r}; {self.scheme}:// knows {', '.join(known)}")
+
+    def number(self, name: str, default: float) -> float:
+        """A positive number from the parameters."""
+        text = self.parameters.get(name)
+        try:
+            value = default if text is None else float(text)
+        except ValueError:
+            value = -1.0
+        if not value > 0:
+            raise ConfigurationError(f"{self.text}: {name}= must be a number above 0, not {text!r}")
+        return value
+
+
+def parse(text: str) -> NodeURL:
+    """Splits a node URL; `ConfigurationError` says what is wrong with it."""
+    if not isinstance(text, str) or "://" not in text:
+        raise ConfigurationError(f"a node is a URL such as 'local://' or 'pulsar://server:6650', not {text!r}")
+    parts = urlsplit(text)
+    return NodeURL(text, parts.scheme, parts.netloc + parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)))
+
+
+def _factory(url: NodeURL) -> Callable[[NodeURL], Transport]:
+    if url.scheme in _BUILT_IN:
+        module, _, name = _BUILT_IN[url.scheme].partition(":")
+        factory: Callable[[NodeURL], Transport] = getattr(import_module(module), name)
+        return factory
+    others = {e.name: e for e in entry_points(group=ENTRY_POINTS)}
+    if url.scheme in others:
+        factory = others[url.scheme].load()
+        return factory
+    known = ", ".join(f"{s}://" for s in sorted({*_BUILT_IN, *others}))
+    raise UnknownScheme(f"no engine for {url.scheme}:// in {url.text!r}; known: {known}. Others come as packages with the entry point {ENTRY_POINTS}")
+
+
+def connect(text: str) -> Transport:
+    """Connects to the engine that a node URL names. Nodes of one process share the connection: as many closes as connects end it."""
+    url = parse(text)
+    key = (os.getpid(), text)
+    with _lock:
+        if key in _open:
+            transport, users = _open[key]
+            _open[key] = (transport, users + 1)
+            return transport
+        transport = _factory(url)(url)
+        _open[key] = (transport, 1)
+        return transport
+
+
+def disconnect(transport: Transport) -> None:
+    """Gives back what `connect` gave; the last user closes it."""
+    key = (os.getpid(), transport.url)
+    with _lock:
+        known, users = _open.get(key, (None, 0))
+        if known is not transport:
+            return
+        if users > 1:
+            _open[key] = (transport, users - 1)
+        else:
+            del _open[key]
+            transport.close()
+
+
+__all__ = ("ENTRY_POINTS", "NodeURL", "connect", "disconnect", "parse")

@@ -1,0 +1,171 @@
+"""Wake-ups between the members of a store: a waiting one costs nothing, a dead one is noticed.
+
+Between processes a waker is a UNIX datagram socket in the store's directory: its queue remembers a wake-up that comes before the
+wait, and a socket whose process died refuses the connection, which is how death is told from silence.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import threading
+import uuid
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from edgeserve.core.errors import ConfigurationError
+
+_MAX_SOCKET_PATH_BYTES = 100
+
+
+class Waker(ABC):
+    """One waiting place with an address."""
+
+    address: str
+
+    @abstractmethod
+    def wait(self, seconds: float) -> None:
+        """Waits until notified or until the time is over. Notifications since the last `drain` count."""
+
+    @abstractmethod
+    def drain(self) -> None:
+        """Forgets notifications so far: call it before looking for work, then `wait`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Gives the address up. Idempotent."""
+
+
+class Switchboard(ABC):
+    """Makes wakers and reaches those of others."""
+
+    @abstractmethod
+    def waker(self) -> Waker: ...
+
+    @abstractmethod
+    def notify(self, address: str) -> None: ...
+
+    @abstractmethod
+    def alive(self, address: str) -> bool: ...
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class _EventWaker(Waker):
+    def __init__(self, board: ThreadSwitchboard) -> None:
+        self.address = uuid.uuid4().hex
+        self.event = threading.Event()
+        self._board = board
+        board.wakers[self.address] = self
+
+    def wait(self, seconds: float) -> None:
+        self.event.wait(seconds)
+
+    def drain(self) -> None:
+        self.event.clear()
+
+    def close(self) -> None:
+        self._board.wakers.pop(self.address, None)
+        self.event.set()
+
+
+class ThreadSwitchboard(Switchboard):
+    """Between the threads of one process."""
+
+    def __init__(self) -> None:
+        self.wakers: dict[str, _EventWaker] = {}
+
+    def waker(self) -> Waker:
+        return _EventWaker(self)
+
+    def notify(self, address: str) -> None:
+        waker = self.wakers.get(address)
+        if waker:
+            waker.event.set()
+
+    def alive(self, address: str) -> bool:
+        return address in self.wakers
+
+    def close(self) -> None:
+        """Nothing to give up."""
+
+
+class _SocketWaker(Waker):
+    def __init__(self, directory: str) -> None:
+        self.address = uuid.uuid4().hex[:12]
+        self._path = os.path.join(directory, self.address)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(self._path)
+        self._socket.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
+
+    def wait(self, seconds: float) -> None:
+        self._poll.poll(seconds * 1000)
+
+    def drain(self) -> None:
+        if not self._poll.poll(0):
+            return
+        try:
+            while True:
+                self._socket.recv(16)
+        except BlockingIOError:
+            return
+
+    def close(self) -> None:
+        if self._socket.fileno() >= 0:
+            self._socket.close()
+            Path(self._path).unlink(missing_ok=True)
+
+
+class SocketSwitchboard(Switchboard):
+    """Between the processes that have a store open."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._fd: int | None = None
+        self._directory = str(directory)
+        if len(os.fsencode(directory)) + 14 > _MAX_SOCKET_PATH_BYTES:
+            self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            self._directory = f"/proc/self/fd/{self._fd}"
+            if not os.path.isdir(self._directory):
+                os.close(self._fd)
+                raise ConfigurationError(f"the store's path {directory} is too long for a UNIX socket (100 bytes): use a shorter one")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def waker(self) -> Waker:
+        return _SocketWaker(self._directory)
+
+    def notify(self, address: str) -> None:
+        try:
+            self._socket.sendto(b"w", os.path.join(self._directory, address))
+        except BlockingIOError:
+            return  # its queue is full of wake-ups already
+        except OSError as exc:
+            if exc.errno not in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOBUFS):
+                raise
+
+    def alive(self, address: str) -> bool:
+        path = os.path.join(self._directory, address)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(path)
+            except ConnectionRefusedError:
+                Path(path).unlink(missing_ok=True)
+                return False
+            except FileNotFoundError:
+                return False
+        return True
+
+    def close(self) -> None:
+        self._socket.close()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+__all__ = ("SocketSwitchboard", "Switchboard", "ThreadSwitchboard", "Waker")
