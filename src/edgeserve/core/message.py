@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import msgspec
 import xxhash
@@ -12,6 +13,12 @@ SOURCE_ID_MAX_BYTES = 255
 
 WATERMARK_END = 2**63 - 1
 """The watermark of a source that has ended: no event time will follow."""
+
+if TYPE_CHECKING:
+    Key: TypeAlias = str | int | bytes | None
+else:
+    # msgspec decodes no union of str and bytes: the codec checks the type of a key that it read.
+    Key = Any
 
 
 class Kind(IntEnum):
@@ -46,7 +53,7 @@ class Header(msgspec.Struct, array_like=True, gc=False):
     schema: str = ""
     size: int = 0
     watermark_ns: int | None = None
-    key: str | int | bytes | None = None
+    key: Key = None
     kind: int = 0
     time_kind: int = 0
     oldest_ns: int | None = None
@@ -76,4 +83,4 @@ def result_id(group: bytes, of: bytes, index: int) -> bytes:
     return xxhash.xxh3_128_digest(b"%b%b%d" % (of, group, index))
 
 
-__all__ = ("SOURCE_ID_MAX_BYTES", "WATERMARK_END", "Header", "Kind", "TimeKind", "message_id", "replayable_id", "result_id", "set_id")
+__all__ = ("SOURCE_ID_MAX_BYTES", "WATERMARK_END", "Header", "Key", "Kind", "TimeKind", "message_id", "replayable_id", "result_id", "set_id")
