@@ -83,4 +83,15 @@ def result_id(group: bytes, of: bytes, index: int) -> bytes:
     return xxhash.xxh3_128_digest(b"%b%b%d" % (of, group, index))
 
 
-__all__ = ("SOURCE_ID_MAX_BYTES", "WATERMARK_END", "Header", "Key", "Kind", "TimeKind", "message_id", "replayable_id", "result_id", "set_id")
+__all__ = (
+    "SOURCE_ID_MAX_BYTES",
+    "WATERMARK_END",
+    "Header",
+    "Key",
+    "Kind",
+    "TimeKind",
+    "message_id",
+    "replayable_id",
+    "result_id",
+    "set_id",
+)
