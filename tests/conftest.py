@@ -40,6 +40,6 @@ def _own_state_directory(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     """No test reads or writes the state of the person who runs it."""
     home = tmp_path_factory.mktemp("state")
     monkeypatch.setenv("XDG_STATE_HOME", str(home))
-    for name in ("EDGESERVE_NODE", "EDGESERVE_STATE"):
+    for name in ("EDGESERVE_NODE", "EDGESERVE_STATE_DIR"):
         monkeypatch.delenv(name, raising=False)
     return home

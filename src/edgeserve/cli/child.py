@@ -1,0 +1,125 @@
+"""One node of an app, in a process of its own: `python -m edgeserve.cli.child app.py NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+from edgeserve.compute import Compute
+from edgeserve.data_source import DataSource
+from edgeserve.materialize import Materialize
+
+NODES = (DataSource, Compute, Materialize)
+
+
+def load(path: Path) -> ModuleType:
+    """Runs the app's file as a module of its own name, with its directory first on the path, as `python app.py` would."""
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def nodes(module: ModuleType) -> dict[str, Any]:
+    """The nodes at the top level of a module, in the order of their definition; those in a list as `name[index]`."""
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    for name, node in _candidates(module):
+        if isinstance(node, NODES) and id(node) not in seen:
+            seen.add(id(node))
+            found[name] = node
+    return found
+
+
+def _candidates(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    for name, value in vars(module).items():
+        if name.startswith("__"):
+            continue
+        if isinstance(value, list | tuple):
+            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value))
+        else:
+            yield name, value
+
+
+def run_node(node: Any, *, until_end: bool) -> None:
+    """Runs a node until it is told to stop, or until its sources have ended."""
+    with node:
+        if until_end and not isinstance(node, DataSource):
+            node.run(until="end")
+        else:
+            node.run()
+
+
+def _end_with(parent: int) -> None:
+    """The pipe closes when the supervisor ends, however it ends: then this process stops as if it had been asked to."""
+
+    def wait() -> None:
+        while os.read(parent, 1):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="edgeserve-parent", daemon=True).start()
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    raise SystemExit(0)
+
+
+def _traceback_without_this_file(exc: BaseException) -> str:
+    """The user's own frames: how this module got there helps nobody."""
+    tb = exc.__traceback__
+    while (
+        tb is not None
+        and tb.tb_next is not None
+        and (tb.tb_frame.f_code.co_filename == __file__ or "importlib" in tb.tb_frame.f_code.co_filename)
+    ):
+        tb = tb.tb_next
+    return "".join(traceback.format_exception(type(exc), exc, tb))
+
+
+def main() -> int:
+    """Lists an app's nodes, or runs one of them."""
+    parser = argparse.ArgumentParser(prog="python -m edgeserve.cli.child")
+    parser.add_argument("app", type=Path)
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--list-to", type=int, metavar="FD")
+    parser.add_argument("--parent", type=int, metavar="FD")
+    parser.add_argument("--until-end", action="store_true")
+    given = parser.parse_args()
+    # Until the node's own handlers are there, and again after them, a signal ends the process at once.
+    signal.signal(signal.SIGINT, _stop)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    if given.parent is not None:
+        _end_with(given.parent)
+    try:
+        found = nodes(load(given.app.resolve()))
+        if given.list_to is not None:
+            with os.fdopen(given.list_to, "w") as pipe:
+                json.dump([[name, type(node).__name__] for name, node in found.items()], pipe)
+            return 0
+        run_node(found[given.name], until_end=given.until_end)
+    except Exception as exc:
+        sys.stderr.write(_traceback_without_this_file(exc))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+__all__ = ("NODES", "load", "main", "nodes", "run_node")

@@ -1,0 +1,48 @@
+"""What every command has: `--json`, `--verbose`, errors in three lines, and where it takes a node, `--node`."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from edgeserve.cli.output import Output, guarded
+
+F = TypeVar("F", bound=Callable[..., Any])
+DEFAULT_NODE = "local://"
+
+
+def node_option(function: F) -> F:
+    """`--node URL`: the engine that a command talks to."""
+    return click.option(
+        "--node",
+        metavar="URL",
+        default=lambda: os.environ.get("EDGESERVE_NODE") or DEFAULT_NODE,
+        help="Node URL. Default: the environment variable EDGESERVE_NODE, else local://.",
+    )(function)
+
+
+def command(name: str, where: str = "edgeserve {command}") -> Callable[[Callable[..., None]], click.Command]:
+    """Makes a command of a function `f(out, **options)`: adds `--json` and `--verbose`, and turns errors into three lines.
+
+    `where` is what the second line of an error says; the command's options stand in it in braces.
+    """
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        @click.option("--json", "as_json", is_flag=True, help="Write JSON.")
+        @click.option("--verbose", is_flag=True, help="Show the traceback of an error, too.")
+        @functools.wraps(function)
+        def wrapper(as_json: bool, verbose: bool, **options: Any) -> None:
+            out = Output(as_json=as_json, verbose=verbose)
+            path = click.get_current_context().command_path.partition(" ")[2]
+            guarded(path, out, where.format(command=path, **options), lambda: function(out, **options))
+
+        return click.command(name)(wrapper)
+
+    return decorate
+
+
+__all__ = ("DEFAULT_NODE", "command", "node_option")

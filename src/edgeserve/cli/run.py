@@ -1,0 +1,106 @@
+"""`edgeserve run app.py`: the nodes found in a file, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+from rich.text import Text
+
+from edgeserve.cli.messages import plain
+from edgeserve.cli.options import command
+from edgeserve.cli.output import CommandError, Output
+from edgeserve.cli.supervisor import Outcome, Supervisor
+
+# -P: a file called edgeserve.py in the current directory is not what is meant.
+_CHILD = [sys.executable, "-P", "-m", "edgeserve.cli.child"]
+_COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
+
+
+def find_nodes(app: Path) -> dict[str, str]:
+    """Name to class of the nodes in an app, in the order of their definition; its file runs in a process of its own for this."""
+    reader, writer = os.pipe()
+    with os.fdopen(reader) as pipe:
+        process = subprocess.Popen(
+            [*_CHILD, str(app), "--list-to", str(writer)], pass_fds=(writer,), stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno()
+        )
+        os.close(writer)
+        text = pipe.read()
+    if process.wait() != 0:
+        raise CommandError(
+            f"{app.name} failed before any node ran; its error stands above", str(app), "correct it: python must be able to run it"
+        )
+    found = dict(json.loads(text))
+    if not found:
+        raise CommandError(
+            f"no nodes in {app.name}",
+            str(app),
+            "define them at its top level, without `with`: camera = DataSource(...), detector = Compute(...), sink = Materialize(...)",
+        )
+    return found
+
+
+class _Log:
+    """Writes the nodes' lines, each after its node's name; in colour on a terminal, as JSON when asked to."""
+
+    def __init__(self, out: Output, names: list[str]) -> None:
+        self._out = out
+        self._width = max(map(len, names))
+        self._colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
+
+    def line(self, name: str, stream: str, text: str) -> None:
+        """Writes one line; standard error stays standard error."""
+        if self._out.as_json:
+            self._out.json_line({"node": name, "stream": stream, "line": text})
+        elif self._out.rich:
+            start = Text(f"{name:{self._width}} | ", style=self._colours[name])
+            self._out.console.print(start + Text(plain(text)))
+        else:
+            click.echo(f"{name:{self._width}} | {plain(text)}", err=stream == "stderr")
+
+
+def _report(out: Output, app: Path, outcome: Outcome) -> None:
+    if out.as_json:
+        failures = [{"node": f.name, "how": f.how, "stderr": list(f.tail)} for f in outcome.failures]
+        out.json_line({"event": "end", "stopped_by": outcome.stopped_by or None, "failures": failures, "killed": outcome.killed})
+    if outcome.killed:
+        click.echo(f"did not end in time and had to be killed: {', '.join(outcome.killed)}", err=True)
+    if outcome.failures:
+        what = "; ".join(f"{failure.name} failed ({failure.how})" for failure in outcome.failures)
+        others = "" if len(outcome.failures) > 1 else "; all other nodes were stopped"
+        raise CommandError(what + others, str(app), f"its last lines stand above, after `{outcome.failures[0].name} |`")
+
+
+@command("run", "{app}")
+@click.argument("app", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--until-end", is_flag=True, help="End when all sources have ended and everything they sent is processed.")
+@click.option(
+    "--grace", type=click.FloatRange(min=0), default=10.0, show_default=True, metavar="SECONDS", help="Time to end in after Ctrl-C."
+)
+def run(out: Output, app: Path, until_end: bool, grace: float) -> None:
+    """Run the nodes at the top level of the Python file APP, each as its own process.
+
+    Ctrl-C (or SIGTERM) lets each node finish the message in hand, and ends with status 0. When a node fails the others are stopped, and
+    the status is 1.
+    """
+    path = app.resolve()
+    found = find_nodes(path)
+    # Not as {braces}: the supervisor fills in one of its own.
+    end = ["--until-end"] if until_end else []
+    commands = {name: [*_CHILD, _verbatim(str(path)), _verbatim(name), "--parent", "{parent}", *end] for name in found}
+    if not out.as_json:
+        out.line(f"running {len(found)} nodes of {app}: {', '.join(f'{name} ({kind})' for name, kind in found.items())}", "dim")
+    log = _Log(out, list(found))
+    outcome = Supervisor(commands, log.line, grace_s=grace).run()
+    _report(out, app, outcome)
+
+
+def _verbatim(text: str) -> str:
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+__all__ = ("find_nodes", "run")

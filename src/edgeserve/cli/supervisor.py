@@ -1,0 +1,231 @@
+"""Runs several processes as one: their lines by name, one failing ends all, a signal ends all."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+_STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_LADDER = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+_TAIL_LINES = 60
+_NEVER = float("inf")
+
+Line = Callable[[str, str, str], None]
+"""Takes a line: the process's name, "stdout" or "stderr", the text."""
+
+
+class _Stream:
+    """The lines of a pipe, as far as they have come."""
+
+    def __init__(self, name: str, fd: int) -> None:
+        self.name, self.fd, self.ended = name, fd, False
+        self._rest = b""
+        os.set_blocking(fd, False)
+
+    def lines(self, *, last: bool = False) -> list[str]:
+        """What has come since; with `last` a line without its end, too."""
+        chunks = [self._rest]
+        while True:
+            try:
+                chunk = os.read(self.fd, 65536)
+            except BlockingIOError:
+                break
+            if not chunk:
+                self.ended = True
+                break
+            chunks.append(chunk)
+        *whole, self._rest = b"".join(chunks).split(b"\n")
+        if self._rest and (last or self.ended):
+            whole.append(self._rest)
+            self._rest = b""
+        return [line.decode(errors="replace").rstrip("\r") for line in whole]
+
+
+class _Child:
+    """One process, its streams, and the end of what it wrote on standard error."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        self.name, self.process = name, process
+        self.streams = [
+            _Stream(stream, pipe.fileno()) for stream, pipe in (("stdout", process.stdout), ("stderr", process.stderr)) if pipe is not None
+        ]
+        self.tail: list[str] = []
+        self.reported = False
+
+    @property
+    def status(self) -> int | None:
+        """The exit status; negative for a signal; None while it runs."""
+        return self.process.poll()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signals the process and what it has started."""
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            return  # ended in this moment
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A process that ended otherwise than well: its name, how, and its last lines on standard error."""
+
+    name: str
+    how: str
+    tail: tuple[str, ...]
+
+
+@dataclass
+class Outcome:
+    """How a run ended. `stopped_by` names the signal that asked for it; `killed`: who did not end in time, then."""
+
+    stopped_by: str = ""
+    failures: list[Failure] = field(default_factory=list)
+    killed: list[str] = field(default_factory=list)
+
+
+class Supervisor:
+    """Starts processes, passes their lines on, and ends them together.
+
+    Args:
+        commands: name to command line. `{parent}` in it becomes the number of a file descriptor that is at its end when this process
+            has ended, however it ended. The processes start with SIGINT, SIGTERM and SIGHUP blocked and unblock them when they can
+            handle them: a signal in between is not lost, and no half-started interpreter complains about it.
+        line: takes each line that a process writes.
+        grace_s: how long the processes have after SIGINT, and again after SIGTERM.
+    """
+
+    def __init__(self, commands: Mapping[str, Sequence[str]], line: Line, *, grace_s: float = 10.0) -> None:
+        self._commands, self._line, self._grace_s = commands, line, grace_s
+        self._children: list[_Child] = []
+        self._selector = selectors.DefaultSelector()
+        self._rung = -1
+        self._next_rung_at = _NEVER
+        self._asked: list[signal.Signals] = []
+        self._outcome = Outcome()
+
+    def run(self) -> Outcome:
+        """Runs until all processes have ended; call it once, from the main thread."""
+        reader, writer = os.pipe()
+        with _signals(self._asked) as wake:
+            self._selector.register(wake, selectors.EVENT_READ)
+            try:
+                self._start(reader)
+                while any(not child.reported for child in self._children):
+                    self._turn(wake)
+            finally:
+                self._kill_what_is_left()
+                os.close(reader)
+                os.close(writer)
+                self._selector.close()
+        return self._outcome
+
+    def _start(self, parent: int) -> None:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            for name, command in self._commands.items():
+                process = subprocess.Popen(
+                    [argument.format(parent=parent) for argument in command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    pass_fds=(parent,),
+                    # A group of its own: Ctrl-C in the terminal reaches this process only, which then asks each child once.
+                    process_group=0,
+                    env=os.environ | {"PYTHONUNBUFFERED": "1"},
+                )
+                child = _Child(name, process)
+                self._children.append(child)
+                for stream in child.streams:
+                    self._selector.register(stream.fd, selectors.EVENT_READ, (child, stream))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def _turn(self, wake: socket.socket) -> None:
+        wait = None if self._next_rung_at == _NEVER else max(0.0, self._next_rung_at - time.monotonic())
+        for key, _ in self._selector.select(wait):
+            if key.data is None:
+                wake.recv(4096)
+            else:
+                self._read(*key.data)
+        for child in self._children:
+            if not child.reported and child.status is not None:
+                self._report(child)
+        while self._asked:
+            number = self._asked.pop(0)
+            self._outcome.stopped_by = self._outcome.stopped_by or number.name
+            self._climb()
+        if (self._outcome.failures and self._rung < 0) or time.monotonic() >= self._next_rung_at:
+            self._climb()
+
+    def _read(self, child: _Child, stream: _Stream, *, last: bool = False) -> None:
+        for text in stream.lines(last=last):
+            if stream.name == "stderr":
+                child.tail.append(text)
+                del child.tail[:-_TAIL_LINES]
+            self._line(child.name, stream.name, text)
+        if (stream.ended or last) and stream.fd in self._selector.get_map():
+            self._selector.unregister(stream.fd)
+
+    def _report(self, child: _Child) -> None:
+        """Takes an ended process's last lines (its own children may still hold the pipe open) and judges how it ended."""
+        child.reported = True
+        for stream in child.streams:
+            self._read(child, stream, last=True)
+        for pipe in (child.process.stdout, child.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        status = child.status or 0
+        asked = self._rung >= 0 and -status in _LADDER
+        if status != 0 and not asked:
+            how = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
+            self._outcome.failures.append(Failure(child.name, how, tuple(child.tail)))
+
+    def _climb(self) -> None:
+        """Sends the next stronger signal to all that still run."""
+        self._rung = min(self._rung + 1, len(_LADDER) - 1)
+        self._next_rung_at = time.monotonic() + self._grace_s
+        for child in self._children:
+            if child.status is None:
+                if _LADDER[self._rung] is signal.SIGKILL and child.name not in self._outcome.killed:
+                    self._outcome.killed.append(child.name)
+                child.signal(_LADDER[self._rung])
+
+    def _kill_what_is_left(self) -> None:
+        for child in self._children:
+            if child.status is None:
+                child.signal(signal.SIGKILL)
+                child.process.wait()
+
+
+@contextmanager
+def _signals(asked: list[signal.Signals]) -> Iterator[socket.socket]:
+    """Collects stop signals in `asked`; the socket becomes readable on each of them and when a child ends."""
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        if number in _STOPS:
+            asked.append(signal.Signals(number))
+
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    before = {number: signal.signal(number, note) for number in (*_STOPS, signal.SIGCHLD)}
+    woken = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    try:
+        yield reader
+    finally:
+        signal.set_wakeup_fd(woken)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        reader.close()
+        writer.close()
+
+
+__all__ = ("Failure", "Line", "Outcome", "Supervisor")

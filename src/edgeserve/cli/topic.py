@@ -1,0 +1,225 @@
+"""`edgeserve topic`: what a node's topics hold, seen without joining any group."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeserve.cli.messages import Seen, dead_letter, look, plain
+from edgeserve.cli.options import command, node_option
+from edgeserve.cli.output import CommandError, Output
+from edgeserve.transport import TopicInfo, Transport, connect, disconnect
+
+_WHERE = "edgeserve {command} --node {node}"
+_FOLLOW_S = 0.1
+_DEAD_LETTERS = ".dead-letters"
+
+
+@click.group("topic")
+def topic() -> None:
+    """See what topics hold, and send to them."""
+
+
+@contextmanager
+def _connected(node: str) -> Iterator[Transport]:
+    transport = connect(node)
+    try:
+        yield transport
+    finally:
+        disconnect(transport)
+
+
+def _summary(info: TopicInfo) -> dict[str, Any]:
+    return {
+        "topic": info.name,
+        "messages": info.next - info.first,
+        "first": info.first,
+        "next": info.next,
+        "stored_bytes": info.stored_bytes,
+        "groups": {
+            name: {
+                "kind": str(group.kind),
+                "members": list(group.members),
+                "active": group.active,
+                "backlog": group.backlog,
+                "claimed": group.claimed,
+            }
+            for name, group in sorted(info.groups.items())
+        },
+    }
+
+
+@command("list", _WHERE)
+@node_option
+def list_topics(out: Output, node: str) -> None:
+    """List all topics of a node."""
+    with _connected(node) as transport:
+        found = [_summary(transport.topic_info(name)) for name in transport.topics()]
+    if out.as_json:
+        out.document(found)
+    elif not found:
+        out.line(f"no topics on {node}")
+    else:
+        columns = ("TOPIC", "MESSAGES", "BYTES", "GROUPS", "BACKLOG")
+        rows = [(t["topic"], t["messages"], t["stored_bytes"], len(t["groups"]), max(_backlogs(t), default=0)) for t in found]
+        out.table(columns, rows)
+
+
+def _backlogs(summary: dict[str, Any]) -> list[int]:
+    return [group["backlog"] for group in summary["groups"].values()]
+
+
+@command("info", _WHERE)
+@click.argument("topic")
+@node_option
+def info(out: Output, topic: str, node: str) -> None:
+    """Show a topic: what it keeps, and how far each group is."""
+    with _connected(node) as transport:
+        found = _summary(transport.topic_info(topic))
+    if out.as_json:
+        out.document(found)
+        return
+    out.line(f"topic     {found['topic']}")
+    out.line(f"messages  {found['messages']} (positions {found['first']} to {found['next']}, the last one not included)")
+    out.line(f"bytes     {found['stored_bytes']}")
+    rows = [
+        (name, group["kind"], len(group["members"]), group["active"], group["backlog"], group["claimed"])
+        for name, group in found["groups"].items()
+    ]
+    if rows:
+        out.line("")
+        out.table(("GROUP", "KIND", "MEMBERS", "ACTIVE", "BACKLOG", "CLAIMED"), rows)
+    else:
+        out.line("groups    none")
+
+
+def _stored(transport: Transport, topic: str, start: str, *, follow: bool) -> Iterator[Seen]:
+    """The messages of a topic in stored order.
+
+    Following looks again every 100 ms: a group would be told at once, but its members hold back the publishers that they cannot
+    keep up with, and looking at a pipeline must not slow it down.
+    """
+    position: int | None = None
+    if start == "latest":
+        position = transport.topic_info(topic).next if topic in transport.topics() else 0
+    elif not follow:
+        transport.topic_info(topic)
+    while True:
+        if topic in transport.topics():
+            for frame, at, published_ns in transport.read(topic, None if position else "earliest", position=position):
+                position = at + 1
+                yield look(frame, at, published_ns)
+        if not follow:
+            return
+        time.sleep(_FOLLOW_S)
+
+
+@command("echo", _WHERE)
+@click.argument("topic")
+@click.option("--start", type=click.Choice(["earliest", "latest"]), default="earliest", help="Begin at the oldest message kept, or now.")
+@click.option("--count", type=click.IntRange(min=1), default=None, help="End after so many messages.")
+@click.option("--follow", is_flag=True, help="Wait for more at the end. Implied by --start latest.")
+@node_option
+def echo(out: Output, topic: str, start: str, count: int | None, follow: bool, node: str) -> None:
+    """Print a topic's messages. Groups are not touched."""
+    with _connected(node) as transport:
+        for seen in itertools.islice(_stored(transport, topic, start, follow=follow or start == "latest"), count):
+            if out.as_json:
+                out.json_line(seen.as_json())
+            else:
+                out.line(seen.as_text(), "red" if seen.error else "")
+            sys.stdout.flush()
+
+
+def _values(given: Iterable[str], file: str | None, *, as_json: bool) -> Iterator[Any]:
+    if file is not None:
+        yield Path(file).read_bytes()
+        return
+    texts = list(given)
+    for text in (line.rstrip("\n") for line in sys.stdin) if texts in ([], ["-"]) else texts:
+        if not as_json:
+            yield text
+            continue
+        try:
+            yield json.loads(text)
+        except json.JSONDecodeError as exc:
+            raise CommandError(f"not JSON: {text!r} ({exc})", "a VALUE with --json-value", "quote it for the shell: '{\"a\": 1}'") from exc
+
+
+@command("pub", _WHERE)
+@click.argument("topic")
+@click.argument("values", nargs=-1, metavar="[VALUE]...")
+@click.option("--source-id", required=True, help="The source id that the messages carry.")
+@click.option("--json-value", is_flag=True, help="Read every VALUE as JSON; else it is sent as text.")
+@click.option("--file", type=click.Path(exists=True, dir_okay=False), default=None, help="Send this file's bytes as one message.")
+@node_option
+def pub(out: Output, topic: str, values: tuple[str, ...], source_id: str, json_value: bool, file: str | None, node: str) -> None:
+    """Send messages to a topic: each VALUE, or each line of standard input where there is none (or it is -)."""
+    from edgeserve.data_source import DataSource
+
+    if file is not None and (values or json_value):
+        raise click.UsageError("--file goes without VALUE and --json-value")
+    # All are read before the first is sent: a VALUE that is not JSON sends nothing.
+    ready = list(_values(values, file, as_json=json_value))
+    with DataSource(iter(ready), node, source_id=source_id, topic=topic) as source:
+        for _ in ready:
+            next(source)
+    if out.as_json:
+        out.document({"topic": topic, "source_id": source_id, "sent": len(ready)})
+    else:
+        out.line(f"sent {len(ready)} to {topic} as {source_id}")
+
+
+def _dead_letter_topics(transport: Transport, topic: str) -> list[str]:
+    if topic.endswith(_DEAD_LETTERS):
+        transport.topic_info(topic)
+        return [topic]
+    names = transport.topics()
+    found = [name for name in names if name.startswith(f"{topic}.") and name.endswith(_DEAD_LETTERS)]
+    if not found and topic not in names:
+        transport.topic_info(topic)
+    return found
+
+
+@command("dead-letters", _WHERE)
+@click.argument("topic")
+@click.option("--count", type=click.IntRange(min=1), default=None, help="Show the newest so many.")
+@node_option
+def dead_letters(out: Output, topic: str, count: int | None, node: str) -> None:
+    """Show what the tasks on TOPIC could not process: reason, error, traceback, and the ids of the inputs."""
+    with _connected(node) as transport:
+        found = [
+            dead_letter(name, frame, at, published_ns)
+            for name in _dead_letter_topics(transport, topic)
+            for frame, at, published_ns in transport.read(name)
+        ]
+    found.sort(key=lambda letter: letter["time_ns"])
+    shown = found if count is None else found[-count:]
+    if out.as_json:
+        out.document(shown)
+        return
+    out.line(f"{len(found)} dead letters of {topic}" + (f", the newest {len(shown)}:" if len(shown) < len(found) else ""))
+    for letter in shown:
+        moment = datetime.fromtimestamp(letter["time_ns"] / 1e9, UTC)
+        out.line("")
+        out.line(f"{moment:%Y-%m-%d %H:%M:%S}  {letter['reason']}: {letter['error']}", "bold")
+        out.line(f"  topic     {letter['topic']} position {letter['position']}")
+        out.line(f"  attempts  {letter['attempts']}")
+        out.line(f"  inputs    {' '.join(letter['input_ids']) or 'none that could be read'}")
+        for line in plain(letter["traceback"]).splitlines():
+            out.line(f"  {line}")
+
+
+for _command in (list_topics, info, echo, pub, dead_letters):
+    topic.add_command(_command)
+
+__all__ = ("topic",)
