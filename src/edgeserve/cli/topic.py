@@ -150,9 +150,14 @@ def _values(given: Iterable[str], file: str | None, *, as_json: bool) -> Iterato
             yield text
             continue
         try:
-            yield json.loads(text)
+            value = json.loads(text)
         except json.JSONDecodeError as exc:
             raise CommandError(f"not JSON: {text!r} ({exc})", "a VALUE with --json-value", "quote it for the shell: '{\"a\": 1}'") from exc
+        if value is None:
+            raise CommandError(
+                "null cannot be sent: it stands for no message", "a VALUE with --json-value", "put it into a list or an object"
+            )
+        yield value
 
 
 @command("pub", _WHERE)
@@ -211,7 +216,7 @@ def dead_letters(out: Output, topic: str, count: int | None, node: str) -> None:
     for letter in shown:
         moment = datetime.fromtimestamp(letter["time_ns"] / 1e9, UTC)
         out.line("")
-        out.line(f"{moment:%Y-%m-%d %H:%M:%S}  {letter['reason']}: {letter['error']}", "bold")
+        out.line(f"{moment:%Y-%m-%d %H:%M:%S}  {plain(letter['reason'] + ': ' + letter['error'])}", "bold")
         out.line(f"  topic     {letter['topic']} position {letter['position']}")
         out.line(f"  attempts  {letter['attempts']}")
         out.line(f"  inputs    {' '.join(letter['input_ids']) or 'none that could be read'}")

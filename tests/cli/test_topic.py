@@ -1,0 +1,247 @@
+"""`edgeserve topic` shows what a node holds and changes nothing that it only looks at."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import threading
+
+import numpy as np
+import pytest
+
+from edgeserve.data_source import DataSource
+from edgeserve.transport import connect, disconnect
+
+from .conftest import COMMAND
+
+
+def send(node: str, *values: object, topic: str = "letters") -> None:
+    with DataSource(list(values), node, source_id="test", topic=topic) as source:
+        for _ in values:
+            next(source)
+
+
+def lines(result) -> list[dict]:
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_what_is_published_is_echoed(edgeserve, node):
+    assert edgeserve("topic", "pub", "letters", "a", "b", "--source-id", "me", "--node", node).stdout == "sent 2 to letters as me\n"
+    found = lines(edgeserve("topic", "echo", "letters", "--json", "--node", node))
+    assert [m["value"] for m in found] == ["a", "b"]
+    assert [m["position"] for m in found] == [0, 1]
+    assert {m["source_id"] for m in found} == {"me"}
+
+
+def test_the_node_comes_from_the_environment(edgeserve, node):
+    env = {"EDGESERVE_NODE": node}
+    edgeserve("topic", "pub", "letters", "a", "--source-id", "me", env=env)
+    assert [t["topic"] for t in json.loads(edgeserve("topic", "list", "--json", env=env).stdout)] == ["letters"]
+
+
+def test_without_a_node_the_state_directory_is_used(edgeserve):
+    edgeserve("topic", "pub", "letters", "a", "--source-id", "me")
+    assert [t["topic"] for t in json.loads(edgeserve("topic", "list", "--json").stdout)] == ["letters"]
+
+
+def test_json_values_files_and_standard_input(edgeserve, node, tmp_path):
+    (tmp_path / "blob").write_bytes(b"\x00\xff")
+    common = ("--source-id", "me", "--node", node)
+    edgeserve("topic", "pub", "letters", '{"a": [1, 2.5, null]}', "7", "--json-value", *common)
+    edgeserve("topic", "pub", "letters", "--file", "blob", *common)
+    edgeserve("topic", "pub", "letters", *common, stdin="first\nsecond\n")
+    found = lines(edgeserve("topic", "echo", "letters", "--json", "--node", node))
+    assert [m["value"] for m in found] == [{"a": [1, 2.5, None]}, 7, {"base64": "AP8="}, "first", "second"]
+
+
+def test_a_value_that_is_not_json_sends_nothing(edgeserve, node):
+    result = edgeserve("topic", "pub", "letters", "1", "{a", "--json-value", "--source-id", "me", "--node", node)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: not JSON: '{a'")
+    assert json.loads(edgeserve("topic", "list", "--json", "--node", node).stdout) == []
+
+
+def test_null_cannot_be_sent(edgeserve, node):
+    result = edgeserve("topic", "pub", "letters", "null", "--json-value", "--source-id", "me", "--node", node)
+    assert result.returncode == 1
+    assert "null" in result.stderr
+
+
+def test_arrays_and_odd_numbers_have_a_json_form(edgeserve, node):
+    send(node, np.array([[1, 2]], dtype=np.int16), float("nan"), np.float64(0.5))
+    assert [m["value"] for m in lines(edgeserve("topic", "echo", "letters", "--json", "--node", node))] == [[[1, 2]], "nan", 0.5]
+
+
+def test_count_and_info(edgeserve, node):
+    send(node, 1, 2, 3)
+    assert len(lines(edgeserve("topic", "echo", "letters", "--count", "2", "--json", "--node", node))) == 2
+    found = json.loads(edgeserve("topic", "info", "letters", "--json", "--node", node).stdout)
+    assert (found["messages"], found["first"], found["next"], found["groups"]) == (3, 0, 3, {})
+
+
+def test_echo_leaves_no_group_behind(edgeserve, node):
+    send(node, 1)
+    edgeserve("topic", "echo", "letters", "--node", node)
+    assert json.loads(edgeserve("topic", "info", "letters", "--json", "--node", node).stdout)["groups"] == {}
+
+
+def test_info_shows_how_far_a_group_is(edgeserve, node):
+    send(node, 1, 2, 3)
+    transport = connect(node)
+    try:
+        member = transport.subscribe(["letters"], "readers", member="one")
+        frames = member.receive(2, timeout_ms=5000)
+        member.settle({"letters": [frames[0][1]]})
+        member.flush()
+        found = json.loads(edgeserve("topic", "info", "letters", "--json", "--node", node).stdout)["groups"]["readers"]
+        assert (found["members"], found["backlog"], found["claimed"]) == (["one"], 2, 1)
+        text = edgeserve("topic", "info", "letters", "--node", node).stdout
+        assert "readers  shared" in text
+        member.close()
+    finally:
+        disconnect(transport)
+
+
+def test_follow_shows_what_comes_later(edgeserve, node):
+    send(node, "before")
+    command = [COMMAND, "topic", "echo", "letters", "--start", "latest", "--count", "1", "--json", "--node", node]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        # When it has begun to look cannot be seen from here, so messages are sent until it has seen one.
+        seen = threading.Event()
+        number = 0
+        while not seen.wait(0.2) and process.poll() is None:
+            send(node, f"after {number}")
+            number += 1
+            assert number < 200
+        assert process.stdout is not None
+        assert json.loads(process.stdout.read())["value"].startswith("after ")
+        assert process.wait(30) == 0
+
+
+def test_follow_ends_on_interrupt(node):
+    send(node, "one")
+    command = [COMMAND, "topic", "echo", "letters", "--follow", "--json", "--node", node]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["value"] == "one"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+
+
+def test_a_reader_that_goes_away_is_no_error(node):
+    send(node, *["x" * 1000] * 500)
+    command = [COMMAND, "topic", "echo", "letters", "--node", node]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(30) == 0
+
+
+def test_a_foreign_frame_is_shown_as_one(edgeserve, node):
+    transport = connect(node)
+    try:
+        publisher = transport.publisher("letters")
+        publisher.publish([b"GET / HTTP/1.1"])
+        publisher.close()
+    finally:
+        disconnect(transport)
+    send(node, "good")
+    found = lines(edgeserve("topic", "echo", "letters", "--json", "--node", node))
+    assert found[0]["error"].startswith("ForeignMessage: ")
+    assert found[1]["value"] == "good"
+
+
+def test_what_a_message_holds_does_not_command_the_terminal(edgeserve, node):
+    send(node, "\x1b[2Jgone\r\x07")
+    text = edgeserve("topic", "echo", "letters", "--node", node).stdout
+    assert "\x1b" not in text and "\x07" not in text and "\r" not in text
+    assert "gone" in text
+
+
+@pytest.mark.parametrize("command", [("info", "nothing"), ("echo", "nothing"), ("dead-letters", "nothing")])
+def test_an_unknown_topic_is_three_lines(edgeserve, node, command):
+    result = edgeserve("topic", *command, "--node", node)
+    assert result.returncode == 1
+    error, where, to_do = result.stderr.splitlines()
+    assert error.startswith("error: ") and "nothing" in error
+    assert where == f"where: edgeserve topic {command[0]} --node {node}"
+    assert to_do.startswith("to do: ")
+
+
+def test_an_error_is_json_where_the_command_speaks_json(edgeserve):
+    result = edgeserve("topic", "list", "--json", "--node", "carrier-pigeon://roof")
+    assert result.returncode == 1
+    assert set(json.loads(result.stderr)["error"]) == {"what", "where", "to_do"}
+    usage = edgeserve("topic", "echo", "--json")
+    assert usage.returncode == 2
+    assert "TOPIC" in json.loads(usage.stderr)["error"]["what"]
+
+
+def test_a_traceback_comes_with_verbose_only(edgeserve):
+    quiet = edgeserve("topic", "list", "--node", "carrier-pigeon://roof")
+    loud = edgeserve("topic", "list", "--node", "carrier-pigeon://roof", "--verbose")
+    assert "Traceback" not in quiet.stderr
+    assert "Traceback" in loud.stderr
+    assert loud.stderr.endswith(quiet.stderr)
+
+
+def test_colours_on_a_terminal_only(edgeserve, node):
+    send(node, 1)
+    assert "\x1b" not in edgeserve("topic", "list", "--node", node).stdout
+    ours, theirs = pty.openpty()
+    try:
+        env = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
+        subprocess.run([COMMAND, "topic", "list", "--node", node], stdout=theirs, timeout=60, check=True, env=env)
+        assert b"\x1b[1m" in os.read(ours, 65536)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_dead_letters_show_why(edgeserve, node):
+    from edgeserve.stage.deadletter import DeadLetter, dead_letter_topic, encode_dead_letter
+
+    letter = DeadLetter(
+        reason="dead_letter",
+        error="ValueError: \x1bbad",
+        traceback="Traceback\n  line 7\nValueError: bad",
+        input_ids=["00ff"],
+        attempts=3,
+        time_ns=1_700_000_000_000_000_000,
+        frames=[b"x"],
+        topic="letters",
+        group="readers",
+        source_ids=["me"],
+    )
+    send(node, 1)
+    transport = connect(node)
+    try:
+        publisher = transport.publisher(dead_letter_topic("letters", "readers"))
+        publisher.publish([encode_dead_letter(letter), b"rubbish"])
+        publisher.close()
+    finally:
+        disconnect(transport)
+    found = json.loads(edgeserve("topic", "dead-letters", "letters", "--json", "--node", node).stdout)
+    assert [f["reason"] for f in found] == ["dead_letter", "foreign"]
+    assert {key: found[0][key] for key in ("error", "input_ids", "attempts", "topic", "group", "dead_letter_topic")} == {
+        "error": "ValueError: \x1bbad",
+        "input_ids": ["00ff"],
+        "attempts": 3,
+        "topic": "letters",
+        "group": "readers",
+        "dead_letter_topic": "letters.readers.dead-letters",
+    }
+    text = edgeserve("topic", "dead-letters", "letters", "--node", node).stdout
+    assert "\x1b" not in text
+    for part in ("2 dead letters of letters", "2023-11-14 22:13:20", "dead_letter: ValueError: ", "00ff", "line 7", "attempts  3"):
+        assert part in text
+    newest = json.loads(edgeserve("topic", "dead-letters", "letters.readers.dead-letters", "--count", "1", "--json", "--node", node).stdout)
+    assert [f["reason"] for f in newest] == ["foreign"]
