@@ -23,7 +23,7 @@ from edgeserve.transport.base import (
     TopicInfo,
     Transport,
 )
-from edgeserve.transport.kv import KV, Txn
+from edgeserve.transport.kv import KV, Space, Txn
 from edgeserve.transport.wake import Switchboard, Waker
 
 _STALL_S = 1.0
@@ -121,7 +121,7 @@ class LogEngine(Transport):
     def topics(self) -> list[str]:
         self.check()
         with self.kv.read() as txn:
-            return sorted(bytes(key[1:]).decode() for key, _ in txn.scan(log.Space.STATE, b"h", b"i"))
+            return sorted(bytes(key[1:]).decode() for key, _ in txn.scan(Space.STATE, b"h", b"i"))
 
     def topic_info(self, topic: str) -> TopicInfo:
         self.check()
@@ -129,7 +129,9 @@ class LogEngine(Transport):
         with self.kv.read() as txn:
             head = log.find_head(txn, topic)
             if head is None:
-                raise TransportError(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
+                raise TransportError(
+                    f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are"
+                )
             states = {group: cache.find(txn, topic, group) for group in head.groups}
         groups = {group: state.info(head.next) for group, state in states.items() if state is not None}
         return TopicInfo(topic, head.first, head.next, head.stored_bytes, groups)
@@ -147,7 +149,7 @@ class LogEngine(Transport):
             head.groups.remove(group)
             head.listeners = {a: g for a, g in head.listeners.items() if g != group}
             log.drop_ids(txn, head, group)
-            txn.delete(log.Space.STATE, log.group_key(topic, group))
+            txn.delete(Space.STATE, log.group_key(topic, group))
             log.save_head(txn, topic, head)
 
     def append(self, topic: str, frames: Sequence[Frame], scratch: bytearray) -> log.Head:
@@ -264,7 +266,9 @@ def append_fenced(txn: Txn, fence: Fence, frames: Sequence[Frame], limits: log.L
     """Appends to the fence's log inside a transaction, or raises `Fenced`."""
     head = log.make_head(txn, fence.topic)
     if head.fence_epoch != fence.epoch:
-        raise Fenced(f"the log {fence.topic!r} is held by {head.fence_holder!r} since epoch {head.fence_epoch}, not epoch {fence.epoch} any more")
+        raise Fenced(
+            f"the log {fence.topic!r} is held by {head.fence_holder!r} since epoch {head.fence_epoch}, not epoch {fence.epoch} any more"
+        )
     return log.append(txn, fence.topic, frames, time.time_ns(), limits, scratch) if frames else head
 
 

@@ -137,7 +137,13 @@ class GroupState(msgspec.Struct, array_like=True):
         claims = self.claims
         for c in taken:
             last = claims[-1] if claims else None
-            if last and last.hi == c.lo and last.member == c.member and last.deadline_ns == c.deadline_ns and last.deliveries == c.deliveries:
+            if (
+                last
+                and last.hi == c.lo
+                and last.member == c.member
+                and last.deadline_ns == c.deadline_ns
+                and last.deliveries == c.deliveries
+            ):
                 last.hi = c.hi
             else:
                 claims.append(msgspec.structs.replace(c))

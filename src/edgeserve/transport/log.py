@@ -8,7 +8,7 @@ for a message.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import xxhash
@@ -97,15 +97,20 @@ def check_name(what: str, name: str) -> None:
         raise ConfigurationError(f"{what} must be 1 to {MAX_NAME_BYTES} bytes of UTF-8 without NUL, not {name!r}")
 
 
-def _checked(body: bytes) -> bytes:
-    return _CHECK.pack(xxhash.xxh3_64_intdigest(body)) + body
+def _checked(key: bytes, body: bytes) -> bytes:
+    return _CHECK.pack(xxhash.xxh3_64_intdigest(body, xxhash.xxh3_64_intdigest(key))) + body
 
 
-def _unchecked(what: str, raw: bytes | memoryview) -> memoryview:
+def intact(key: bytes, raw: bytes | memoryview) -> bool:
+    """Whether a value of STATE or IDS belongs under this key as it is."""
     view = memoryview(raw)
-    if len(view) < 8 or _CHECK.unpack_from(view)[0] != xxhash.xxh3_64_intdigest(view[8:]):
+    return len(view) >= 8 and _CHECK.unpack_from(view)[0] == xxhash.xxh3_64_intdigest(view[8:], xxhash.xxh3_64_intdigest(key))
+
+
+def _unchecked(what: str, key: bytes, raw: bytes | memoryview) -> memoryview:
+    if not intact(key, raw):
         raise TransportError(f"{what} is damaged: stop every process that uses the store, and the next start repairs it")
-    return view[8:]
+    return memoryview(raw)[8:]
 
 
 def head_key(topic: str) -> bytes:
@@ -118,24 +123,31 @@ def group_key(topic: str, group: str) -> bytes:
     return b"g%b\0%b" % (topic.encode(), group.encode())
 
 
+def name_key(number: int) -> bytes:
+    """The key of a topic's name by number: what a lost head is found again by."""
+    return b"m" + number.to_bytes(4, "big")
+
+
 def find_head(txn: Txn, topic: str) -> Head | None:
     """The topic's head, or None."""
-    raw = txn.get(Space.STATE, head_key(topic))
-    return None if raw is None else _decode_head(_unchecked(f"the head of topic {topic!r}", raw))
+    key = head_key(topic)
+    raw = txn.get(Space.STATE, key)
+    return None if raw is None else _decode_head(_unchecked(f"the head of topic {topic!r}", key, raw))
 
 
 def save_head(txn: Txn, topic: str, head: Head) -> None:
     """Writes the head."""
-    txn.put(Space.STATE, head_key(topic), _checked(_encode(head)))
+    key = head_key(topic)
+    txn.put(Space.STATE, key, _checked(key, _encode(head)))
 
 
 def make_head(txn: Txn, topic: str) -> Head:
     """The topic's head; the topic is made if it does not exist."""
     head = find_head(txn, topic)
     if head is None:
-        raw = txn.get(Space.STATE, b"n")
-        number = int.from_bytes(raw or b"\0", "big") + 1
-        txn.put(Space.STATE, b"n", number.to_bytes(4, "big"))
+        number = max((int.from_bytes(key[1:], "big") for key, _ in txn.scan(Space.STATE, b"m", b"n")), default=0) + 1
+        name = name_key(number)
+        txn.put(Space.STATE, name, _checked(name, topic.encode()))
         head = Head(number)
     return head
 
@@ -156,13 +168,14 @@ class StateCache:
         if known is not None and known[0] == raw:
             return known[1]
         stored = bytes(raw)
-        state = _decode_state(_unchecked(f"group {group!r} of topic {topic!r}", stored))
+        state = _decode_state(_unchecked(f"group {group!r} of topic {topic!r}", key, stored))
         self._known[key] = (stored, state)
         return state
 
     def save(self, txn: Txn, topic: str, group: str, state: GroupState) -> None:
         """Writes the state."""
-        key, raw = group_key(topic, group), _checked(_encode(state))
+        key = group_key(topic, group)
+        raw = _checked(key, _encode(state))
         txn.put(Space.STATE, key, raw)
         self._known[key] = (raw, state)
 
@@ -204,9 +217,10 @@ def trim(txn: Txn, topic: str, head: Head, keep_bytes: int, older_than_ns: int, 
     """Deletes up to `most` of the oldest batches that are settled by every group; returns the bytes freed. The caller saves the head."""
     floor = head.next
     for group in head.groups:
-        raw = txn.get(Space.STATE, group_key(topic, group))
+        key = group_key(topic, group)
+        raw = txn.get(Space.STATE, key)
         if raw is not None:
-            floor = min(floor, _decode_state(_unchecked(f"group {group!r} of topic {topic!r}", raw)).floor())
+            floor = min(floor, _decode_state(_unchecked(f"group {group!r} of topic {topic!r}", key, raw)).floor())
     doomed: list[tuple[bytes, int, int]] = []
     freed = 0
     for key, value in txn.scan(Space.LOG, _KEY.pack(head.number, 0), _KEY.pack(head.number, floor)):
@@ -237,7 +251,7 @@ def _full_message(txn: Txn, limits: Limits) -> str:
     held = []
     for key, value in txn.scan(Space.STATE, b"g", b"h"):
         topic, _, group = bytes(key[1:]).partition(b"\0")
-        head, state = find_head(txn, topic.decode()), _decode_state(_unchecked("a group", value))
+        head, state = find_head(txn, topic.decode()), _decode_state(_unchecked("a group", bytes(key), value))
         if head and state.backlog(head.next):
             held.append((state.backlog(head.next), f"{group.decode()!r} on {topic.decode()!r} ({state.backlog(head.next)} messages)"))
     who = ", ".join(text for _, text in sorted(held, reverse=True)[:3]) or "no group"
@@ -264,6 +278,19 @@ def read(txn: Txn, number: int, lo: int, hi: int, max_bytes: int) -> list[Batch]
     return found
 
 
+def unpack_key(key: bytes) -> tuple[int, int]:
+    """(topic number, last position) of a key of LOG."""
+    number, last = _KEY.unpack(key)
+    return number, last
+
+
+def batches(txn: Txn, number: int) -> Iterator[tuple[Batch, int]]:
+    """All batches of a topic without their frames, each with its size in bytes."""
+    for key, value in txn.scan(Space.LOG, _KEY.pack(number, 0), _KEY.pack(number + 1, 0)):
+        _, base, publish_ns, _ = _BATCH.unpack_from(value)
+        yield Batch(number, unpack_key(key)[1], base, publish_ns, b""), len(value)
+
+
 def position_at(txn: Txn, head: Head, start_ns: int) -> int:
     """The first position published at or after a time."""
     for key, value in txn.scan(Space.LOG, _KEY.pack(head.number, 0), _KEY.pack(head.number + 1, 0)):
@@ -276,7 +303,8 @@ def keep_ids(txn: Txn, head: Head, group: str, state: GroupState, ids: Sequence[
     """Appends settled ids; lets old ones go that no unsettled message can be a duplicate of."""
     tag = xxhash.xxh3_64_intdigest(group.encode())
     body = _CHUNK.pack(state.cursor, len(ids)) + b"".join(ids)
-    txn.put(Space.IDS, _IDS_KEY.pack(head.number, tag, state.ids_next), _checked(body))
+    at = _IDS_KEY.pack(head.number, tag, state.ids_next)
+    txn.put(Space.IDS, at, _checked(at, body))
     state.ids_next += 1
     state.ids_kept += len(ids)
     if state.ids_next % 64 or state.ids_kept <= IDS_KEPT:
@@ -296,8 +324,8 @@ def read_ids(txn: Txn, head: Head, group: str, first: int, stop: int) -> list[by
     """Settled ids in chunks [first, stop), oldest first."""
     tag = xxhash.xxh3_64_intdigest(group.encode())
     ids: list[bytes] = []
-    for _, value in txn.scan(Space.IDS, _IDS_KEY.pack(head.number, tag, first), _IDS_KEY.pack(head.number, tag, stop)):
-        body = bytes(_unchecked(f"the settled ids of group {group!r}", value))[_CHUNK.size :]
+    for key, value in txn.scan(Space.IDS, _IDS_KEY.pack(head.number, tag, first), _IDS_KEY.pack(head.number, tag, stop)):
+        body = bytes(_unchecked(f"the settled ids of group {group!r}", bytes(key), value))[_CHUNK.size :]
         ids.extend(body[at : at + 16] for at in range(0, len(body), 16))
     return ids
 
@@ -316,17 +344,21 @@ __all__ = (
     "Limits",
     "StateCache",
     "append",
+    "batches",
     "check_name",
     "drop_ids",
     "find_head",
     "group_key",
     "head_key",
+    "intact",
     "keep_ids",
     "limits_from",
     "make_head",
+    "name_key",
     "position_at",
     "read",
     "read_ids",
     "save_head",
     "trim",
+    "unpack_key",
 )

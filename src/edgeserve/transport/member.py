@@ -12,7 +12,7 @@ from edgeserve.transport import log
 from edgeserve.transport.base import Delivery, Fence, Frame, GroupKind, Start, Subscription
 from edgeserve.transport.engine import LogEngine, Window, append_fenced, deliveries, first_position
 from edgeserve.transport.groups import Claim, GroupState, MemberRecord
-from edgeserve.transport.kv import Txn
+from edgeserve.transport.kv import Space, Txn
 
 _LOOK_AROUND_S = 1.0
 _CLAIM_BYTES = 8 << 20
@@ -305,7 +305,7 @@ class LogSubscription(Subscription):
             state.leave(self._name, died=False)
             if self._kind is GroupKind.BROADCAST:
                 head.groups.remove(self._group)
-                txn.delete(log.Space.STATE, log.group_key(topic, self._group))
+                txn.delete(Space.STATE, log.group_key(topic, self._group))
                 log.drop_ids(txn, head, self._group)
             else:
                 self._cache.save(txn, topic, self._group, state)

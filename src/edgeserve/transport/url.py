@@ -64,7 +64,9 @@ def _factory(url: NodeURL) -> Callable[[NodeURL], Transport]:
         factory = others[url.scheme].load()
         return factory
     known = ", ".join(f"{s}://" for s in sorted({*_BUILT_IN, *others}))
-    raise UnknownScheme(f"no engine for {url.scheme}:// in {url.text!r}; known: {known}. Others come as packages with the entry point {ENTRY_POINTS}")
+    raise UnknownScheme(
+        f"no engine for {url.scheme}:// in {url.text!r}; known: {known}. Others come as packages with the entry point {ENTRY_POINTS}"
+    )
 
 
 def connect(text: str) -> Transport:
