@@ -100,6 +100,7 @@ class LogSubscription(Subscription):
     def receive(self, max_messages: int, timeout_ms: float | None = None) -> list[Delivery]:
         self._check()
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        notified = False
         while True:
             if timeout_ms != 0:
                 self._waker.drain()
@@ -112,10 +113,10 @@ class LogSubscription(Subscription):
             found: list[Delivery] = []
             for topic in self._topics:
                 if topic not in self._paused and len(found) < max_messages:
-                    found.extend(self._claim(topic, max_messages - len(found)))
+                    found.extend(self._claim(topic, max_messages - len(found), likely=notified))
             if found or (deadline is not None and now >= deadline):
                 return found
-            self._waker.wait(self._patience(now, deadline))
+            notified = self._waker.wait(self._patience(now, deadline))
             self._check()
 
     def _patience(self, now: float, deadline: float | None) -> float:
@@ -125,13 +126,10 @@ class LogSubscription(Subscription):
             seconds = min(seconds, (min(due) - time.time_ns()) / 1e9 + 0.0005)
         return max(seconds, 0.0)
 
-    def _claim(self, topic: str, most: int) -> list[Delivery]:
+    def _claim(self, topic: str, most: int, *, likely: bool) -> list[Delivery]:
         now_ns = time.time_ns()
-        with self._engine.kv.read() as txn:
-            head, state = log.find_head(txn, topic), self._find(txn, topic)
-            late = state.next_change_ns()
-            if head is None or not (state.available(self._name, head.next, now_ns) or (late is not None and late <= now_ns)):
-                return []
+        if not likely and not self._anything(topic, now_ns):
+            return []
         reads: list[tuple[Claim, list[log.Batch]]] = []
         with self._engine.write(self._cache) as txn:
             head, state = log.make_head(txn, topic), self._find(txn, topic)
@@ -149,6 +147,13 @@ class LogSubscription(Subscription):
                     reads.append((claim, batches))
             self._save(txn, topic, state)
         return self._decode(topic, reads)
+
+    def _anything(self, topic: str, now_ns: int) -> bool:
+        """Looks without taking the writer's lock."""
+        with self._engine.kv.read() as txn:
+            head, state = log.find_head(txn, topic), self._find(txn, topic)
+        late = state.next_change_ns()
+        return head is not None and (state.available(self._name, head.next, now_ns) or (late is not None and late <= now_ns))
 
     def _decode(self, topic: str, reads: Sequence[tuple[Claim, list[log.Batch]]]) -> list[Delivery]:
         found: list[Delivery] = []
