@@ -5,7 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import attrgetter
 from typing import Any, NamedTuple
+
+from edgeserve.core.errors import ConfigurationError, UnknownSource
 
 
 class Member(NamedTuple):
@@ -30,6 +34,27 @@ class Released(NamedTuple):
     reason: str
 
 
+class SpreadRefused(NamedTuple):
+    """Two sources whose event times lie further apart than the join tolerates, and by how much they do."""
+
+    oldest: str
+    newest: str
+    spread_ns: int
+
+    @classmethod
+    def of(cls, stamps: dict[str, int]) -> SpreadRefused:
+        """The two ends of these event times by source."""
+        oldest, newest = min(stamps, key=stamps.__getitem__), max(stamps, key=stamps.__getitem__)
+        return cls(oldest, newest, stamps[newest] - stamps[oldest])
+
+    @classmethod
+    def nearest(cls, stamps: dict[str, set[int]]) -> SpreadRefused | None:
+        """The closest pair of different event times of two sources, or None when there is none."""
+        ordered = sorted((stamp, source) for source, of_source in stamps.items() for stamp in of_source)
+        pairs = [cls(a[1], b[1], b[0] - a[0]) for a, b in pairwise(ordered) if a[1] != b[1] and a[0] != b[0]]
+        return min(pairs, key=attrgetter("spread_ns"), default=None)
+
+
 @dataclass(frozen=True)
 class SourceReport:
     """What a policy knows of one source: for the question "why did my join not fire?"."""
@@ -48,6 +73,8 @@ class Policy(ABC):
 
     def __init__(self, sources: Sequence[str]) -> None:
         self.sources = tuple(sources)
+        if not self.sources or len(set(self.sources)) != len(self.sources):
+            raise ConfigurationError(f"a join needs at least one source and each only once, got {list(self.sources)!r}")
 
     @abstractmethod
     def push(self, source: str, stamp_ns: int, item: Any, key: Any = None) -> list[JoinSet]:
@@ -61,8 +88,11 @@ class Policy(ABC):
         """Tells that `source` will send nothing older than `watermark_ns` any more; returns the sets this settles."""
         return []
 
-    def restore(self, source: str, stamp_ns: int, item: Any, key: Any = None) -> None:
-        """Takes back an item that was held before a restart and has already triggered: state, never a trigger."""
+    def restore(self, source: str, stamp_ns: int, item: Any, key: Any = None, *, used: bool = True) -> None:
+        """Takes back an item that was held before a restart and has already triggered: state, never a trigger.
+
+        `used` tells whether a set has used the item: it decides what the item is released as when it is replaced.
+        """
         self.push(source, stamp_ns, item, key)
 
     def next_due_ns(self) -> int | None:
@@ -77,5 +107,12 @@ class Policy(ABC):
     def explain(self) -> dict[str, SourceReport]:
         """Per source: what is held, what was dropped and why, and the nearest miss."""
 
+    def spread_refused(self) -> SpreadRefused | None:
+        """The last candidate set since the previous call that was refused because its event times lie too far apart."""
+        return None
 
-__all__ = ("JoinSet", "Member", "Policy", "Released", "SourceReport")
+    def _unknown(self, source: str) -> UnknownSource:
+        return UnknownSource(f"source {source!r} is not part of this join; it joins {', '.join(map(repr, self.sources))}")
+
+
+__all__ = ("JoinSet", "Member", "Policy", "Released", "SourceReport", "SpreadRefused")

@@ -84,6 +84,10 @@ class UnknownSource(MessageError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class JoinOverflow(EdgeServeError, BufferError):
+    """A join with `overflow='error'` already holds `max_held` items of a source; the refused item was not taken."""
+
+
 # --- transport ------------------------------------------------------------------------------------------------
 
 
@@ -145,6 +149,7 @@ __all__ = (
     "ForeignMessage",
     "GroupBusy",
     "GroupConflict",
+    "JoinOverflow",
     "MessageError",
     "MissingExtra",
     "NewerFormat",
