@@ -1,8 +1,8 @@
 """NumPy arrays as a short description and their own memory.
 
 A description is `<order>:<shape>:<dtype>`, for example `C:480,640,3:|u1`. The dtype is NumPy's own string, or JSON for structured ones:
-`{"n": names, "f": formats, "o": offsets, "i": item size}`, where a format is again a dtype or `[dtype, shape]`. No dtype that holds Python
-objects can be written in it.
+`{"n": names, "f": formats, "o": offsets, "i": item size, "t": titles}`, where a format is again a dtype or `[dtype, shape]`. No dtype
+that holds Python objects can be written in it.
 """
 
 from __future__ import annotations
@@ -102,7 +102,11 @@ def _dtype_spec(dtype: np.dtype[Any]) -> str | dict[str, Any]:
     if dtype.fields is not None and dtype.names is not None:
         fields = [dtype.fields[name] for name in dtype.names]
         formats = [[_dtype_spec(f[0].base), list(f[0].shape)] if f[0].shape else _dtype_spec(f[0]) for f in fields]
-        return {"n": list(dtype.names), "f": formats, "o": [f[1] for f in fields], "i": dtype.itemsize}
+        spec = {"n": list(dtype.names), "f": formats, "o": [f[1] for f in fields], "i": dtype.itemsize}
+        titles = [f[2] if len(f) > 2 else None for f in fields]
+        if not all(title is None or isinstance(title, str) for title in titles):
+            raise NotDescribable(f"dtype {dtype} has titles that are not str")
+        return spec | {"t": titles} if any(titles) else spec
     text = dtype.str
     if not _SIMPLE.fullmatch(text) or np.dtype(text) != dtype:
         raise NotDescribable(f"dtype {dtype} has no portable description")
@@ -136,7 +140,8 @@ def _parse_dtype(spec: Any, depth: int) -> np.dtype[Any]:
             formats.append((_parse_dtype(item[0], depth + 1), tuple(map(int, item[1]))))
         else:
             formats.append(_parse_dtype(item, depth + 1))
-    return np.dtype({"names": spec["n"], "formats": formats, "offsets": spec["o"], "itemsize": spec["i"]})
+    titles = spec.get("t") or [None] * len(formats)
+    return np.dtype({"names": spec["n"], "formats": formats, "offsets": spec["o"], "itemsize": spec["i"], "titles": titles})
 
 
 __all__ = ("Array", "NotDescribable", "describe", "describe_scalar", "restore", "restore_scalar")

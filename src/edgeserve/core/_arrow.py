@@ -34,6 +34,7 @@ def pyarrow() -> Any:
 def write(value: Any) -> tuple[str, memoryview]:
     """The kind of Arrow data and its IPC stream."""
     pa = pyarrow()
+    _refuse_polars_objects(value)
     kind, batches, schema = _batches(pa, value)
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, schema) as stream:
@@ -106,6 +107,14 @@ def _batches(pa: Any, value: Any) -> tuple[str, Any, Any]:
         return TABLE, reader, reader.schema
     array = pa.array(value)
     return _batches(pa, pa.RecordBatch.from_struct_array(array) if pa.types.is_struct(array.type) else array)
+
+
+def _refuse_polars_objects(value: Any) -> None:
+    """Polars exports a column of Python objects as their addresses, which mean nothing in another process."""
+    if type(value).__module__.partition(".")[0] == "polars":
+        dtypes = getattr(value, "dtypes", None) or [getattr(value, "dtype", None)]
+        if any(str(dtype) == "Object" for dtype in dtypes):
+            raise TypeError("a column holds Python objects")
 
 
 def _within_pyarrow(pa: Any, value: Any, to: Any) -> Any:

@@ -85,10 +85,10 @@ def encode_frame(header: Header, payload: bytes | Sequence[Buffer]) -> bytes | l
     if not _valid(header):
         _refuse_to_encode(header)
     if type(payload) is not bytes:
-        parts = [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload
-        if len(parts) == 1 and type(parts[0]) is bytes:
-            payload = parts[0]
+        if len(payload) == 1 and type(payload[0]) is bytes:
+            payload = payload[0]
         else:
+            parts = [payload] if isinstance(payload, (bytes, bytearray, memoryview)) else payload
             views = [memoryview(part).cast("B") for part in parts]
             if len(head) + sum(map(len, views)) > SMALL_FRAME_BYTES:
                 return _scatter(head, views)
@@ -131,7 +131,7 @@ def decode_frame(frame: Buffer) -> tuple[Header, memoryview]:
     if xxh3_64_intdigest(body, word) != checksum:
         raise CorruptMessage(f"a frame of {len(view)} bytes does not match its checksum: damaged on the way or on disk")
     try:
-        header = _decode_header(body[:end])
+        header = _decode_header(body[:end].tobytes())  # faster than from a view
     except Exception as exc:  # a crafted header also reaches UnicodeDecodeError, RecursionError, MemoryError
         raise CorruptMessage(f"a frame of {len(view)} bytes has no readable header: {exc}") from exc
     if not _valid(header):

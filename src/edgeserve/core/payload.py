@@ -205,7 +205,7 @@ def _check_dtype(annotation: Any, value: _arrays.Array) -> _arrays.Array:
     """Refuses an array whose dtype is not the one of `NDArray[np.float64]`."""
     args = get_args(annotation)
     scalar = get_args(args[1])[0] if len(args) == 2 and get_args(args[1]) else None
-    if isinstance(scalar, type) and not issubclass(value.dtype.type, scalar):
+    if isinstance(scalar, type) and issubclass(scalar, np.generic) and not issubclass(value.dtype.type, scalar):
         raise ValueError(f"expected an array of {scalar.__name__}, got one of {value.dtype}")
     return value
 
