@@ -1,0 +1,160 @@
+"""`Compute`: runs a task on the messages of its sources, or on the sets that they form, and sends the results on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from edgeserve.align import Policy
+from edgeserve.core.codec import check_source_id
+from edgeserve.core.errors import ConfigurationError
+from edgeserve.stage.base import Options, Stage
+from edgeserve.stage.emit import Emitter
+from edgeserve.stage.join import Join
+from edgeserve.stage.node import StageNode
+from edgeserve.stage.single import SingleTask
+from edgeserve.stage.steplog import open_log
+from edgeserve.stage.task import Task
+from edgeserve.transport import GroupKind, Start
+
+REFERENCES_LATER = (
+    "{what}: ftp=True is not in this release. Payloads travel with their messages; payloads by reference, straight from the node that "
+    "made them, come with a later release. Leave ftp out."
+)
+
+
+class Compute(StageNode):
+    """Runs `task` on every message of its source, or, with several parameters, on the sets that the join policy forms of them.
+
+    Args:
+        task: a function, `async def`, generator (several results) or object with `__call__` (and `setup`, `close`). Its parameter names
+            are the ids of the sources; an annotation picks the type that a payload is decoded as.
+        node: URL of the node. `pulsar_node=` is an older name for it.
+        worker_id: names this worker; the source id of its results unless `output_id` is given.
+        gate_in: maps a payload to the value the task gets; None drops the message, counted as 'gate'.
+        gate_out: maps a result to bytes (or to any value that can be sent); None drops it, counted as 'gate'.
+        ftp, ftp_memory, ftp_delete, local_ftp_path: payloads by reference, not in this release.
+        topic_in: where the messages come from.
+        topic_out: where the results go.
+        max_time_diff_ms: the largest spread of the event times in a set.
+        no_overlap: every message is used in at most one set.
+        min_interval_ms: the least time between the starts of two runs; the newest messages run in the end.
+        log_path: directory of logs, `<log_filename>.compute` of every step and `<log_filename>.output` of every result; None: no logs.
+        log_filename: default: the worker id.
+        drop_if_older_than_ms: drops messages published longer ago than this, counted as 'late'.
+        log_verbose: logs steps without a result too.
+        group: members of a group share the work; default: one group per pair of topic_in and topic_out.
+        join: 'latest', 'exact', or a Policy made with the parameter names as its sources.
+        start: where a new group begins: 'earliest', 'latest' or a publish time in ns.
+        timeout_ms: how long `next` waits before it raises ReceiveTimeout; None: for ever.
+        on_error: None: inputs whose task keeps failing become a dead letter and the stage goes on; 'raise': raise it as well.
+        retries: how often a failed call is repeated.
+        retry_backoff_ms: pause before the first repetition; it doubles with each.
+        output_id: source id of the results; equal within a group.
+        ack_timeout_ms: a message not settled by then goes to another member.
+        max_held: the most messages a join holds per source.
+        overflow: what happens to one more: 'drop_oldest' or 'error'.
+
+    Example:
+        >>> from edgeserve.data_source import DataSource
+        >>> with DataSource([1, 2], "memory://docs-compute", source_id="n", topic="n") as source:
+        ...     _ = [next(source), next(source)]
+        >>> def double(n: int) -> int:
+        ...     return 2 * n
+        >>> with Compute(double, "memory://docs-compute", topic_in="n", topic_out="doubled") as compute:
+        ...     next(compute), next(compute)
+        (2, 4)
+    """
+
+    def __init__(
+        self,
+        task: Callable[..., Any],
+        node: str | None = None,
+        worker_id: str = "worker1",
+        gate_in: Callable[[Any], Any] | None = None,
+        gate_out: Callable[[Any], Any] | None = None,
+        ftp: bool = False,
+        ftp_memory: bool = False,
+        ftp_delete: bool = False,
+        local_ftp_path: str = "/srv/ftp/",
+        topic_in: str = "src",
+        topic_out: str = "dst",
+        max_time_diff_ms: float = 10_000,
+        no_overlap: bool = False,
+        min_interval_ms: float = 0,
+        log_path: str | None = None,
+        log_filename: str | None = None,
+        drop_if_older_than_ms: float | None = None,
+        log_verbose: bool = False,
+        *,
+        pulsar_node: str | None = None,
+        group: str | None = None,
+        join: str | Policy = "latest",
+        start: Start = "earliest",
+        timeout_ms: float | None = None,
+        on_error: Literal["raise"] | None = None,
+        retries: int = 3,
+        retry_backoff_ms: float = 100,
+        output_id: str | None = None,
+        ack_timeout_ms: int = 300_000,
+        max_held: int = 10_000,
+        overflow: str = "drop_oldest",
+    ) -> None:
+        super().__init__(node, pulsar_node, what="Compute", name=worker_id)
+        if ftp:
+            raise ConfigurationError(REFERENCES_LATER.format(what="Compute"))
+        work = Task(task, what="Compute", named=True)
+        for parameter in work.parameters:
+            check_source_id(parameter)
+        output_id = worker_id if output_id is None else output_id
+        check_source_id(output_id)
+        joins = len(work.parameters) > 1 or min_interval_ms > 0 or isinstance(join, Policy)
+        group = f"{topic_in}->{topic_out}" if group is None else group
+        options = Options(
+            what="Compute",
+            name=worker_id,
+            topics=(topic_in,),
+            group=group,
+            kind=GroupKind.FAILOVER if joins else GroupKind.SHARED,
+            signature=",".join(work.parameters),
+            start=start,
+            timeout_ms=timeout_ms,
+            on_error=on_error,
+            retries=retries,
+            retry_backoff_ms=retry_backoff_ms,
+            ack_timeout_ms=ack_timeout_ms,
+            drop_if_older_than_ms=drop_if_older_than_ms,
+        )
+        logs = (open_log(log_path, log_filename, worker_id, "compute"), open_log(log_path, log_filename, worker_id, "output"))
+        self._logs = logs
+        emitter = Emitter(output_id, group, gate_out, self._counts)
+        self._stage: Stage
+        if joins:
+            self._stage = Join(
+                options,
+                self._control,
+                self._counts,
+                task=work,
+                emitter=emitter,
+                topic_out=topic_out,
+                gate_in=gate_in,
+                logs=logs,
+                join=join,
+                max_interval_ns=int(max_time_diff_ms * 1e6),
+                min_period_ns=int(min_interval_ms * 1e6),
+                no_overlap=no_overlap,
+                max_held=max_held,
+                overflow=overflow,
+            )
+        else:
+            self._stage = SingleTask(
+                options, self._control, self._counts, task=work, emitter=emitter, topic_out=topic_out, gate_in=gate_in, logs=logs
+            )
+
+    def explain(self) -> dict[str, Any]:
+        """Why did my join (not) fire? Per source what is held, what was dropped and why, the nearest miss; and the counters."""
+        with self._step_lock:
+            return self._stage.explain() | {"counters": dict(self.counters)}
+
+
+__all__ = ("Compute",)

@@ -1,0 +1,232 @@
+"""`DataSource`: sends the examples of a stream to a topic."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterable, Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeAlias
+
+from edgeserve.core.codec import check_source_id, encode_frame
+from edgeserve.core.errors import ConfigurationError
+from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, replayable_id
+from edgeserve.core.metrics import Reason
+from edgeserve.core.payload import encode_value
+from edgeserve.stage.aio import Coroutines, synchronous
+from edgeserve.stage.control import Stopped
+from edgeserve.stage.linger import NO_ROOM
+from edgeserve.stage.node import Node
+from edgeserve.stage.send import Sender
+from edgeserve.stage.steplog import StepLog, open_log
+from edgeserve.transport import Transport
+
+Gate: TypeAlias = Callable[[Any], Any]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_LONG_AGO = -(2**63)
+
+
+class DataSource(Node):
+    """Sends the examples of a stream, one per `next()`.
+
+    Args:
+        stream: an iterable, an iterator or an async iterable. None among its items is no example.
+        node: URL of the node, for example 'local://'. `pulsar_node=` is an older name for it.
+        source_id: what the examples are called downstream: a parameter name of the tasks that take them.
+        gate: maps an example to bytes (or to any value that can be sent); None drops it, counted as 'gate'.
+        topic: where the examples go.
+        log_path: directory of a log of every step, `<log_filename>.datasource`; None: no log.
+        log_filename: default: the source id.
+        event_time: maps an example to its event time, integer ns or an aware datetime; None: the time at which it is sent.
+        message_id: maps an example to an id that is the same when the stream starts over, so that repeats are dropped downstream.
+        key: maps an example to its key (str, int, bytes), which travels in the header.
+        max_lateness_ms: with `event_time`: how far behind the newest an event may come; what is later counts as late in a join.
+        send_window: how many messages live consumers may lag behind before a send waits for them.
+
+    Example:
+        >>> with DataSource([b"a", b"b"], "memory://docs-source", source_id="letters", topic="letters") as source:
+        ...     next(source)
+        b'a'
+    """
+
+    def __init__(
+        self,
+        stream: Iterable[Any] | AsyncIterable[Any],
+        node: str | None = None,
+        source_id: str = "",
+        gate: Gate | None = None,
+        topic: str = "src",
+        log_path: str | None = None,
+        log_filename: str | None = None,
+        *,
+        pulsar_node: str | None = None,
+        event_time: Callable[[Any], int | datetime] | None = None,
+        message_id: Callable[[Any], str | int | bytes] | None = None,
+        key: Callable[[Any], Key] | None = None,
+        max_lateness_ms: float = 10_000,
+        send_window: int = 10_000,
+    ) -> None:
+        super().__init__(node, pulsar_node, what="DataSource", name=source_id)
+        check_source_id(source_id)
+        if not isinstance(stream, (Iterable, AsyncIterable)):
+            raise ConfigurationError(f"DataSource: the stream must be an iterable or an async iterable, not {type(stream).__name__}")
+        if max_lateness_ms < 0:
+            raise ConfigurationError(f"max_lateness_ms={max_lateness_ms} must not be negative")
+        self._stream = stream
+        self._source_id, self._gate, self._topic = source_id, gate, topic
+        self._log_path, self._log_filename = log_path, log_filename
+        self._event_time, self._message_id, self._key = event_time, message_id, key
+        self._lateness_ns = int(max_lateness_ms * 1e6)
+        self._send_window = send_window
+        self._coroutines = Coroutines(f"edgeserve-{source_id}")
+        self._iterator: Iterator[Any] | None = None
+        self._log: StepLog | None = None
+        self._exhausted = False
+        self._sequence = 0
+        self._last_event_ns = _LONG_AGO
+
+    def _open(self, transport: Transport) -> None:
+        self._log = open_log(self._log_path, self._log_filename, self._source_id, "datasource")
+        publisher = transport.publisher(self._topic, send_window=self._send_window)
+        self._sender = Sender(publisher, self._source_id, self._control.closing, transport.capabilities.max_frame_bytes)
+        # A new incarnation: eight random bytes begin all its ids.
+        self._prefix = os.urandom(8)
+        self._producer = self._prefix.hex()
+        self._send = self._make_send()
+        if isinstance(self._stream, AsyncIterable):
+            self._iterator = synchronous(self._stream, self._coroutines)
+        else:
+            self._iterator = iter(self._stream)
+
+    def _make_send(self) -> Callable[[Any], Any]:
+        """The function that sends one example and returns what was sent."""
+        gate, event_time, own_id, key_of = self._gate, self._event_time, self._message_id, self._key
+        source_id, producer, prefix, lateness_ns = self._source_id, self._producer, self._prefix, self._lateness_ns
+        append, now_ns, log = self._sender.append(), time.time_ns, self._log
+        time_kind = int(TimeKind.ARRIVAL if event_time is None else TimeKind.DEVICE)
+
+        def send(item: Any) -> Any:
+            value = item
+            if gate is not None:
+                value = gate(item)
+                if value is None:
+                    self._counts.count(Reason.GATE, edge=source_id)
+                    return None
+            sent_ns = now_ns()
+            if event_time is None:
+                # A clock that was set back must not break the promise of the watermark.
+                event_ns = sent_ns if sent_ns > self._last_event_ns else self._last_event_ns
+                watermark_ns = self._last_event_ns = event_ns
+            else:
+                event_ns = _to_ns(event_time(item))
+                if event_ns > self._last_event_ns:
+                    self._last_event_ns = event_ns
+                watermark_ns = self._last_event_ns - lateness_ns
+            sequence = self._sequence
+            id_ = message_id(prefix, sequence) if own_id is None else replayable_id(source_id, own_id(item))
+            key = None if key_of is None else key_of(item)
+            schema, buffers = encode_value(value)
+            payload = buffers[0] if len(buffers) == 1 else buffers
+            size = len(payload) if type(payload) is bytes else sum([memoryview(b).nbytes for b in buffers])
+            header = Header(id_, source_id, producer, sequence, event_ns, sent_ns, schema, size, watermark_ns, key, 0, time_kind)
+            frame = encode_frame(header, payload)
+            self._sequence = sequence + 1
+            append(frame)
+            if log is not None:
+                log.write(msg_id=id_.hex(), source_id=source_id, sequence=sequence, event_ns=event_ns, sent_ns=sent_ns, bytes=size)
+            return value
+
+        return send
+
+    def _next(self) -> Any:
+        sender = self._sender
+        if sender.troubled:
+            sender.check()
+        if self._exhausted or self._iterator is None:
+            raise StopIteration
+        try:
+            item = next(self._iterator)
+        except StopIteration:
+            self._end()
+            raise
+        return None if item is None else self._send(item)
+
+    def _run(self, until: str | None) -> None:
+        try:
+            self._send_all()
+        except Stopped:
+            return  # the signal came while the stream was waiting: nothing is in hand
+        finally:
+            self._control.interruptible = False
+            self._sender.flush_patiently()
+
+    def _send_all(self) -> None:
+        sender, send, iterator, control = self._sender, self._send, self._iterator, self._control
+        if self._exhausted or iterator is None:
+            return
+        while not control.stop:
+            if sender.troubled:
+                sender.flush_patiently()
+            control.interruptible = True
+            try:
+                item = next(iterator)
+            except StopIteration:
+                control.interruptible = False
+                self._end()
+                return
+            control.interruptible = False
+            if item is not None:
+                try:
+                    send(item)
+                except NO_ROOM:
+                    sender.flush_patiently()
+
+    def _end(self) -> None:
+        """Says downstream, once, that nothing more will come."""
+        self._exhausted = True
+        now = time.time_ns()
+        event_ns = now if self._last_event_ns == _LONG_AGO else self._last_event_ns
+        id_ = message_id(self._prefix, self._sequence)
+        header = Header(id_, self._source_id, self._producer, self._sequence, event_ns, now, watermark_ns=WATERMARK_END, kind=int(Kind.END))
+        self._sequence += 1
+        try:
+            self._sender.append()(encode_frame(header, b""))
+        except NO_ROOM:
+            self._sender.flush_patiently()
+        self._sender.flush_patiently()
+
+    def _flush(self) -> None:
+        self._sender.flush()
+
+    def _shut(self) -> None:
+        try:
+            self._sender.close()
+        finally:
+            self._coroutines.close()
+            if self._log is not None:
+                self._log.close()
+
+    def _totals(self) -> dict[str, int]:
+        return {"sent": self._sender.published} if self._opened else {}
+
+
+def _to_ns(given: int | datetime) -> int:
+    if type(given) is int:
+        return given
+    if isinstance(given, datetime):
+        if given.tzinfo is None:
+            raise ConfigurationError(
+                f"event_time returned the naive datetime {given}: give it a time zone, for example tzinfo=datetime.UTC"
+            )
+        return (given - _EPOCH) // _MICROSECOND * 1000
+    try:
+        return int(given.__index__())
+    except AttributeError:
+        raise ConfigurationError(
+            f"event_time must return integer ns or an aware datetime, not {type(given).__name__}: for seconds use int(seconds * 1e9)"
+        ) from None
+
+
+__all__ = ("DataSource",)

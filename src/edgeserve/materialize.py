@@ -1,0 +1,96 @@
+"""`Materialize`: hands the results of a topic to a destination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+from edgeserve.core.errors import ConfigurationError
+from edgeserve.stage.base import Options
+from edgeserve.stage.node import StageNode
+from edgeserve.stage.sink import Sink
+from edgeserve.stage.steplog import open_log
+from edgeserve.stage.task import Task
+from edgeserve.transport import GroupKind, Start
+
+REFERENCES_LATER = (
+    "{what}: ftp=True is not in this release. Payloads travel with their messages; payloads by reference, straight from the node that "
+    "made them, come with a later release. Leave ftp out."
+)
+
+
+class Materialize(StageNode):
+    """Hands every message of a topic to a function.
+
+    Members of one `group` share the messages, different groups each see all. On one host, what the function has done is not done again
+    after a crash; only the message that was in its hands may come again, with `edgeserve.context().redelivered` set.
+
+    Args:
+        final_process: a function, `async def`, generator or object with `__call__` (and `setup`, `close`); takes one value.
+        node: URL of the node. `pulsar_node=` is an older name for it.
+        gate: maps a payload to the value the function gets; None drops the message, counted as 'gate'.
+        ftp, ftp_delete, local_ftp_path: payloads by reference, not in this release.
+        topic: where the messages come from.
+        log_path: directory of a log of every step, `<log_filename>.destination`; None: no log.
+        log_filename: default: the topic's name.
+        group: the group's name.
+        start: where a new group begins: 'earliest', 'latest' or a publish time in ns.
+        timeout_ms: how long `next` waits before it raises ReceiveTimeout; None: for ever.
+        on_error: None: a message whose function keeps failing becomes a dead letter and the stage goes on; 'raise': raise it as well.
+        retries: how often a failed call is repeated.
+        retry_backoff_ms: pause before the first repetition; it doubles with each.
+        ack_timeout_ms: a message not settled by then goes to another member.
+
+    Example:
+        >>> from edgeserve.data_source import DataSource
+        >>> with DataSource([1, 2], "memory://docs-sink", source_id="n", topic="n") as source:
+        ...     _ = [next(source), next(source)]
+        >>> with Materialize(lambda n: n * 10, "memory://docs-sink", topic="n") as sink:
+        ...     next(sink), next(sink)
+        (10, 20)
+    """
+
+    def __init__(
+        self,
+        final_process: Callable[..., Any],
+        node: str | None = None,
+        gate: Callable[[Any], Any] | None = None,
+        ftp: bool = False,
+        ftp_delete: bool = False,
+        local_ftp_path: str = "/srv/ftp/",
+        topic: str = "dst",
+        log_path: str | None = None,
+        log_filename: str | None = None,
+        *,
+        pulsar_node: str | None = None,
+        group: str = "materialize",
+        start: Start = "earliest",
+        timeout_ms: float | None = None,
+        on_error: Literal["raise"] | None = None,
+        retries: int = 3,
+        retry_backoff_ms: float = 100,
+        ack_timeout_ms: int = 300_000,
+    ) -> None:
+        super().__init__(node, pulsar_node, what="Materialize", name=topic)
+        if ftp:
+            raise ConfigurationError(REFERENCES_LATER.format(what="Materialize"))
+        options = Options(
+            what="Materialize",
+            name=topic,
+            topics=(topic,),
+            group=group,
+            kind=GroupKind.SHARED,
+            start=start,
+            timeout_ms=timeout_ms,
+            on_error=on_error,
+            retries=retries,
+            retry_backoff_ms=retry_backoff_ms,
+            ack_timeout_ms=ack_timeout_ms,
+        )
+        task = Task(final_process, what="Materialize", named=False)
+        log = open_log(log_path, log_filename, topic, "destination")
+        self._logs = (log,)
+        self._stage = Sink(options, self._control, self._counts, task=task, gate=gate, url=self._url, log=log)
+
+
+__all__ = ("Materialize",)

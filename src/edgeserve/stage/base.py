@@ -1,0 +1,271 @@
+"""What every receiving stage does: subscribe, receive in batches, know its sources' ends, put aside what cannot be processed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from time import monotonic_ns
+from typing import Any, Literal
+
+import msgspec
+
+from edgeserve.core.errors import ConfigurationError, ReceiveTimeout
+from edgeserve.core.metrics import Counters
+from edgeserve.stage.context import Current
+from edgeserve.stage.control import SLICE_MS, Control
+from edgeserve.stage.deadletter import DeadLetter, dead_letter_topic, describe, encode_dead_letter
+from edgeserve.stage.retry import GaveUp
+from edgeserve.transport import Buffer, Delivery, Frame, GroupKind, Start, Subscription, Transport
+
+log = logging.getLogger("edgeserve")
+
+_FEWEST, _MOST, _FIRST_BATCH = 1, 1024, 16
+_QUICK_NS, _SLOW_NS = 10_000_000, 50_000_000
+_END_GRACE_S = 5.0
+"""How long a member that finds all sources ended when it starts waits for one to begin again."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the receiving nodes have in common; times in ms, as in the keywords."""
+
+    what: str
+    name: str
+    topics: tuple[str, ...]
+    group: str
+    kind: GroupKind
+    signature: str = ""
+    start: Start = "earliest"
+    timeout_ms: float | None = None
+    on_error: Literal["raise"] | None = None
+    retries: int = 3
+    retry_backoff_ms: float = 100
+    ack_timeout_ms: int = 300_000
+    drop_if_older_than_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_error not in (None, "raise"):
+            raise ConfigurationError(f"on_error={self.on_error!r}: it is None (dead letter, go on) or 'raise'")
+        if self.start not in ("earliest", "latest") and not isinstance(self.start, int):
+            raise ConfigurationError(f"start={self.start!r}: it is 'earliest', 'latest' or a publish time in integer ns")
+        if not self.topics or not all(isinstance(t, str) and t for t in self.topics):
+            raise ConfigurationError(f"{self.what} needs the name of a topic, got {self.topics!r}")
+        for name in ("retries", "retry_backoff_ms", "ack_timeout_ms", "timeout_ms", "drop_if_older_than_ms"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ConfigurationError(f"{name}={value} must not be negative")
+
+
+@dataclass(frozen=True)
+class Raised:
+    """The outcome of a step whose error the caller asked for (`on_error='raise'`)."""
+
+    error: Exception
+
+
+class _Control:
+    """The outcome of a step that was none: a control message."""
+
+
+CONTROL = _Control()
+
+
+class Stage(ABC):
+    """The part of Compute and Materialize that does the work. One thread steps at a time; see `Node`."""
+
+    def __init__(self, options: Options, control: Control, counts: Counters) -> None:
+        self.options, self._control, self._counts = options, control, counts
+        self.current = Current()
+        # Newest last in the topic, first out here: `pop()` takes the next one.
+        self._ready: list[Delivery] = []
+        self._batch, self._asked, self._batch_began_ns = _FIRST_BATCH, _FIRST_BATCH, 0
+        self.received = 0
+        self._subscription: Subscription
+        self._max_age_ns = None if options.drop_if_older_than_ms is None else int(options.drop_if_older_than_ms * 1e6)
+
+    # --- what a node calls --------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def open(self, transport: Transport) -> None:
+        """Subscribes."""
+
+    @abstractmethod
+    def next(self) -> Any:
+        """One step; see DESIGN in the class that users see."""
+
+    @abstractmethod
+    def run(self, until: str | None) -> None:
+        """Steps until stopped, or until all sources have ended."""
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Settles what is pending."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Settles what is pending and leaves the group."""
+
+    @abstractmethod
+    def totals(self) -> dict[str, int]:
+        """For `counters`."""
+
+    def wake(self) -> None:
+        """Makes a waiting step look whether it is to stop. From any thread."""
+        subscription = getattr(self, "_subscription", None)
+        if subscription is not None:
+            subscription.wake()
+
+    # --- receive ------------------------------------------------------------------------------------------------
+
+    def _subscribe(self, transport: Transport) -> Subscription:
+        o = self.options
+        return transport.subscribe(o.topics, o.group, kind=o.kind, start=o.start, ack_timeout_ms=o.ack_timeout_ms, signature=o.signature)
+
+    def _receive(self, timeout_ms: float) -> bool:
+        """Fetches the next batch into `_ready`, which is empty; False when none came in time."""
+        if self.received and len(self._ready) == 0:
+            self._adapt()
+        batch = self._subscription.receive(self._batch, timeout_ms)
+        if not batch:
+            return False
+        self._asked, self._batch_began_ns = len(batch), monotonic_ns()
+        self.received += len(batch)
+        self._admit_batch(batch)
+        batch.reverse()
+        self._ready[:] = batch
+        return True
+
+    def _adapt(self) -> None:
+        """A batch should take some ten milliseconds: long enough to be worth its settlement, short enough to share with others."""
+        if not self._batch_began_ns:
+            return
+        took = monotonic_ns() - self._batch_began_ns
+        self._batch_began_ns = 0
+        if took < _QUICK_NS and self._asked >= self._batch:
+            self._batch = min(_MOST, self._batch * 2)
+        elif took > _SLOW_NS:
+            self._batch = max(_FEWEST, self._batch // 2)
+
+    def _admit_batch(self, batch: Sequence[Delivery]) -> None:
+        """Looks at a batch as a whole before its messages are."""
+
+    def _await(self, deadline: float | None, due_ns: int | None = None) -> bool:
+        """Waits for a batch. False: the timer at wall clock `due_ns` is due, or the node is to stop or close.
+
+        Raises:
+            ReceiveTimeout: nothing came before `deadline` (monotonic seconds).
+        """
+        control = self._control
+        while not control.stop and not control.closing.is_set():
+            wait_ms: float = SLICE_MS
+            if due_ns is not None:
+                wait_ms = min(wait_ms, (due_ns - time.time_ns()) / 1e6)
+            if deadline is not None:
+                wait_ms = min(wait_ms, (deadline - time.monotonic()) * 1000)
+            if self._receive(max(wait_ms, 0)):
+                return True
+            if due_ns is not None and time.time_ns() >= due_ns:
+                return False
+            if deadline is not None and time.monotonic() >= deadline:
+                raise ReceiveTimeout(
+                    f"{self.options.what} {self.options.name!r} saw no message on {', '.join(self.options.topics)} "
+                    f"within timeout_ms={self.options.timeout_ms:g}"
+                )
+            if self._idle():
+                return False
+        return False
+
+    def _idle(self) -> bool:
+        """Called now and then while nothing comes; True ends the wait."""
+        return False
+
+    # --- what cannot be processed -------------------------------------------------------------------------------
+
+    def _dead_letter(
+        self,
+        topic: str,
+        frames: Sequence[Buffer],
+        ids: Sequence[bytes],
+        sources: Sequence[str],
+        error: Exception,
+        reason: str,
+        attempts: int,
+    ) -> tuple[str, Frame]:
+        """(topic, frame) of the record of inputs that are given up."""
+        text, trace = describe(error)
+        letter = DeadLetter(
+            reason=reason,
+            error=text,
+            traceback=trace if attempts else "",
+            input_ids=[id_.hex() for id_ in ids],
+            attempts=attempts,
+            time_ns=time.time_ns(),
+            frames=[bytes(frame) for frame in frames],
+            topic=topic,
+            group=self.options.group,
+            source_ids=list(sources),
+        )
+        log.warning("%s %r put %d input(s) of %r aside (%s): %s", self.options.what, self.options.name, len(frames), topic, reason, text)
+        return dead_letter_topic(topic, self.options.group), encode_dead_letter(letter)
+
+    def _given_up(self, error: Exception) -> tuple[Exception, str, int]:
+        """(error, reason, attempts)."""
+        if isinstance(error, GaveUp):
+            return error.error, error.reason, error.attempts
+        return error, getattr(error, "reason", "dead_letter"), 0
+
+
+class Ends:
+    """The sources' end headers that this member holds, and what the group has recorded of others.
+
+    An end is acknowledged only when everything before it is settled by the whole group, and then recorded where all members see it.
+    """
+
+    PREFIX = "end:"
+
+    def __init__(self, attributes: dict[str, bytes]) -> None:
+        self.held: list[tuple[str, int, str]] = []
+        self.ended: dict[str, tuple[str, int]] = {}
+        self.learn(attributes)
+        self.at_start = bool(self.ended)
+        self.opened = time.monotonic()
+
+    def learn(self, attributes: dict[str, bytes]) -> None:
+        """Takes over what other members have recorded."""
+        for name, raw in attributes.items():
+            if name.startswith(self.PREFIX):
+                source = name.removeprefix(self.PREFIX)
+                if raw:
+                    topic, position = msgspec.msgpack.decode(raw, type=tuple[str, int])
+                    self.ended[source] = (topic, position)
+                else:
+                    self.ended.pop(source, None)
+
+    def record(self, source: str, topic: str, position: int) -> dict[str, bytes]:
+        """The attribute that says that a source has ended."""
+        self.ended[source] = (topic, position)
+        self.at_start = False
+        return {self.PREFIX + source: msgspec.msgpack.encode((topic, position))}
+
+    def reopen(self, source: str, topic: str, position: int) -> dict[str, bytes]:
+        """The attribute that takes an end back, because the source has sent again; empty when it has not."""
+        self.at_start = False
+        ended = self.ended.get(source)
+        if ended is None or ended[0] != topic or position < ended[1]:
+            return {}
+        del self.ended[source]
+        return {self.PREFIX + source: b""}
+
+    def all_ended(self, sources: Iterable[str]) -> bool:
+        """Whether all of `sources` have ended."""
+        if self.held:
+            return False
+        if self.at_start and time.monotonic() - self.opened < _END_GRACE_S:
+            return False
+        return bool(self.ended) and all(source in self.ended for source in sources)
+
+
+__all__ = ("CONTROL", "Ends", "Options", "Raised", "Stage")

@@ -1,0 +1,83 @@
+"""The record that goes to `<topic>.<group>.dead-letters` when a message or a set cannot be processed."""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from collections.abc import Sequence
+
+import msgspec
+
+from edgeserve.core.codec import decode_frame, encode_frame
+from edgeserve.core.errors import ForeignMessage, PayloadMismatch
+from edgeserve.core.message import Header, Kind
+
+Buffer = bytes | bytearray | memoryview
+
+TRACEBACK_MAX_CHARS = 16_384
+
+
+class DeadLetter(msgspec.Struct, kw_only=True):
+    """Why inputs could not be processed, and the inputs themselves.
+
+    Attributes:
+        reason: the counter that it is counted under.
+        error: type and text of the error.
+        traceback: the last attempt's traceback, its end when it is very long; "" when no user's code ran.
+        input_ids: the inputs' ids in hexadecimal; "" for one that could not be decoded.
+        attempts: how often the task ran.
+        time_ns: when it was given up, wall clock.
+        frames: the inputs as they were stored, so that they can be published again.
+        topic: where the inputs came from.
+        group: the group that gave them up.
+        source_ids: the inputs' source ids; "" for one that could not be decoded.
+    """
+
+    reason: str
+    error: str
+    traceback: str = ""
+    input_ids: list[str] = []
+    attempts: int = 0
+    time_ns: int = 0
+    frames: list[bytes] = []
+    topic: str = ""
+    group: str = ""
+    source_ids: list[str] = []
+
+
+def dead_letter_topic(topic: str, group: str) -> str:
+    """The topic on which `group` puts what it could not process of `topic`."""
+    return f"{topic}.{group}.dead-letters"
+
+
+def describe(error: BaseException) -> tuple[str, str]:
+    """(type and text, traceback) of an error, each of bounded length."""
+    text = "".join(traceback.format_exception(error))
+    return f"{type(error).__name__}: {error}"[:TRACEBACK_MAX_CHARS], text[-TRACEBACK_MAX_CHARS:]
+
+
+def encode_dead_letter(letter: DeadLetter) -> bytes | Sequence[Buffer]:
+    """The frame of a dead letter."""
+    body = msgspec.msgpack.encode(letter)
+    now = time.time_ns()
+    header = Header(os.urandom(16), "dead-letter", "", 0, now, now, "", len(body), kind=Kind.DEAD_LETTER)
+    return encode_frame(header, [body])
+
+
+def read_dead_letter(frame: bytes | memoryview) -> DeadLetter:
+    """The dead letter in `frame`.
+
+    Raises:
+        MessageError: the frame is none, or is not a dead letter's.
+    """
+    header, payload = decode_frame(frame)
+    if header.kind != Kind.DEAD_LETTER:
+        raise ForeignMessage(f"the message from source {header.source_id!r} is not a dead letter")
+    try:
+        return msgspec.msgpack.decode(payload, type=DeadLetter)
+    except msgspec.DecodeError as exc:
+        raise PayloadMismatch(f"the dead letter cannot be read: {exc}") from exc
+
+
+__all__ = ("TRACEBACK_MAX_CHARS", "DeadLetter", "dead_letter_topic", "describe", "encode_dead_letter", "read_dead_letter")

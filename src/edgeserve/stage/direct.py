@@ -1,0 +1,321 @@
+"""The stage without a join: one message in, its results out, settled together. Tasks of one parameter, and sinks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from time import monotonic_ns
+from typing import Any, TypeAlias
+
+from edgeserve.core.codec import decode_frame
+from edgeserve.core.errors import ClosedError, MessageError, UnknownSource
+from edgeserve.core.message import Header, Kind
+from edgeserve.core.metrics import Counters, Reason
+from edgeserve.stage.base import CONTROL, Ends, Options, Raised, Stage
+from edgeserve.stage.context import CURRENT
+from edgeserve.stage.control import Control
+from edgeserve.stage.duplicates import RecentIds
+from edgeserve.stage.emit import Frames
+from edgeserve.stage.linger import LINGER_NS, NO_ROOM
+from edgeserve.stage.retry import GaveUp, try_again
+from edgeserve.stage.settle import MOST_PENDING, Pending
+from edgeserve.stage.sources import SourceClock
+from edgeserve.transport import Delivery, Frame, Transport
+
+Perform: TypeAlias = Callable[[Header, memoryview, "int | None"], tuple[Any, "Frame | Frames | None"]]
+"""(header, payload, watermark) to (result, what is published); raises what the user's function raises."""
+
+
+class Direct(Stage):
+    """Receives, admits, runs and settles one message after the other.
+
+    Subclasses say what is done with one (`_make_perform`) and which source they take (`_source`; None: any).
+    """
+
+    _source: str | None = None
+    _topic_out: str | None = None
+
+    def __init__(self, options: Options, control: Control, counts: Counters) -> None:
+        super().__init__(options, control, counts)
+        self._known = RecentIds()
+        self._clocks: dict[str, SourceClock] = {}
+        self._in_order = False
+        self._next_position = -1
+        self._until_end = False
+        self._pending: Pending
+        self._ends: Ends
+        self._step: Callable[[Delivery], Any]
+
+    def _make_perform(self) -> Perform:
+        raise NotImplementedError
+
+    def _end_frame(self, event_ns: int) -> Frame | None:
+        """What is published when all sources have ended."""
+        return None
+
+    def _failed(self, header: Header) -> None:
+        """The message was given up."""
+
+    # --- what a node calls --------------------------------------------------------------------------------------
+
+    def open(self, transport: Transport) -> None:
+        self._subscription = self._subscribe(transport)
+        self._known.update(self._subscription.settled_ids())
+        self._ends = Ends(self._subscription.attributes())
+        self._pending = Pending(self._subscription, self._topic_out, self._known, self._counts, self.options.name, self._control.closing)
+        self._step = self._make_step()
+
+    def next(self) -> Any:
+        timeout = self.options.timeout_ms
+        deadline = None if timeout is None else time.monotonic() + timeout / 1000
+        ready, pending = self._ready, self._pending
+        token = CURRENT.set(self.current)
+        try:
+            while True:
+                if not ready:
+                    pending.settle()
+                    if not self._await(deadline):
+                        raise StopIteration
+                delivery = ready.pop()
+                if not pending.positions:
+                    pending.since_ns = monotonic_ns()
+                try:
+                    result = self._step(delivery)
+                except BaseException:
+                    ready.append(delivery)
+                    raise
+                if not ready or pending.urgent:
+                    pending.settle()
+                elif pending.linger.asleep:
+                    pending.linger.nudge()
+                if result is CONTROL:
+                    self._write_ends()
+                    continue
+                if type(result) is Raised:
+                    raise result.error
+                return result
+        finally:
+            CURRENT.reset(token)
+
+    def run(self, until: str | None) -> None:
+        token = CURRENT.set(self.current)
+        self._until_end = until == "end"
+        try:
+            while not self._control.stop:
+                if not self._ready:
+                    self._pending.settle_patiently()
+                    if self._ends.held:
+                        self._write_ends()
+                    if (self._until_end and self._finished()) or not self._await(None):
+                        break
+                self._run_batch()
+        finally:
+            CURRENT.reset(token)
+            self._until_end = False
+            self._pending.settle_patiently()
+            if self._ends.held:
+                self._write_ends()
+
+    def _run_batch(self) -> None:
+        """Steps through what is ready. This loop is where the throughput is made or lost."""
+        ready, pending, step, control = self._ready, self._pending, self._step, self._control
+        pop, positions, settle = ready.pop, pending.positions, pending.settle_patiently
+        if pending.linger.asleep:
+            pending.linger.nudge()
+        pending.since_ns = since = monotonic_ns()
+        while ready:
+            delivery = pop()
+            try:
+                result = step(delivery)
+            except BaseException:
+                ready.append(delivery)
+                raise
+            if len(positions) >= MOST_PENDING or monotonic_ns() - since > LINGER_NS or pending.urgent:
+                settle()
+                pending.since_ns = since = monotonic_ns()
+            if type(result) is Raised:
+                raise result.error
+            if control.stop:
+                return
+
+    def flush(self) -> None:
+        self._pending.settle()
+        self._subscription.flush()
+
+    def close(self) -> None:
+        self._pending.close()
+        try:
+            for _ in range(3):
+                try:
+                    self._pending.settle()
+                    break
+                except NO_ROOM:
+                    time.sleep(0.1)
+            else:
+                self._pending.settle()
+        finally:
+            self._subscription.close()
+
+    def totals(self) -> dict[str, int]:
+        return {"received": self.received, "settled": self._pending.settled, "sent": self._pending.results}
+
+    # --- receive, admit -----------------------------------------------------------------------------------------
+
+    def _admit_batch(self, batch: list[Delivery]) -> None:
+        subscription, topic, first = self._subscription, batch[0][4], batch[0][1]
+        alone = subscription.alone
+        self._known.turn()
+        if not alone:
+            self._known.update(subscription.settled_ids())
+        # A watermark is passed on only while no other member holds older messages, and none of ours has gone back.
+        following = self._in_order and first == self._next_position
+        self._in_order = alone and len(self.options.topics) == 1 and (following or subscription.floor(topic) >= first)
+        self._next_position = batch[-1][1] + 1
+
+    def _make_step(self) -> Callable[[Delivery], Any]:
+        """The function that takes one delivered message to its settlement. A closure: its names cost least there."""
+        perform, known, current, pending, clocks = self._make_perform(), self._known, self.current, self._pending, self._clocks
+        keep_frames, keep_id, keep_topic, keep_position = (
+            pending.frames.append,
+            pending.ids.append,
+            pending.topics.append,
+            pending.positions.append,
+        )
+        only, max_age_ns, ends, now_ns, data = self._source, self._max_age_ns, self._ends, time.time_ns, int(Kind.DATA)
+
+        def step(delivery: Delivery) -> Any:
+            frame, position, published_ns, deliveries, topic = delivery
+            try:
+                header, payload = decode_frame(frame)
+            except MessageError as exc:
+                return self._refuse(delivery, None, exc)
+            if header.kind != data:
+                return self._control_message(delivery, header)
+            id_, source = header.id, header.source_id
+            if only is not None and source != only:
+                exc = UnknownSource(f"source {source!r} is not a parameter of {self.options.name!r}, which takes {only!r}")
+                return self._refuse(delivery, header, exc)
+            clock = clocks.get(source)
+            if clock is None:
+                clock = clocks[source] = SourceClock()
+            watermark_ns = clock.observe(header, position, published_ns)
+            if ends.ended and source in ends.ended:
+                self._reopen(source, topic, position)
+            if id_ in known.new or id_ in known.old:
+                return self._drop(delivery, header, Reason.DUPLICATE, None)
+            if max_age_ns is not None and now_ns() - published_ns > max_age_ns:
+                return self._drop(delivery, header, Reason.LATE, id_)
+            current.headers = header
+            current.redelivered = deliveries > 0
+            outcome = None
+            try:
+                result, produced = perform(header, payload, watermark_ns)
+            except Exception as exc:
+                result, produced, outcome = self._retry(delivery, header, partial(perform, header, payload, watermark_ns), exc)
+            known.new.add(id_)
+            if produced is not None and type(produced) is not bytes:
+                pending.urgent = True
+            keep_frames(produced)
+            keep_id(id_)
+            keep_topic(topic)
+            keep_position(position)
+            return result if outcome is None else outcome
+
+        return step
+
+    def _keep(self, delivery: Delivery, id_: bytes | None) -> None:
+        """Decides a message without results."""
+        pending = self._pending
+        if id_ is not None:
+            self._known.new.add(id_)
+        pending.frames.append(None)
+        pending.ids.append(id_)
+        pending.topics.append(delivery[4])
+        pending.positions.append(delivery[1])
+
+    def _drop(self, delivery: Delivery, header: Header, reason: str, id_: bytes | None) -> None:
+        self._counts.count(reason, edge=header.source_id)
+        self._keep(delivery, id_)
+
+    def _refuse(self, delivery: Delivery, header: Header | None, error: MessageError) -> None:
+        """Counts and puts aside what cannot be taken as a message for this stage."""
+        frame, position, _, _, topic = delivery
+        id_ = None if header is None else header.id
+        if id_ is not None and id_ in self._known:
+            self._counts.count(Reason.DUPLICATE, edge=topic)
+            self._keep(delivery, None)
+            return
+        self._counts.count(error.reason, edge=topic if header is None else header.source_id)
+        ids, sources = ([b""], [""]) if header is None else ([header.id], [header.source_id])
+        self._pending.aside(topic, position, *self._dead_letter(topic, [frame], ids, sources, error, error.reason, 0))
+        self._keep(delivery, id_)
+
+    def _retry(
+        self, delivery: Delivery, header: Header, attempt: Callable[[], tuple[Any, Frame | Frames | None]], error: Exception
+    ) -> tuple[Any, Frame | Frames | None, Raised | None]:
+        """Tries again, and in the end puts the message aside."""
+        o = self.options
+        if isinstance(error, ClosedError) and self._control.closing.is_set():
+            raise error
+        try:
+            return *try_again(error, attempt, retries=o.retries, backoff_s=o.retry_backoff_ms / 1000, closing=self._control.closing), None
+        except GaveUp as gave_up:
+            last, reason, attempts = self._given_up(gave_up)
+        self._counts.count(reason, edge=header.source_id)
+        frame, position, _, _, topic = delivery
+        self._pending.aside(topic, position, *self._dead_letter(topic, [frame], [header.id], [header.source_id], last, reason, attempts))
+        self._failed(header)
+        return None, None, Raised(last) if o.on_error == "raise" else None
+
+    # --- ends ---------------------------------------------------------------------------------------------------
+
+    def _control_message(self, delivery: Delivery, header: Header) -> Any:
+        _, position, _, _, topic = delivery
+        if header.kind == Kind.END and (self._source is None or header.source_id == self._source):
+            self._clocks.setdefault(header.source_id, SourceClock()).end(header, position)
+            self._ends.held.append((topic, position, header.source_id))
+        else:
+            self._keep(delivery, None)
+        return CONTROL
+
+    def _reopen(self, source: str, topic: str, position: int) -> None:
+        attributes = self._ends.reopen(source, topic, position)
+        if attributes:
+            self._pending.write_control({}, {}, attributes)
+
+    def _write_ends(self) -> None:
+        """Acknowledges ends that all before is settled of; with the last source's end publishes our own."""
+        ends = self._ends
+        if not ends.held or self._pending.positions:
+            return
+        for entry in list(ends.held):
+            topic, position, source = entry
+            if self._subscription.floor(topic) < position:
+                return
+            ends.held.remove(entry)
+            attributes: dict[str, bytes] = {}
+            outputs: dict[str, list[Frame]] = {}
+            if self._clocks[source].ended:
+                attributes = ends.record(source, topic, position)
+                frame = self._end_frame(time.time_ns()) if ends.all_ended(self._sources()) else None
+                if frame is not None and self._topic_out is not None:
+                    outputs[self._topic_out] = [frame]
+            self._pending.write_control({topic: [position]}, outputs, attributes)
+
+    def _sources(self) -> list[str]:
+        return list(self._clocks) if self._source is None else [self._source]
+
+    def _finished(self) -> bool:
+        return not self._ready and not self._pending.positions and self._ends.all_ended(self._sources())
+
+    def _idle(self) -> bool:
+        """Between waits: an end may have become due, or another member may have recorded one."""
+        if self._ends.held:
+            self._write_ends()
+        if not self._subscription.alone or self._ends.at_start:
+            self._ends.learn(self._subscription.attributes())
+        return self._until_end and self._finished()
+
+
+__all__ = ("Direct", "Perform")

@@ -1,0 +1,82 @@
+"""Results as frames: the gate, the header, the id that is the same whoever computes the result, and when."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from edgeserve.core.codec import encode_frame
+from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, result_id
+from edgeserve.core.metrics import Counters, Reason
+from edgeserve.core.payload import encode_value
+from edgeserve.stage.task import Several
+from edgeserve.transport import Frame
+
+Emit: TypeAlias = Callable[[Any, bytes, int, int, int | None, Key], tuple[Any, "Frame | Frames | None"]]
+"""(result, id of the input or set, event time, oldest event time, watermark, key) to (what `next` returns, what is published)."""
+
+
+class Frames(list[Frame]):
+    """The frames of a generator's results, told from the list of buffers that one large frame is."""
+
+
+class Emitter:
+    """Makes the messages of one producer's incarnation."""
+
+    def __init__(self, output_id: str, group: str, gate_out: Callable[[Any], Any] | None, counts: Counters) -> None:
+        self._output_id, self._group, self._gate_out, self._counts = output_id, group.encode(), gate_out, counts
+        self._prefix = os.urandom(8)
+        self._producer = self._prefix.hex()
+        self._sequence = 0
+
+    def make(self) -> Emit:
+        """The function that turns a result into what is published."""
+        gate_out, output_id, producer, group, now_ns = self._gate_out, self._output_id, self._producer, self._group, time.time_ns
+        computed = int(TimeKind.COMPUTED)
+
+        def one(
+            value: Any, of: bytes, index: int, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key
+        ) -> tuple[Any, Frame | None]:
+            if gate_out is not None:
+                value = gate_out(value)
+                if value is None:
+                    self._counts.count(Reason.GATE, edge=output_id)
+                    return None, None
+            schema, buffers = encode_value(value)
+            payload = buffers[0] if len(buffers) == 1 else buffers
+            size = len(payload) if type(payload) is bytes else sum([memoryview(b).nbytes for b in buffers])
+            self._sequence = sequence = self._sequence + 1
+            id_ = result_id(group, of, index)
+            header = Header(id_, output_id, producer, sequence, event_ns, now_ns(), schema, size, watermark_ns, key, 0, computed, oldest_ns)
+            return value, encode_frame(header, payload)
+
+        def emit(
+            result: Any, of: bytes, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key
+        ) -> tuple[Any, Frame | Frames | None]:
+            if type(result) is not Several:
+                return one(result, of, 0, event_ns, oldest_ns, watermark_ns, key)
+            pairs = [one(value, of, index, event_ns, oldest_ns, watermark_ns, key) for index, value in enumerate(result)]
+            return [value for value, frame in pairs if frame is not None], Frames(frame for _, frame in pairs if frame is not None)
+
+        return emit
+
+    def end(self, event_ns: int) -> Frame:
+        """The header that says that no results will follow."""
+        self._sequence += 1
+        header = Header(
+            message_id(self._prefix, self._sequence),
+            self._output_id,
+            self._producer,
+            self._sequence,
+            event_ns,
+            time.time_ns(),
+            watermark_ns=WATERMARK_END,
+            kind=int(Kind.END),
+            time_kind=int(TimeKind.COMPUTED),
+        )
+        return encode_frame(header, b"")
+
+
+__all__ = ("Emit", "Emitter", "Frames")

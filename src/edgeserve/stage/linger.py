@@ -1,0 +1,95 @@
+"""A thread that writes a batch whose owner did not come back to it, and the patience with a store that is full."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from edgeserve.core.errors import DiskFull, StoreFull
+
+log = logging.getLogger("edgeserve")
+
+LINGER_NS = 1_000_000
+"""A batch younger than this may wait for more."""
+
+_PERIOD_S = 0.002
+_IDLE_PERIODS = 5
+_BACKOFF_S = (0.05, 1.0)
+_LOG_EVERY_S = 10.0
+
+NO_ROOM = (StoreFull, DiskFull)
+
+
+class Linger:
+    """Calls `write` every few milliseconds while there is something to write, and costs nothing otherwise.
+
+    Args:
+        name: the thread's.
+        write: writes what is old enough and says whether anything is left; takes its own lock.
+    """
+
+    def __init__(self, name: str, write: Callable[[], bool]) -> None:
+        self._name, self._write = name, write
+        self._wanted = threading.Event()
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.asleep = True
+
+    def nudge(self) -> None:
+        """There is something to write. Callers look at `asleep` first: it is nearly always False when traffic is fast."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._loop, name=self._name, daemon=True)
+            self._thread.start()
+        self.asleep = False
+        self._wanted.set()
+
+    def close(self) -> None:
+        """Ends the thread. Idempotent."""
+        self._ended.set()
+        self._wanted.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _loop(self) -> None:
+        while not self._ended.is_set():
+            self._wanted.wait()
+            self.asleep = False
+            idle = 0
+            while idle < _IDLE_PERIODS and not self._ended.wait(_PERIOD_S):
+                idle = 0 if self._write() else idle + 1
+            self._wanted.clear()
+            self.asleep = True
+            # What came between the last look and here has seen `asleep` still False.
+            if self._write():
+                self.asleep = False
+                self._wanted.set()
+
+
+class Patience:
+    """How a node behaves while its store has no room: it waits, says so now and then, and goes on when there is room."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._delay_s = _BACKOFF_S[0]
+        self._logged = -_LOG_EVERY_S
+
+    def met(self, error: BaseException) -> float:
+        """Notes the error; returns how many seconds to wait before the next try."""
+        now = time.monotonic()
+        if now - self._logged >= _LOG_EVERY_S:
+            self._logged = now
+            log.warning("%s waits, nothing is lost: %s", self._what, error)
+        delay, self._delay_s = self._delay_s, min(self._delay_s * 2, _BACKOFF_S[1])
+        return delay
+
+    def over(self) -> None:
+        """There was room."""
+        if self._delay_s != _BACKOFF_S[0]:
+            self._delay_s = _BACKOFF_S[0]
+            self._logged = -_LOG_EVERY_S
+            log.info("%s goes on: there is room again", self._what)
+
+
+__all__ = ("LINGER_NS", "NO_ROOM", "Linger", "Patience")

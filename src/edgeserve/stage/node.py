@@ -1,0 +1,256 @@
+"""What DataSource, Compute and Materialize share: lazy opening, iteration, `run()`, closing, and their process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from edgeserve.core.errors import ClosedError, ConfigurationError, EdgeServeError, UsedAfterFork
+from edgeserve.core.metrics import Counters
+from edgeserve.stage.aio import Worker
+from edgeserve.stage.base import Stage
+from edgeserve.stage.control import Control, Stopped
+from edgeserve.stage.steplog import StepLog
+from edgeserve.transport import Transport, connect, disconnect
+
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
+
+
+class Node(ABC):
+    """A node of a pipeline. Nothing is connected before `__enter__` or the first `next`."""
+
+    def __init__(self, node: str | None, pulsar_node: str | None, *, what: str, name: str) -> None:
+        if (node is None) == (pulsar_node is None):
+            raise ConfigurationError(
+                f"{what} needs the URL of a node, once: node= (or its older name pulsar_node=), for example 'local://' or 'pulsar://server:6650'"
+            )
+        url = node if node is not None else pulsar_node
+        if not isinstance(url, str):
+            raise ConfigurationError(f"{what}: the node is a URL such as 'local://', not {type(url).__name__}")
+        self._url = url
+        self._what, self._name = what, name
+        self._forks = _forks
+        self._pid = os.getpid()
+        self._transport: Transport | None = None
+        self._opened = self._closed = False
+        self._control = Control()
+        # One step at a time, whichever thread asks; re-entrant, so that a task may close its own node.
+        self._step_lock = threading.RLock()
+        self._counts = Counters()
+        self._worker: Worker | None = None
+        self._ahead: Any = None
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Messages handled and dropped so far, by what became of them; 0 for what never happened."""
+        counts = Counter(self._counts.snapshot())
+        counts.update(self._totals())
+        return counts
+
+    # --- opening and closing ------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        with self._step_lock:
+            self._ensure_open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.close()
+        except EdgeServeError as exc:
+            if error is None:
+                raise
+            # The block's own error says more than what closing it then met.
+            error.add_note(f"closing {self._what} {self._name!r} failed too: {exc}")
+
+    def close(self) -> None:
+        """Settles or sends what is due, gives back what was fetched ahead, and lets go of the connection. Idempotent, from any thread."""
+        if self._forks != _forks:
+            return  # the parent's sockets and claims are the parent's
+        self._control.closing.set()
+        self._control.stop = True
+        self._wake()
+        with self._step_lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if self._opened:
+                    self._shut()
+            finally:
+                transport, self._transport = self._transport, None
+                if transport is not None:
+                    disconnect(transport)
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.close()
+
+    def _ensure_open(self) -> None:
+        self._check()
+        if not self._opened:
+            transport = connect(self._url)
+            try:
+                self._transport = transport
+                self._open(transport)
+            except BaseException:
+                self._transport = None
+                disconnect(transport)
+                raise
+            self._opened = True
+
+    def _check(self) -> None:
+        if self._forks != _forks:
+            raise UsedAfterFork(
+                f"{self._what} {self._name!r} was made by process {self._pid} and used by {os.getpid()}: make it in the process that uses it"
+            )
+        if self._closed:
+            raise ClosedError(f"{self._what} {self._name!r} was used after it was closed: make a new one")
+
+    # --- stepping -----------------------------------------------------------------------------------------------
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Any:
+        with self._step_lock:
+            if self._forks != _forks or self._closed or not self._opened:
+                self._ensure_open()
+            return self._next()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Any:
+        # A step that was cancelled while it waited goes on in its thread; its result belongs to the next call.
+        import asyncio
+
+        if self._ahead is None or self._ahead.cancelled():
+            if self._worker is None:
+                self._worker = Worker(f"edgeserve-{self._name}")
+            self._ahead = self._worker.submit(self._next_or_end)
+        ended, value = await asyncio.wrap_future(self._ahead)
+        self._ahead = None
+        if ended:
+            raise StopAsyncIteration
+        return value
+
+    def _next_or_end(self) -> tuple[bool, Any]:
+        try:
+            return False, next(self)
+        except StopIteration:
+            return True, None
+
+    def run(self, until: str | None = None) -> None:
+        """Loops until stopped; with `until='end'` until all sources have ended.
+
+        SIGINT and SIGTERM finish the message in hand, settle, and make it return (only in the main thread; the handlers that were there
+        before are put back).
+        """
+        if until not in (None, "end"):
+            raise ConfigurationError(f"run(until={until!r}): until is 'end' or None")
+        with self._step_lock:
+            self._ensure_open()
+            self._control.stop = self._control.closing.is_set()
+            with self._signals():
+                self._run(until)
+
+    def flush(self) -> None:
+        """Returns when everything handed over before is durable; raises the error of an earlier send."""
+        with self._step_lock:
+            self._check()
+            if self._opened:
+                self._flush()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        control = self._control
+
+        def stop(signum: int, frame: FrameType | None) -> None:
+            control.stop = True
+            if control.interruptible:
+                control.interruptible = False
+                raise Stopped
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    # --- for subclasses -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _open(self, transport: Transport) -> None: ...
+
+    @abstractmethod
+    def _next(self) -> Any: ...
+
+    @abstractmethod
+    def _run(self, until: str | None) -> None: ...
+
+    @abstractmethod
+    def _flush(self) -> None: ...
+
+    @abstractmethod
+    def _shut(self) -> None: ...
+
+    @abstractmethod
+    def _totals(self) -> dict[str, int]: ...
+
+    def _wake(self) -> None:
+        """Makes a step that waits in another thread look whether it was told to stop."""
+
+
+class StageNode(Node):
+    """A node that receives: Compute and Materialize are one each, around the stage that does the work."""
+
+    _stage: Stage
+    _logs: tuple[StepLog | None, ...] = ()
+
+    def _open(self, transport: Transport) -> None:
+        self._stage.open(transport)
+
+    def _next(self) -> Any:
+        return self._stage.next()
+
+    def _run(self, until: str | None) -> None:
+        self._stage.run(until)
+
+    def _flush(self) -> None:
+        self._stage.flush()
+
+    def _shut(self) -> None:
+        try:
+            self._stage.close()
+        finally:
+            for log in self._logs:
+                if log is not None:
+                    log.close()
+
+    def _totals(self) -> dict[str, int]:
+        return self._stage.totals() if self._opened else {}
+
+    def _wake(self) -> None:
+        self._stage.wake()
+
+
+__all__ = ("Node", "StageNode")

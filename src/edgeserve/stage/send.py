@@ -1,0 +1,141 @@
+"""The sending side of a data source: frames gathered into batches, at once when traffic is slow, 256 at a time when it is not."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from time import monotonic_ns
+
+from edgeserve.core.errors import SendError
+from edgeserve.stage.linger import LINGER_NS, NO_ROOM, Linger, Patience
+from edgeserve.transport import Frame, Publisher
+
+BATCH_FRAMES = 256
+BATCH_BYTES = 256 * 1024
+
+
+class Sender:
+    """Gathers frames and publishes them. What could not be published stays, and is tried again by the next call."""
+
+    def __init__(self, publisher: Publisher, name: str, closing: threading.Event, max_frame_bytes: int | None) -> None:
+        self._publisher = publisher
+        self._name = name
+        self._closing = closing
+        self._max_frame_bytes = max_frame_bytes
+        self._lock = threading.Lock()
+        self._pending: list[Frame] = []
+        self._bytes = 0
+        self._since_ns = 0
+        self._published_ns = 0
+        self._retry_ns = 0
+        self._error: Exception | None = None
+        self._full = False
+        self._linger = Linger(f"edgeserve-send-{name}", self._write_tail)
+        self._patience = Patience(f"source {name!r}")
+        self.published = 0
+
+    def append(self) -> Callable[[Frame], None]:
+        """The function that takes a frame: a closure, because it runs once per message."""
+        lock, publish, linger = self._lock, self._publish, self._linger
+        limit = self._max_frame_bytes
+
+        def append(frame: Frame) -> None:
+            whole = type(frame) is bytes
+            size = len(frame) if whole else sum(map(len, frame))
+            if limit is not None and size > limit:
+                raise SendError(
+                    f"a message of {size} bytes exceeds the {limit} that the engine takes: source {self._name!r} did not send it"
+                )
+            with lock:
+                pending = self._pending
+                pending.append(frame)
+                self._bytes += size
+                count = len(pending)
+                if count == 1:
+                    self._since_ns = now = monotonic_ns()
+                    # Buffers of large frames are the caller's own: they go before the caller may write to them again.
+                    if now - self._published_ns < LINGER_NS and whole:
+                        if linger.asleep:
+                            linger.nudge()
+                        return
+                elif count < BATCH_FRAMES and self._bytes < BATCH_BYTES and whole:
+                    return
+                publish()
+
+        return append
+
+    def check(self) -> None:
+        """Raises the error of an earlier send, or of trying it again now."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            self._linger.nudge()
+            raise SendError(f"an earlier send of source {self._name!r} failed, its messages are kept and sent again: {error}") from error
+        if self._full:
+            with self._lock:
+                self._publish()
+
+    @property
+    def troubled(self) -> bool:
+        """Whether `check` has something to say."""
+        return self._full or self._error is not None
+
+    def flush(self) -> None:
+        """Publishes what is pending; durable when it returns."""
+        self.check()
+        with self._lock:
+            self._publish()
+            self._publisher.flush()
+
+    def flush_patiently(self) -> None:
+        """`flush`, but a store without room is waited for, until the node is closed."""
+        while True:
+            try:
+                self.flush()
+                self._patience.over()
+                return
+            except NO_ROOM as exc:
+                if self._closing.wait(self._patience.met(exc)):
+                    raise
+
+    def close(self) -> None:
+        """Ends the thread, flushes, closes the publisher."""
+        self._linger.close()
+        try:
+            self.flush()
+        finally:
+            self._publisher.close()
+
+    def _publish(self) -> None:
+        """Called with the lock held."""
+        if not self._pending:
+            return
+        try:
+            self._publisher.publish(self._pending)
+        except BaseException as exc:
+            self._full = isinstance(exc, NO_ROOM)
+            # Whoever handed these buffers over may write to them once this call has returned.
+            self._pending = [f if isinstance(f, bytes) else b"".join(f) for f in self._pending]
+            raise
+        self._full = False
+        self.published += len(self._pending)
+        self._pending = []
+        self._bytes = 0
+        self._published_ns = monotonic_ns()
+
+    def _write_tail(self) -> bool:
+        """In the linger thread: publishes what has waited long enough."""
+        if not self._pending or self._error is not None:
+            return False
+        with self._lock:
+            now = monotonic_ns()
+            if self._pending and now - self._since_ns >= LINGER_NS and now >= self._retry_ns:
+                try:
+                    self._publish()
+                except NO_ROOM as exc:
+                    self._retry_ns = now + int(self._patience.met(exc) * 1e9)
+                except Exception as exc:
+                    self._error = exc
+        return bool(self._pending) and self._error is None
+
+
+__all__ = ("BATCH_BYTES", "BATCH_FRAMES", "Sender")

@@ -1,0 +1,198 @@
+"""Decided inputs and their results, gathered until one settlement writes them together."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from time import monotonic_ns
+
+from edgeserve.core.errors import Fenced, SendError, TransportError
+from edgeserve.core.metrics import Counters, Reason
+from edgeserve.stage.duplicates import RecentIds
+from edgeserve.stage.emit import Frames
+from edgeserve.stage.linger import LINGER_NS, NO_ROOM, Linger, Patience
+from edgeserve.transport import ClaimLost, Fence, Frame, Subscription
+
+MOST_PENDING = 256
+
+
+class Settlement(ABC):
+    """What is decided and not settled yet, and the thread that settles a tail.
+
+    The stage appends; whoever settles takes from the front what is there. So the stage never waits for the thread, and a user's function
+    never runs under a lock.
+
+    Attributes:
+        since_ns: when the oldest unsettled one began (monotonic), about.
+        urgent: a result is too large to have been copied, so it has to be settled before the task runs again.
+        results: how many result messages were published.
+        settled: how many inputs were.
+        fence: the decision log's, for stages that have one.
+    """
+
+    fence: Fence | None = None
+
+    def __init__(self, subscription: Subscription, name: str, closing: threading.Event) -> None:
+        self._subscription = subscription
+        self.lock = threading.RLock()
+        self.since_ns = 0
+        self.urgent = False
+        self.results = self.settled = 0
+        self._closing = closing
+        self._patience = Patience(name)
+        self._error: Exception | None = None
+        self._retry_ns = 0
+        self.linger = Linger(f"edgeserve-settle-{name}", self._write_tail)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many units are pending."""
+
+    @abstractmethod
+    def _write(self, n: int) -> None:
+        """Settles the first `n` units; called with the lock held."""
+
+    def _lost(self, lost: ClaimLost, n: int) -> None:
+        """Another member has some of the inputs by now."""
+        raise lost
+
+    def settle(self) -> None:
+        """Writes all that is pending, or raises with all of it kept."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            if isinstance(error, (ClaimLost, Fenced)):
+                raise error
+            raise SendError(f"settling earlier results failed, they are kept and tried again: {error}") from error
+        with self.lock:
+            while n := len(self):
+                try:
+                    self._write(n)
+                    self.urgent = False
+                    return
+                except ClaimLost as lost:
+                    self._lost(lost, n)
+
+    def settle_patiently(self) -> None:
+        """`settle`, but a store without room is waited for, until the node is closed."""
+        while True:
+            try:
+                self.settle()
+                self._patience.over()
+                return
+            except NO_ROOM as exc:
+                if self._closing.wait(self._patience.met(exc)):
+                    raise
+
+    def write_control(self, acks: Mapping[str, list[int]], outputs: Mapping[str, list[Frame]], attributes: Mapping[str, bytes]) -> None:
+        """Settles control messages, which have no ids and no results."""
+        with self.lock:
+            self._subscription.settle(acks, outputs, attributes=attributes, fence=self.fence)
+
+    def close(self) -> None:
+        """Ends the thread that settles tails. What is pending stays."""
+        self.linger.close()
+
+    def _write_tail(self) -> bool:
+        """In the linger thread: settles what its owner left behind."""
+        if not len(self) or self._error is not None:
+            return False
+        now = monotonic_ns()
+        if now - self.since_ns >= LINGER_NS and now >= self._retry_ns:
+            try:
+                self.settle()
+            except NO_ROOM as exc:
+                self._retry_ns = now + int(self._patience.met(exc) * 1e9)
+            except Exception as exc:
+                self._error = exc
+        return bool(len(self)) and self._error is None
+
+
+class Pending(Settlement):
+    """The inputs that a stage without a join has decided.
+
+    The stage appends to `frames`, `ids`, `topics` and, last, to `positions`.
+    """
+
+    def __init__(
+        self, subscription: Subscription, topic_out: str | None, known: RecentIds, counts: Counters, name: str, closing: threading.Event
+    ) -> None:
+        super().__init__(subscription, name, closing)
+        self._topic_out, self._known, self._counts = topic_out, known, counts
+        self.frames: list[Frame | Frames | None] = []
+        self.ids: list[bytes | None] = []
+        self.topics: list[str] = []
+        self.positions: list[int] = []
+        self._asides: dict[tuple[str, int], tuple[str, Frame]] = {}
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def aside(self, topic: str, position: int, to: str, frame: Frame) -> None:
+        """A frame for another topic, such as a dead letter, that is written with the input's settlement."""
+        self._asides[topic, position] = (to, frame)
+
+    def _write(self, n: int) -> None:
+        frames, ids, topics, positions = self.frames[:n], self.ids[:n], self.topics[:n], self.positions[:n]
+        produced = flattened([f for f in frames if f is not None])
+        outputs: dict[str, list[Frame]] = {}
+        if produced and self._topic_out is not None:
+            outputs[self._topic_out] = produced
+        acks: dict[str, list[int]] = {topics[0]: positions}
+        if topics.count(topics[0]) < n:
+            acks = {}
+            for topic, position in zip(topics, positions, strict=True):
+                acks.setdefault(topic, []).append(position)
+        if self._asides:
+            for at in zip(topics, positions, strict=True):
+                if at in self._asides:
+                    to, frame = self._asides[at]
+                    outputs.setdefault(to, []).append(frame)
+        try:
+            self._subscription.settle(acks, outputs, ids=[i for i in ids if i is not None])
+        except BaseException:
+            # Large results are the task's own buffers: it may write to them again once this call has returned.
+            self.frames[:n] = [owned(f) for f in frames]
+            raise
+        for at in zip(topics, positions, strict=True) if self._asides else ():
+            self._asides.pop(at, None)
+        del self.frames[:n], self.ids[:n], self.topics[:n], self.positions[:n]
+        self.results += len(produced)
+        self.settled += n
+
+    def _lost(self, lost: ClaimLost, n: int) -> None:
+        """Leaves out inputs that another member has by now: it computes the same results, under the same ids."""
+        units = zip(self.frames[:n], self.ids[:n], self.topics[:n], self.positions[:n], strict=True)
+        kept, gone = [], []
+        for unit in units:
+            (gone if unit[2] == lost.topic and unit[3] in lost.positions else kept).append(unit)
+        if not gone:
+            raise TransportError(f"the engine refused to settle messages of {lost.topic!r} that were not asked for") from lost
+        for _, id_, topic, position in gone:
+            self._asides.pop((topic, position), None)
+            if id_ is not None:
+                self._known.discard((id_,))
+        self._counts.count(Reason.DUPLICATE, len(gone), edge=lost.topic)
+        self.frames[:n] = [u[0] for u in kept]
+        self.ids[:n] = [u[1] for u in kept]
+        self.topics[:n] = [u[2] for u in kept]
+        self.positions[:n] = [u[3] for u in kept]
+
+
+def flattened(produced: list[Frame | Frames]) -> list[Frame]:
+    """Each result's frames in one list."""
+    if any(type(f) is Frames for f in produced):
+        return [g for f in produced for g in (f if type(f) is Frames else (f,))]
+    return produced  # type: ignore[return-value]  # without a Frames among them
+
+
+def owned(frame: Frame | Frames | None) -> Frame | Frames | None:
+    """The same frame, no longer made of anybody else's buffers."""
+    if frame is None or isinstance(frame, bytes):
+        return frame
+    if type(frame) is Frames:
+        return Frames(f if isinstance(f, bytes) else b"".join(f) for f in frame)
+    return b"".join(frame)  # type: ignore[arg-type]  # a list of buffers: `Frames` is told apart above
+
+
+__all__ = ("MOST_PENDING", "Pending", "Settlement", "flattened", "owned")

@@ -1,0 +1,120 @@
+"""The end of a pipeline: a function with an effect outside of it, and the journal that keeps the effect from happening twice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from edgeserve.core.message import Header
+from edgeserve.core.metrics import Counters, Reason
+from edgeserve.core.payload import decoder_for
+from edgeserve.stage.base import Options
+from edgeserve.stage.control import Control
+from edgeserve.stage.direct import Direct, Perform
+from edgeserve.stage.emit import Frames
+from edgeserve.stage.journal import Journal, journal_directory
+from edgeserve.stage.steplog import StepLog
+from edgeserve.stage.task import DEFERRED, Task
+from edgeserve.transport import Delivery, Frame, Transport
+
+
+class Sink(Direct):
+    """Calls the function on every message, of any source."""
+
+    def __init__(
+        self,
+        options: Options,
+        control: Control,
+        counts: Counters,
+        *,
+        task: Task,
+        gate: Callable[[Any], Any] | None,
+        url: str,
+        log: StepLog | None,
+    ) -> None:
+        super().__init__(options, control, counts)
+        self._task, self._gate, self._url, self._log = task, gate, url, log
+        name = task.parameters[0] if task.parameters else ""
+        annotation = task.annotations.get(name, Any) if gate is None else Any
+        self._decode = decoder_for(annotation, source=name)
+        self._journal: Journal
+        self._may_repeat: set[bytes] = set()
+        self._attached_ns = 0
+        self._foreign_past = False
+
+    def open(self, transport: Transport) -> None:
+        o = self.options
+        self._journal = Journal(journal_directory(self._url, o.topics[0], o.group))
+        try:
+            super().open(transport)
+        except BaseException:
+            self._journal.close()
+            raise
+        # Another host may have done what this one's journals know nothing of.
+        self._foreign_past = self._journal.fresh and len(self._known) > 0
+        self._attached_ns = time.time_ns()
+        self._learn()
+        self._task.open()
+
+    def _learn(self) -> None:
+        self._known.update(id_ for id_ in self._journal.done if id_ not in self._known)
+        self._may_repeat |= self._journal.in_hand - self._known.new - self._known.old
+
+    def _admit_batch(self, batch: list[Delivery]) -> None:
+        if batch[0][3] > 0:
+            # A member died; what it has done stands in its journal, if it was on this host.
+            self._journal.refresh()
+            self._learn()
+        super()._admit_batch(batch)
+
+    def _make_perform(self) -> Perform:
+        decode, gate, call, finish, log = self._decode, self._gate, self._task.call, self._task.finish, self._log
+        begin, done = self._journal.writer()
+        current, may_repeat = self.current, self._may_repeat
+
+        def perform(header: Header, payload: memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
+            value = decode(header.schema, payload)
+            if gate is not None:
+                value = gate(value)
+                if value is None:
+                    self._counts.count(Reason.GATE, edge=header.source_id)
+                    return None, None
+            id_ = header.id
+            current.redelivered = (bool(may_repeat) and id_ in may_repeat) or (self._foreign_past and header.sent_ns < self._attached_ns)
+            start_ns = time.time_ns() if log is not None else 0
+            begin(id_)
+            try:
+                result = call(value)
+                if type(result) in DEFERRED:
+                    result = finish(result)
+            except BaseException:
+                may_repeat.add(id_)
+                raise
+            done()
+            if log is not None:
+                log.write(
+                    msg_id=id_.hex(),
+                    source_id=header.source_id,
+                    event_ns=header.event_ns,
+                    sent_ns=header.sent_ns,
+                    start_ns=start_ns,
+                    end_ns=time.time_ns(),
+                )
+            return result, None
+
+        return perform
+
+    def _failed(self, header: Header) -> None:
+        self._may_repeat.discard(header.id)
+        self._journal.abandon()
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self._journal.close()
+            self._task.close()
+
+
+__all__ = ("Sink",)

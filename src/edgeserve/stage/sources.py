@@ -1,0 +1,83 @@
+"""What is known of a topic's sources: who produces for them, what they promise (watermarks), which have ended.
+
+A source may have several producers: replicas, or one that was restarted and has a new name. A producer whose last message lies before
+the first message of a newer one is taken for replaced until it sends again; for its watermark only after it was silent for a while, by
+the messages' publish times. So both depend on what is stored and not on when it is read.
+"""
+
+from __future__ import annotations
+
+from edgeserve.core.message import WATERMARK_END, Header
+
+SILENT_NS = 10_000_000_000
+_MOST_PRODUCERS = 64
+
+
+class _Producer:
+    __slots__ = ("ended", "first", "last", "seen_ns", "watermark_ns")
+
+    def __init__(self, position: int) -> None:
+        self.first = self.last = position
+        self.seen_ns = 0
+        self.watermark_ns: int | None = None
+        self.ended = False
+
+
+class SourceClock:
+    """One source: the promise of its producers together."""
+
+    __slots__ = ("_current", "_name", "_newest_first", "_producers", "ended")
+
+    def __init__(self) -> None:
+        self._producers: dict[str, _Producer] = {}
+        self._current: _Producer | None = None
+        self._name = ""
+        self._newest_first = -1
+        self.ended = False
+
+    def observe(self, header: Header, position: int, published_ns: int) -> int | None:
+        """Notes a message; returns the event time below which the source will send nothing more, None while that is unknown."""
+        producer = self._current
+        if producer is None or header.producer != self._name:
+            producer = self._switch(header.producer, position)
+        if position > producer.last:
+            producer.last = position
+        producer.seen_ns = published_ns
+        watermark_ns = header.watermark_ns
+        if watermark_ns is not None and (producer.watermark_ns is None or watermark_ns > producer.watermark_ns):
+            producer.watermark_ns = watermark_ns
+        return producer.watermark_ns if len(self._producers) == 1 else self._together(published_ns)
+
+    def end(self, header: Header, position: int) -> bool:
+        """Notes that a producer has ended; returns whether the source has."""
+        producer = self._switch(header.producer, position)
+        producer.last = max(producer.last, position)
+        producer.ended = True
+        producer.watermark_ns = WATERMARK_END
+        self.ended = all(p.ended for p in self._producers.values() if p.last >= self._newest_first)
+        return self.ended
+
+    def _switch(self, name: str, position: int) -> _Producer:
+        producer = self._producers.get(name)
+        if producer is None:
+            if len(self._producers) >= _MOST_PRODUCERS:
+                del self._producers[min(self._producers, key=lambda n: self._producers[n].last)]
+            producer = self._producers[name] = _Producer(position)
+            self._newest_first = max(self._newest_first, position)
+        self._current, self._name = producer, name
+        return producer
+
+    def _together(self, now_ns: int) -> int | None:
+        """The least of what the live producers promise."""
+        least: int | None = WATERMARK_END
+        for producer in self._producers.values():
+            if producer.ended or (producer.last < self._newest_first and now_ns - producer.seen_ns > SILENT_NS):
+                continue
+            if producer.watermark_ns is None:
+                return None
+            if least is None or producer.watermark_ns < least:
+                least = producer.watermark_ns
+        return None if least == WATERMARK_END else least
+
+
+__all__ = ("SILENT_NS", "SourceClock")

@@ -1,0 +1,48 @@
+"""The optional log of every step, one JSON object per line: what `log_path` and `log_filename` ask for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeserve.core.errors import ConfigurationError
+
+_FLUSH_EVERY_S = 1.0
+
+
+class StepLog:
+    """Appends lines to `<log_path>/<log_filename>.<kind>`; ids are hexadecimal, times are ns since the epoch."""
+
+    def __init__(self, path: str, filename: str, kind: str) -> None:
+        directory = Path(path)
+        if not directory.is_dir():
+            raise ConfigurationError(f"log_path={path!r} is not a directory: create it first")
+        self._file = (directory / f"{filename}.{kind}").open("ab")
+        self._encode = msgspec.json.Encoder().encode
+        self._lock = threading.Lock()
+        self._flushed = time.monotonic()
+
+    def write(self, **line: Any) -> None:
+        """One line."""
+        with self._lock:
+            self._file.write(self._encode(line) + b"\n")
+            now = time.monotonic()
+            if now - self._flushed >= _FLUSH_EVERY_S:
+                self._flushed = now
+                self._file.flush()
+
+    def close(self) -> None:
+        """Idempotent."""
+        self._file.close()
+
+
+def open_log(path: str | None, filename: str | None, fallback: str, kind: str) -> StepLog | None:
+    """The log, or None when none is asked for."""
+    return None if path is None else StepLog(path, filename or fallback, kind)
+
+
+__all__ = ("StepLog", "open_log")
