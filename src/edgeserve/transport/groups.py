@@ -2,6 +2,9 @@
 
 Positions are claimed in ranges. A range is unclaimed (at or above `cursor`), claimed by a member, waiting to be delivered again, or
 settled (everything else). No I/O and no clock: times are handed in, in ns.
+
+A member that has the group to itself (`sole`) reads ahead of the cursor without writing a claim; it claims when it settles. A newcomer
+waits until the sole member has claimed what it read (`claim_ahead`), has gone, or has kept it waiting for its acknowledgement timeout.
 """
 
 from __future__ import annotations
@@ -59,9 +62,11 @@ class GroupState(msgspec.Struct, array_like=True):
     ids_kept: int = 0
     settled: int = 0
     blocked: dict[str, int] = {}
+    sole: str = ""
+    sole_until_ns: int = 0
 
-    def join(self, name: str, record: MemberRecord, kind: GroupKind) -> None:
-        """Takes a member in. The caller has removed dead ones before."""
+    def join(self, name: str, record: MemberRecord, kind: GroupKind, sole_until_ns: int = 0) -> None:
+        """Takes a member in; a sole one has until `sole_until_ns` (0: for ever) to share. The caller has removed dead ones before."""
         if self.members and kind != self.kind:
             raise GroupConflict(f"live members of the group subscribe as {self.kind.value}, not {kind.value}: use another group=")
         if kind is GroupKind.EXCLUSIVE and self.members:
@@ -74,20 +79,48 @@ class GroupState(msgspec.Struct, array_like=True):
                 )
         self.kind = kind
         self.members[name] = record
+        if self.sole and kind is not GroupKind.FAILOVER:
+            self.sole_until_ns = sole_until_ns
         self.elect()
 
     def elect(self) -> None:
-        """In a failover group the longest-standing member receives."""
+        """In a failover group the longest-standing member receives; elsewhere one that is alone need not claim."""
         if self.active not in self.members:
             self.active = next(iter(self.members), "")
             self.epoch += 1
+        if not self.sole and (self.kind is GroupKind.FAILOVER or len(self.members) == 1):
+            self.sole, self.sole_until_ns = self.active, 0
 
-    def leave(self, name: str, *, died: bool) -> None:
+    def leave(self, name: str, head: int, *, died: bool) -> None:
         """Takes a member out; what it held is delivered again, as a redelivery only if it may have been worked on."""
         if self.members.pop(name, None) is None:
             return
         self.give_back([c for c in self.claims if c.member == name], worked_on=died)
+        if self.sole == name:
+            self.sole = ""
+            if died:
+                self.suspect(head)
         self.elect()
+
+    def suspect(self, head: int) -> None:
+        """A sole member is gone without a word: everything it may have read ahead counts as delivered once."""
+        if self.cursor < head:
+            self.waiting.append(Waiting(self.cursor, head, 0, 1))
+            self.waiting.sort(key=lambda w: w.lo)
+            self.cursor = head
+
+    def claim_ahead(self, name: str, ahead: int) -> bool:
+        """The sole member claims what it has read; while others wait for it, it shares from now on. Says whether the state changed."""
+        if self.sole != name:
+            return False
+        shares = self.kind is not GroupKind.FAILOVER and len(self.members) > 1
+        if shares:
+            self.sole = ""
+        if ahead > self.cursor:
+            self._add([Claim(self.cursor, ahead, name, 0, 0)])
+            self.cursor = ahead
+            return True
+        return shares
 
     def give_back(self, claims: Sequence[Claim], *, worked_on: bool) -> None:
         """Puts claims into the queue of what is delivered again."""
@@ -96,8 +129,11 @@ class GroupState(msgspec.Struct, array_like=True):
         self.waiting.extend(Waiting(c.lo, c.hi, 0, c.deliveries + worked_on) for c in claims)
         self.waiting.sort(key=lambda w: w.lo)
 
-    def expire(self, now_ns: int) -> bool:
+    def expire(self, head: int, now_ns: int) -> bool:
         """Takes back claims whose time is up; says whether there were any."""
+        if self.sole and 0 < self.sole_until_ns <= now_ns:
+            self.sole = ""
+            self.suspect(head)
         late = [c for c in self.claims if c.deadline_ns and c.deadline_ns <= now_ns]
         if late:
             self.give_back(late, worked_on=True)
@@ -105,13 +141,13 @@ class GroupState(msgspec.Struct, array_like=True):
 
     def available(self, name: str, head: int, now_ns: int) -> bool:
         """Whether `claim` would yield something."""
-        if self.kind is GroupKind.FAILOVER and self.active != name:
+        if self.sole not in ("", name):
             return False
         return self.cursor < head or any(w.due_ns <= now_ns for w in self.waiting)
 
     def claim(self, name: str, head: int, now_ns: int, most: int, deadline_ns: int) -> list[Claim]:
-        """Claims up to `most` positions for a member, redeliveries first."""
-        if self.kind is GroupKind.FAILOVER and self.active != name:
+        """Claims up to `most` positions for a member, redeliveries first. None for others while there is a sole member."""
+        if self.sole not in ("", name):
             return []
         taken: list[Claim] = []
         if self.waiting:
@@ -224,6 +260,8 @@ class GroupState(msgspec.Struct, array_like=True):
         """When a claim expires or a redelivery is due, whichever comes first."""
         times = [c.deadline_ns for c in self.claims if c.deadline_ns]
         times.extend(w.due_ns for w in self.waiting)
+        if self.sole and self.sole_until_ns:
+            times.append(self.sole_until_ns)
         return min(times, default=None)
 
     def info(self, head: int) -> GroupInfo:

@@ -40,6 +40,7 @@ class LogSubscription(Subscription):
         self._windows = Window(engine, 10_000)
         self._paused: set[str] = set()
         self._ids_seen = dict.fromkeys(topics, 0)
+        self._ahead = dict.fromkeys(topics, 0)
         self._woken = self._closed = False
         self._looked = time.monotonic()
         self._waker = engine.board.waker()
@@ -59,10 +60,12 @@ class LogSubscription(Subscription):
                     state = GroupState(self._kind, first_position(txn, head, start))
                     head.groups.append(self._group)
                 self._bury_the_dead(head, state)
-                state.join(self._name, record, self._kind)
+                state.join(self._name, record, self._kind, record.joined_ns + self._ack_timeout_ns if self._ack_timeout_ns else 0)
                 head.listeners[record.address] = self._group
                 log.save_head(txn, topic, head)
                 self._save(txn, topic, state)
+        for state in self._states.values():
+            self._notify_members(state)
 
     def _save(self, txn: Txn, topic: str, state: GroupState) -> None:
         self._cache.save(txn, topic, self._group, state)
@@ -78,7 +81,7 @@ class LogSubscription(Subscription):
     def _bury_the_dead(self, head: log.Head, state: GroupState) -> bool:
         dead = {name: m.address for name, m in state.members.items() if name != self._name and not self._engine.board.alive(m.address)}
         for name, address in dead.items():
-            state.leave(name, died=True)
+            state.leave(name, head.next, died=True)
             head.listeners.pop(address, None)
         return bool(dead)
 
@@ -100,7 +103,6 @@ class LogSubscription(Subscription):
     def receive(self, max_messages: int, timeout_ms: float | None = None) -> list[Delivery]:
         self._check()
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
-        notified = False
         while True:
             if timeout_ms != 0:
                 self._waker.drain()
@@ -113,10 +115,10 @@ class LogSubscription(Subscription):
             found: list[Delivery] = []
             for topic in self._topics:
                 if topic not in self._paused and len(found) < max_messages:
-                    found.extend(self._claim(topic, max_messages - len(found), likely=notified))
+                    found.extend(self._claim(topic, max_messages - len(found)))
             if found or (deadline is not None and now >= deadline):
                 return found
-            notified = self._waker.wait(self._patience(now, deadline))
+            self._waker.wait(self._patience(now, deadline))
             self._check()
 
     def _patience(self, now: float, deadline: float | None) -> float:
@@ -126,14 +128,38 @@ class LogSubscription(Subscription):
             seconds = min(seconds, (min(due) - time.time_ns()) / 1e9 + 0.0005)
         return max(seconds, 0.0)
 
-    def _claim(self, topic: str, most: int, *, likely: bool) -> list[Delivery]:
+    def _claim(self, topic: str, most: int) -> list[Delivery]:
         now_ns = time.time_ns()
-        if not likely and not self._anything(topic, now_ns):
-            return []
+        with self._engine.kv.read() as txn:
+            head, state = log.find_head(txn, topic), self._find(txn, topic)
+            if head is None:
+                return []
+            change = state.next_change_ns()
+            overdue = change is not None and change <= now_ns
+            if not overdue and state.sole == self._name and (len(state.members) == 1 or self._kind is GroupKind.FAILOVER):
+                batches, lo, hi = self._read_ahead(txn, topic, head, state, most)
+            elif overdue or state.available(self._name, head.next, now_ns):
+                lo = -1
+            else:
+                return []
+        return self._decode(topic, [(Claim(lo, hi, self._name, 0, 0), batches)]) if lo >= 0 else self._claim_for_good(topic, most, now_ns)
+
+    def _read_ahead(self, txn: Txn, topic: str, head: log.Head, state: GroupState, most: int) -> tuple[list[log.Batch], int, int]:
+        """The sole member reads on without a write: it claims when it settles."""
+        lo = max(self._ahead[topic], state.cursor)
+        hi = min(head.next, lo + most)
+        batches = log.read(txn, head.number, lo, hi, _CLAIM_BYTES) if lo < hi else []
+        if batches and batches[-1].last + 1 < hi:
+            hi = batches[-1].last + 1
+        self._ahead[topic] = hi
+        return batches, lo, hi
+
+    def _claim_for_good(self, topic: str, most: int, now_ns: int) -> list[Delivery]:
         reads: list[tuple[Claim, list[log.Batch]]] = []
         with self._engine.write(self._cache) as txn:
             head, state = log.make_head(txn, topic), self._find(txn, topic)
-            state.expire(now_ns)
+            shared = state.claim_ahead(self._name, self._ahead[topic])
+            state.expire(head.next, now_ns)
             deadline_ns = now_ns + self._ack_timeout_ns if self._ack_timeout_ns and self._kind is GroupKind.SHARED else 0
             budget = _CLAIM_BYTES
             for claim in state.claim(self._name, head.next, now_ns, most, deadline_ns):
@@ -145,15 +171,11 @@ class LogSubscription(Subscription):
                     claim.hi = end
                 if claim.hi > claim.lo:
                     reads.append((claim, batches))
+            state.elect()
             self._save(txn, topic, state)
+        if shared:
+            self._notify_members(state)
         return self._decode(topic, reads)
-
-    def _anything(self, topic: str, now_ns: int) -> bool:
-        """Looks without taking the writer's lock."""
-        with self._engine.kv.read() as txn:
-            head, state = log.find_head(txn, topic), self._find(txn, topic)
-        late = state.next_change_ns()
-        return head is not None and (state.available(self._name, head.next, now_ns) or (late is not None and late <= now_ns))
 
     def _decode(self, topic: str, reads: Sequence[tuple[Claim, list[log.Batch]]]) -> list[Delivery]:
         found: list[Delivery] = []
@@ -235,8 +257,10 @@ class LogSubscription(Subscription):
         self, txn: Txn, topic: str, positions: Sequence[int], ids: Sequence[bytes], attributes: Mapping[str, bytes] | None
     ) -> set[str]:
         state = self._find(txn, topic)
-        state.settle(self._name, topic, positions)
         wake: set[str] = set()
+        if state.claim_ahead(self._name, self._ahead[topic]) and len(state.members) > 1:
+            wake.update(m.address for name, m in state.members.items() if name != self._name)
+        state.settle(self._name, topic, positions)
         if ids:
             if self._ids_seen[topic] == state.ids_next:
                 self._ids_seen[topic] += 1
@@ -257,6 +281,7 @@ class LogSubscription(Subscription):
         due_ns = time.time_ns() + int(delay_ms * 1e6) if delay_ms else 0
         with self._engine.write(self._cache) as txn:
             state = self._find(txn, topic)
+            state.claim_ahead(self._name, self._ahead[topic])
             state.nack(self._name, topic, positions, due_ns)
             self._save(txn, topic, state)
         self._notify_members(state)
@@ -307,7 +332,7 @@ class LogSubscription(Subscription):
         head, state = log.make_head(txn, topic), self._cache.find(txn, topic, self._group)
         head.listeners.pop(self._waker.address, None)
         if state is not None:
-            state.leave(self._name, died=False)
+            state.leave(self._name, head.next, died=False)
             if self._kind is GroupKind.BROADCAST:
                 head.groups.remove(self._group)
                 txn.delete(Space.STATE, log.group_key(topic, self._group))

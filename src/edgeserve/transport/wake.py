@@ -26,8 +26,8 @@ class Waker(ABC):
     address: str
 
     @abstractmethod
-    def wait(self, seconds: float) -> bool:
-        """Waits until notified (True) or until the time is over. Notifications since the last `drain` count."""
+    def wait(self, seconds: float) -> None:
+        """Waits until notified or until the time is over. Notifications since the last `drain` count."""
 
     @abstractmethod
     def drain(self) -> None:
@@ -61,8 +61,8 @@ class _EventWaker(Waker):
         self._board = board
         board.wakers[self.address] = self
 
-    def wait(self, seconds: float) -> bool:
-        return self.event.wait(seconds)
+    def wait(self, seconds: float) -> None:
+        self.event.wait(seconds)
 
     def drain(self) -> None:
         self.event.clear()
@@ -103,8 +103,8 @@ class _SocketWaker(Waker):
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
 
-    def wait(self, seconds: float) -> bool:
-        return bool(self._poll.poll(seconds * 1000))
+    def wait(self, seconds: float) -> None:
+        self._poll.poll(seconds * 1000)
 
     def drain(self) -> None:
         if not self._poll.poll(0):
