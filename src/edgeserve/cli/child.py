@@ -70,6 +70,10 @@ def _end_with(parent: int) -> None:
     def wait() -> None:
         while os.read(parent, 1):
             pass
+        # Who read these pipes has gone, too; a task that prints must not fail for it while it finishes the message in hand.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="edgeserve-parent", daemon=True).start()

@@ -20,7 +20,7 @@ _TO_DO: tuple[tuple[type[BaseException], str], ...] = (
     (errors.ConfigurationError, "correct it and run the command again; --help lists what is accepted"),
     (errors.StoreVersion, "use the edgeserve version that wrote the store, or name another directory: --node local:///other/dir"),
     (errors.StoreDamaged, "move the directory away and start with a new one"),
-    (errors.StoreFull, "give the store more room (max_bytes= in the node URL) or let its consumers catch up"),
+    (errors.StoreFull, "give the store more room (size_mb= in the node URL) or let its consumers catch up"),
     (errors.DiskFull, "free some space on that filesystem; nothing acknowledged was lost"),
     (errors.GroupBusy, "end the member that holds the group, or use another group"),
     (errors.MissingExtra, "install what the message names"),

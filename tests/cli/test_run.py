@@ -1,0 +1,171 @@
+"""`edgeserve run app.py`: every node a process, one command that starts and ends them all."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .conftest import COMMAND
+
+PIPELINE = """
+import itertools, os, time
+from edgeserve import Compute, DataSource, Materialize
+
+NODE = {node!r}
+
+def numbers():
+    for i in itertools.count() if {endless!r} else range(5):
+        yield i
+        if {endless!r}:
+            time.sleep(0.01)
+
+def double(number):
+    return 2 * number
+
+def show(value):
+    print("got", value, "in", os.getpid())
+
+source = DataSource(numbers(), NODE, source_id="number", topic="in")
+worker = Compute(double, NODE, topic_in="in", topic_out="out")
+sink = Materialize(show, NODE, topic="out")
+also_sink = sink
+"""
+
+
+@pytest.fixture
+def app(tmp_path: Path, node: str):
+    """`app(endless=False)` writes a pipeline of three nodes; `app("text")` a file with this text."""
+
+    def write(text: str = PIPELINE, *, endless: bool = False) -> str:
+        path = tmp_path / "app.py"
+        path.write_text(text.format(node=node, endless=endless))
+        return str(path)
+
+    return write
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen([COMMAND, "run", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_for(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if text in line:
+            return line
+    raise AssertionError(f"ended without {text!r}: {process.stderr.read() if process.stderr else ''}")
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_nodes_run_in_processes_of_their_own_until_the_end(edgeserve, app):
+    result = edgeserve("run", app(), "--until-end")
+    assert result.returncode == 0, result.stdout + result.stderr
+    first, *rest = result.stdout.splitlines()
+    assert "source (DataSource), worker (Compute), sink (Materialize)" in first
+    got = [line for line in rest if "got" in line]
+    assert [line.split()[3] for line in got] == ["0", "2", "4", "6", "8"]
+    assert all(line.startswith("sink   | got ") for line in got)
+    assert "\x1b" not in result.stdout
+
+
+def test_lines_as_json(edgeserve, app):
+    result = edgeserve("run", app(), "--until-end", "--json")
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [f["line"].split()[1] for f in found if f.get("node") == "sink"] == ["0", "2", "4", "6", "8"]
+    assert found[-1] == {"event": "end", "stopped_by": None, "failures": [], "killed": []}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_cleanly(app, number):
+    with started(app(endless=True)) as process:
+        pid = int(wait_for(process, "got 20 ").split()[-1])
+        assert pid != process.pid
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        assert process.returncode == 0, out + err
+        assert err == ""
+        assert not is_alive(pid)
+
+
+def test_a_node_that_fails_is_named_and_the_others_are_stopped(edgeserve, app):
+    text = (
+        PIPELINE
+        + "\nclass Broken:\n    def setup(self):\n        raise RuntimeError('no camera')\n    def __call__(self, number):\n        pass\n"
+    )
+    text += "\nbroken = Compute(Broken(), NODE, topic_in='in', topic_out='elsewhere')\n"
+    result = edgeserve("run", app(text, endless=True))
+    assert result.returncode == 1
+    assert "broken | RuntimeError: no camera" in result.stderr
+    error, where, _ = result.stderr.splitlines()[-3:]
+    assert error.startswith("error: broken failed (exit status 1)")
+    assert where.endswith("app.py")
+
+
+def test_a_node_that_is_killed_is_named(app):
+    with started(app(endless=True)) as process:
+        pid = int(wait_for(process, "got 20 ").split()[-1])
+        os.kill(pid, signal.SIGKILL)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "error: sink failed (killed by SIGKILL)" in err
+
+
+def test_nodes_end_when_the_command_is_killed(app):
+    with started(app(endless=True)) as process:
+        pid = int(wait_for(process, "got 20 ").split()[-1])
+        node = os.pidfd_open(pid)
+        try:
+            process.kill()
+            assert select.select([node], [], [], 60)[0], "the node still runs"
+        finally:
+            os.close(node)
+
+
+def test_a_file_without_nodes_is_told_so(edgeserve, app):
+    result = edgeserve("run", app("x = 1\n"))
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[0] == "error: no nodes in app.py"
+
+
+def test_a_file_that_raises_shows_its_own_traceback(edgeserve, app):
+    result = edgeserve("run", app("def f():\n    return 1 / 0\n\nf()\n"))
+    assert result.returncode == 1
+    assert "ZeroDivisionError" in result.stderr
+    assert 'app.py", line 2, in f' in result.stderr
+    assert "importlib" not in result.stderr and "child.py" not in result.stderr
+
+
+def test_a_file_that_is_not_there_is_a_usage_error(edgeserve):
+    result = edgeserve("run", "nothing.py")
+    assert result.returncode == 2
+    assert "nothing.py" in result.stderr
+
+
+def test_nodes_in_a_list_are_found(edgeserve, app):
+    text = (
+        "from edgeserve import DataSource, Materialize\n"
+        "sources = [DataSource([i], {node!r}, source_id=f's{{i}}', topic='in') for i in range(2)]\n"
+        "sink = Materialize(print, {node!r}, topic='in')\n"
+    )
+    result = edgeserve("run", app(text), "--until-end")
+    assert result.returncode == 0, result.stderr
+    assert "sources[0] (DataSource), sources[1] (DataSource), sink (Materialize)" in result.stdout
