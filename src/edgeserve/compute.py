@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, Literal
 
-from edgeserve.align import Policy
+from edgeserve.align import Policy, make_policy
 from edgeserve.core.codec import check_source_id
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.stage.base import Options, Stage
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.join import Join
 from edgeserve.stage.node import StageNode
+from edgeserve.stage.runset import RunSet
 from edgeserve.stage.single import SingleTask
 from edgeserve.stage.steplog import open_log
 from edgeserve.stage.task import Task
@@ -89,7 +91,7 @@ class Compute(StageNode):
         *,
         pulsar_node: str | None = None,
         group: str | None = None,
-        join: str | Policy = "latest",
+        join: str | Policy | Callable[..., Any] | Any = "latest",
         start: Start = "earliest",
         timeout_ms: float | None = None,
         on_error: Literal["raise"] | None = None,
@@ -106,9 +108,7 @@ class Compute(StageNode):
         work = Task(task, what="Compute", named=True)
         for parameter in work.parameters:
             check_source_id(parameter)
-        output_id = worker_id if output_id is None else output_id
-        check_source_id(output_id)
-        joins = len(work.parameters) > 1 or min_interval_ms > 0 or isinstance(join, Policy)
+        joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str)
         group = f"{topic_in}->{topic_out}" if group is None else group
         options = Options(
             what="Compute",
@@ -125,27 +125,23 @@ class Compute(StageNode):
             ack_timeout_ms=ack_timeout_ms,
             drop_if_older_than_ms=drop_if_older_than_ms,
         )
+        policy = _policy_maker(
+            join,
+            work.parameters,
+            {"max_held": max_held, "overflow": overflow},
+            max_time_diff_ms=max_time_diff_ms,
+            no_overlap=no_overlap,
+            min_interval_ms=min_interval_ms,
+        )
+        output_id = worker_id if output_id is None else output_id
+        check_source_id(output_id)
         logs = (open_log(log_path, log_filename, worker_id, "compute"), open_log(log_path, log_filename, worker_id, "output"))
-        self._logs = logs
         emitter = Emitter(output_id, group, gate_out, self._counts)
+        self._logs = logs
         self._stage: Stage
         if joins:
-            self._stage = Join(
-                options,
-                self._control,
-                self._counts,
-                task=work,
-                emitter=emitter,
-                topic_out=topic_out,
-                gate_in=gate_in,
-                logs=logs,
-                join=join,
-                max_interval_ns=int(max_time_diff_ms * 1e6),
-                min_period_ns=int(min_interval_ms * 1e6),
-                no_overlap=no_overlap,
-                max_held=max_held,
-                overflow=overflow,
-            )
+            run_set = RunSet(options, self._control.closing, task=work, emitter=emitter, gate_in=gate_in, logs=logs)
+            self._stage = Join(options, self._control, self._counts, run_set=run_set, make_policy=policy, topic_out=topic_out)
         else:
             self._stage = SingleTask(
                 options, self._control, self._counts, task=work, emitter=emitter, topic_out=topic_out, gate_in=gate_in, logs=logs
@@ -153,8 +149,25 @@ class Compute(StageNode):
 
     def explain(self) -> dict[str, Any]:
         """Why did my join (not) fire? Per source what is held, what was dropped and why, the nearest miss; and the counters."""
-        with self._step_lock:
-            return self._stage.explain() | {"counters": dict(self.counters)}
+        return self._stage.explain() | {"counters": dict(self.counters)}
+
+
+def _policy_maker(join: Any, sources: tuple[str, ...], limits: dict[str, Any], **options: Any) -> Callable[[], Policy]:
+    """A function that makes the policy, as often as the join begins anew. Makes it once now: what is wrong with it is said here."""
+    if isinstance(join, str):
+        extra = limits if join == "exact" else {}
+        if join == "exact" and options["no_overlap"]:
+            options = options | {"no_overlap": False}  # it never overlaps
+        make_policy(join, sources, **options, **extra)
+        return lambda: make_policy(join, sources, **options, **extra)
+    if not isinstance(join, Policy):
+        options = options | limits
+    if isinstance(join, type) or (callable(join) and not hasattr(join, "push")):
+        made = make_policy(join, sources, **options)
+        return lambda: copy.deepcopy(made)
+    pristine = copy.deepcopy(join)
+    make_policy(copy.deepcopy(pristine), sources, **options)
+    return lambda: make_policy(copy.deepcopy(pristine), sources, **options)
 
 
 __all__ = ("Compute",)

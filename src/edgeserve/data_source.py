@@ -128,7 +128,7 @@ class DataSource(Node):
             id_ = message_id(prefix, sequence) if own_id is None else replayable_id(source_id, own_id(item))
             key = None if key_of is None else key_of(item)
             schema, buffers = encode_value(value)
-            payload = buffers[0] if len(buffers) == 1 else buffers
+            payload: Any = buffers[0] if len(buffers) == 1 else buffers
             size = len(payload) if type(payload) is bytes else sum([memoryview(b).nbytes for b in buffers])
             header = Header(id_, source_id, producer, sequence, event_ns, sent_ns, schema, size, watermark_ns, key, 0, time_kind)
             frame = encode_frame(header, payload)

@@ -109,6 +109,10 @@ class Stage(ABC):
         """Settles what is pending and leaves the group."""
 
     @abstractmethod
+    def explain(self) -> dict[str, Any]:
+        """What is held, and why nothing comes of it."""
+
+    @abstractmethod
     def totals(self) -> dict[str, int]:
         """For `counters`."""
 
@@ -149,8 +153,9 @@ class Stage(ABC):
         elif took > _SLOW_NS:
             self._batch = max(_FEWEST, self._batch // 2)
 
+    @abstractmethod
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
-        """Looks at a batch as a whole before its messages are."""
+        """Looks at a batch as a whole before its messages are looked at."""
 
     def _await(self, deadline: float | None, due_ns: int | None = None) -> bool:
         """Waits for a batch. False: the timer at wall clock `due_ns` is due, or the node is to stop or close.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic_ns
 from typing import Any, TypeAlias
@@ -160,9 +160,12 @@ class Direct(Stage):
     def totals(self) -> dict[str, int]:
         return {"received": self.received, "settled": self._pending.settled, "sent": self._pending.results}
 
+    def explain(self) -> dict[str, Any]:
+        return {"sources": {source: {"ended": clock.ended} for source, clock in self._clocks.items()}}
+
     # --- receive, admit -----------------------------------------------------------------------------------------
 
-    def _admit_batch(self, batch: list[Delivery]) -> None:
+    def _admit_batch(self, batch: Sequence[Delivery]) -> None:
         subscription, topic, first = self._subscription, batch[0][4], batch[0][1]
         alone = subscription.alone
         self._known.turn()
@@ -194,8 +197,8 @@ class Direct(Stage):
                 return self._control_message(delivery, header)
             id_, source = header.id, header.source_id
             if only is not None and source != only:
-                exc = UnknownSource(f"source {source!r} is not a parameter of {self.options.name!r}, which takes {only!r}")
-                return self._refuse(delivery, header, exc)
+                unknown = UnknownSource(f"source {source!r} is not a parameter of {self.options.name!r}, which takes {only!r}")
+                return self._refuse(delivery, header, unknown)
             clock = clocks.get(source)
             if clock is None:
                 clock = clocks[source] = SourceClock()

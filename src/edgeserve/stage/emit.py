@@ -23,17 +23,21 @@ class Frames(list[Frame]):
 
 
 class Emitter:
-    """Makes the messages of one producer's incarnation."""
+    """Makes the messages of one producer's incarnation.
+
+    Attributes:
+        output_id: their source id.
+    """
 
     def __init__(self, output_id: str, group: str, gate_out: Callable[[Any], Any] | None, counts: Counters) -> None:
-        self._output_id, self._group, self._gate_out, self._counts = output_id, group.encode(), gate_out, counts
+        self.output_id, self._group, self._gate_out, self._counts = output_id, group.encode(), gate_out, counts
         self._prefix = os.urandom(8)
         self._producer = self._prefix.hex()
         self._sequence = 0
 
     def make(self) -> Emit:
         """The function that turns a result into what is published."""
-        gate_out, output_id, producer, group, now_ns = self._gate_out, self._output_id, self._producer, self._group, time.time_ns
+        gate_out, output_id, producer, group, now_ns = self._gate_out, self.output_id, self._producer, self._group, time.time_ns
         computed = int(TimeKind.COMPUTED)
 
         def one(
@@ -45,7 +49,7 @@ class Emitter:
                     self._counts.count(Reason.GATE, edge=output_id)
                     return None, None
             schema, buffers = encode_value(value)
-            payload = buffers[0] if len(buffers) == 1 else buffers
+            payload: Any = buffers[0] if len(buffers) == 1 else buffers
             size = len(payload) if type(payload) is bytes else sum([memoryview(b).nbytes for b in buffers])
             self._sequence = sequence = self._sequence + 1
             id_ = result_id(group, of, index)
@@ -67,7 +71,7 @@ class Emitter:
         self._sequence += 1
         header = Header(
             message_id(self._prefix, self._sequence),
-            self._output_id,
+            self.output_id,
             self._producer,
             self._sequence,
             event_ns,

@@ -166,8 +166,11 @@ class Node(ABC):
         with self._step_lock:
             self._ensure_open()
             self._control.stop = self._control.closing.is_set()
-            with self._signals():
-                self._run(until)
+            try:
+                with self._signals():
+                    self._run(until)
+            finally:
+                self._control.stop = self._control.closing.is_set()
 
     def flush(self) -> None:
         """Returns when everything handed over before is durable; raises the error of an earlier send."""

@@ -40,8 +40,8 @@ class Sender:
         limit = self._max_frame_bytes
 
         def append(frame: Frame) -> None:
-            whole = type(frame) is bytes
-            size = len(frame) if whole else sum(map(len, frame))
+            whole = isinstance(frame, bytes)
+            size = len(frame) if isinstance(frame, bytes) else sum([len(part) for part in frame])
             if limit is not None and size > limit:
                 raise SendError(
                     f"a message of {size} bytes exceeds the {limit} that the engine takes: source {self._name!r} did not send it"

@@ -163,7 +163,8 @@ class Pending(Settlement):
     def _lost(self, lost: ClaimLost, n: int) -> None:
         """Leaves out inputs that another member has by now: it computes the same results, under the same ids."""
         units = zip(self.frames[:n], self.ids[:n], self.topics[:n], self.positions[:n], strict=True)
-        kept, gone = [], []
+        kept: list[tuple[Frame | Frames | None, bytes | None, str, int]] = []
+        gone: list[tuple[Frame | Frames | None, bytes | None, str, int]] = []
         for unit in units:
             (gone if unit[2] == lost.topic and unit[3] in lost.positions else kept).append(unit)
         if not gone:
@@ -182,8 +183,8 @@ class Pending(Settlement):
 def flattened(produced: list[Frame | Frames]) -> list[Frame]:
     """Each result's frames in one list."""
     if any(type(f) is Frames for f in produced):
-        return [g for f in produced for g in (f if type(f) is Frames else (f,))]
-    return produced  # type: ignore[return-value]  # without a Frames among them
+        return [g for f in produced for g in (f if isinstance(f, Frames) else [f])]
+    return list(produced)
 
 
 def owned(frame: Frame | Frames | None) -> Frame | Frames | None:

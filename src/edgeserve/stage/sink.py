@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from edgeserve.core.message import Header
@@ -61,7 +61,7 @@ class Sink(Direct):
         self._known.update(id_ for id_ in self._journal.done if id_ not in self._known)
         self._may_repeat |= self._journal.in_hand - self._known.new - self._known.old
 
-    def _admit_batch(self, batch: list[Delivery]) -> None:
+    def _admit_batch(self, batch: Sequence[Delivery]) -> None:
         if batch[0][3] > 0:
             # A member died; what it has done stands in its journal, if it was on this host.
             self._journal.refresh()

@@ -40,6 +40,8 @@ class SourceClock:
         producer = self._current
         if producer is None or header.producer != self._name:
             producer = self._switch(header.producer, position)
+        if self.ended and not producer.ended:
+            self.ended = False
         if position > producer.last:
             producer.last = position
         producer.seen_ns = published_ns

@@ -1,0 +1,147 @@
+"""The decision log of a join: which sets there were, which inputs were dropped and why, which are still held.
+
+The log is the truth, acknowledgement only trims. One record per settlement goes to `<topic>.<group>.sets`, in the same transaction where
+the engine has one, through a fence that only the join's holder has.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from typing import NamedTuple
+
+import msgspec
+
+from edgeserve.core.codec import decode_frame, encode_frame
+from edgeserve.core.errors import CorruptMessage, MessageError
+from edgeserve.core.message import Header, Kind
+from edgeserve.stage.emit import Frames
+from edgeserve.stage.settle import Settlement, flattened, owned
+from edgeserve.transport import Fence, Frame, Subscription, Transport
+
+
+class Record(msgspec.Struct):
+    """One record of the log.
+
+    Attributes:
+        sets: (set id, its members' ids) of each set whose results are published.
+        drops: (id, reason) of each input that no set will use any more and that was dropped for a reason.
+        held: (position, id) of each input that has had its turn and may still be part of later sets: state after a restart.
+    """
+
+    sets: list[tuple[bytes, list[bytes]]]
+    drops: list[tuple[bytes, str]]
+    held: list[tuple[int, bytes]]
+
+
+class Unit(NamedTuple):
+    """What one step has decided. Appended as one object, so that a settlement never sees half of it.
+
+    Attributes:
+        acks: positions that nothing needs any more.
+        ids: of inputs that had their turn with this.
+        held: (position, id) of those among them that are not acknowledged yet.
+        frames: results.
+        decision: (set id, member ids) of the set that ran.
+        drops: (id, reason).
+        aside: (topic, frame) of a dead letter.
+    """
+
+    acks: list[int]
+    ids: list[bytes]
+    held: list[tuple[int, bytes]]
+    frames: Frame | Frames | None
+    decision: tuple[bytes, list[bytes]] | None
+    drops: list[tuple[bytes, str]]
+    aside: tuple[str, Frame] | None
+
+
+def decision_topic(topic: str, group: str) -> str:
+    """The decision log of a group's join."""
+    return f"{topic}.{group}.sets"
+
+
+def read_decision(frame: bytes | memoryview) -> Record:
+    """The record in a frame of the log.
+
+    Raises:
+        MessageError: the frame is none, or not a record's.
+    """
+    header, payload = decode_frame(frame)
+    if header.kind != Kind.DECISION:
+        raise CorruptMessage(f"a message from {header.source_id!r} stands in a decision log, where only records may")
+    try:
+        return msgspec.msgpack.decode(payload, type=Record)
+    except msgspec.DecodeError as exc:
+        raise CorruptMessage(f"a record of a decision log cannot be read: {exc}") from exc
+
+
+def last_record(transport: Transport, topic: str) -> Record | None:
+    """The newest record of a log that this member has just fenced; None when there is none that can be read."""
+    newest = transport.topic_info(topic).next - 1
+    for frame, _, _ in transport.read(topic, position=max(newest, 0)):
+        try:
+            return read_decision(frame)
+        except MessageError:
+            return None
+    return None
+
+
+class Decisions(Settlement):
+    """What the holder of a join has decided and not settled yet."""
+
+    def __init__(
+        self, subscription: Subscription, fence: Fence, topic: str, topic_out: str, source_id: str, name: str, closing: threading.Event
+    ) -> None:
+        super().__init__(subscription, name, closing)
+        self.fence = fence
+        self._topic, self._topic_out, self._source_id = topic, topic_out, source_id
+        self._encode = msgspec.msgpack.Encoder().encode
+        self.units: list[Unit] = []
+        self.held: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self.units)
+
+    def _write(self, n: int) -> None:
+        units = self.units[:n]
+        produced = flattened([u.frames for u in units if u.frames is not None])
+        outputs: dict[str, list[Frame]] = {self._topic_out: produced} if produced else {}
+        for unit in units:
+            if unit.aside is not None:
+                outputs.setdefault(unit.aside[0], []).append(unit.aside[1])
+        acks = [position for u in units for position in u.acks]
+        ids = [id_ for u in units for id_ in u.ids]
+        sets = [u.decision for u in units if u.decision is not None]
+        drops = [drop for u in units for drop in u.drops]
+        held = self._held_after(units)
+        decisions = [self._frame(Record(sets, drops, list(held.items())))] if sets or drops or held != self.held else []
+        try:
+            self._subscription.settle({self._topic: acks} if acks else {}, outputs, ids=ids, decisions=decisions, fence=self.fence)
+        except BaseException:
+            # Large results are the task's own buffers: it may write to them again once this call has returned.
+            self.units[:n] = [u._replace(frames=owned(u.frames)) for u in units]
+            raise
+        del self.units[:n]
+        self.held = held
+        self.results += len(produced)
+        self.settled += len(acks)
+
+    def _held_after(self, units: list[Unit]) -> dict[int, bytes]:
+        if not self.held and not any(u.held for u in units):
+            return {}
+        held = dict(self.held)
+        for unit in units:
+            held.update(unit.held)
+            for position in unit.acks:
+                held.pop(position, None)
+        return held
+
+    def _frame(self, record: Record) -> Frame:
+        body = self._encode(record)
+        now = time.time_ns()
+        return encode_frame(Header(os.urandom(16), self._source_id, "", 0, now, now, "", len(body), kind=int(Kind.DECISION)), body)
+
+
+__all__ = ("Decisions", "Record", "Unit", "decision_topic", "last_record", "read_decision")

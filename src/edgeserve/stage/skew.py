@@ -1,0 +1,52 @@
+"""Notices that two sources' event times lie too far apart for a join to ever fire, and says so."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable
+
+from edgeserve.align import Policy
+from edgeserve.core.errors import SkewWarning
+
+log = logging.getLogger("edgeserve")
+
+_REFUSALS = 3
+_EVERY_S = 10.0
+
+
+class SkewWatch:
+    """Counts the sets that a policy refuses for their spread.
+
+    Attributes:
+        look: to be called after a push that has made no set; None when the policy refuses nothing.
+    """
+
+    def __init__(self, policy: Policy, name: str) -> None:
+        self._policy, self._name = policy, name
+        self._refusals = 0
+        self._warned = -_EVERY_S
+        asks = type(policy).spread_refused is not Policy.spread_refused
+        self.look: Callable[[], None] | None = self._look if asks else None
+
+    def _look(self) -> None:
+        refused = self._policy.spread_refused()
+        if refused is None:
+            return
+        self._refusals += 1
+        now = time.monotonic()
+        if self._refusals < _REFUSALS or now - self._warned < _EVERY_S:
+            return
+        self._warned, self._refusals = now, 0
+        tolerance_ns = getattr(self._policy, "max_interval_ns", None)
+        allowed = "" if tolerance_ns is None else f", {tolerance_ns / 1e9:g} s are tolerated (max_time_diff_ms)"
+        message = (
+            f"Compute {self._name!r}: the event times of {refused.newest!r} are {refused.spread_ns / 1e9:.3f} s ahead of those of "
+            f"{refused.oldest!r}{allowed}, so no set forms: check the clocks of the two nodes"
+        )
+        log.warning("%s", message)
+        warnings.warn(message, SkewWarning, stacklevel=2)
+
+
+__all__ = ("SkewWatch",)
