@@ -320,6 +320,24 @@ def test_a_set_that_only_restored_items_complete_is_left_to_advance() -> None:
     assert join.advance(0) == [] and join.next_due_ns() is None
 
 
+def test_nothing_is_settled_while_state_is_restored() -> None:
+    join = Exact(["a", "b", "c"], on="key", max_interval_ns=3)
+    join.restore("a", 10, "a0", "k")
+    join.watermark("b", 100)
+    assert join.push("c", 10, "c0", "k") == []
+    join.restore("b", 10, "b0", "k")
+    assert join.drain() == []
+    assert items(join.advance(0)) == [("a0", "b0", "c0")]
+
+
+def test_a_later_item_of_a_key_is_settled_by_its_own_event_time() -> None:
+    join = Exact(["a", "b", "c"], on="key", max_interval_ns=3)
+    join.push("a", 10, "a0", "k")
+    join.push("b", 8, "b0", "k")
+    join.watermark("c", 12)
+    assert join.drain() == [Released("b", 8, "b0", "unmatched")]
+
+
 def test_matched_keys_are_forgotten_without_any_watermark() -> None:
     class Key:
         pass

@@ -172,6 +172,14 @@ def test_at_equal_event_time_the_later_arrival_replaces() -> None:
     assert items(join.push("b", 5, "b")) == [{"a": "second", "b": "b"}]
 
 
+def test_without_overlap_the_next_set_may_be_older_than_the_last() -> None:
+    join = Latest(["a", "b"], max_interval_ns=4, no_overlap=True)
+    join.push("a", 100, "a0")
+    assert len(join.push("b", 100, "b0")) == 1
+    join.push("a", 10, "a1")
+    assert items(join.push("b", 12, "b1")) == [{"a": "a1", "b": "b1"}]
+
+
 def test_a_spread_that_is_too_large_is_named() -> None:
     join = Latest(["camera", "lidar"], max_interval_ns=10)
     join.push("camera", 0, None)

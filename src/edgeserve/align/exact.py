@@ -163,7 +163,7 @@ class Exact(Policy):
         self._reach[source] = reach = _FAR if watermark_ns >= WATERMARK_END else watermark_ns - self._slack_ns
         self._furthest = reach if reach > self._furthest else max(self._reach.values())
         waiting = self._waiting[source]
-        while waiting and waiting[0][0] < reach and not self._restored:  # else `advance` settles: more may come back yet
+        while waiting and waiting[0][0] < reach:
             value = heappop(waiting)[2]
             heads = self._heads.get(value)
             if heads is not None and source not in heads:
