@@ -208,6 +208,9 @@ class DataSource(Node):
             if self._log is not None:
                 self._log.close()
 
+    def _wake(self) -> None:
+        """A source waits in the user's iterator, which nothing can wake."""
+
     def _totals(self) -> dict[str, int]:
         return {"sent": self._sender.published} if self._opened else {}
 

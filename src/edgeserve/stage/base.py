@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any, Literal
-
-import msgspec
 
 from edgeserve.core.errors import ConfigurationError, ReceiveTimeout
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.context import Current
 from edgeserve.stage.control import SLICE_MS, Control
-from edgeserve.stage.deadletter import DeadLetter, dead_letter_topic, describe, encode_dead_letter
-from edgeserve.stage.retry import GaveUp
-from edgeserve.transport import Buffer, Delivery, Frame, GroupKind, Start, Subscription, Transport
-
-log = logging.getLogger("edgeserve")
+from edgeserve.stage.deadletter import Asides
+from edgeserve.transport import Delivery, GroupKind, Start, Subscription, Transport
 
 _FEWEST, _MOST, _FIRST_BATCH = 1, 1024, 16
 _QUICK_NS, _SLOW_NS = 10_000_000, 50_000_000
-_END_GRACE_S = 5.0
-"""How long a member that finds all sources ended when it starts waits for one to begin again."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +76,7 @@ class Stage(ABC):
         self._batch, self._asked, self._batch_began_ns = _FIRST_BATCH, _FIRST_BATCH, 0
         self.received = 0
         self._subscription: Subscription
+        self._aside = Asides(options.what, options.name, options.group)
         self._max_age_ns = None if options.drop_if_older_than_ms is None else int(options.drop_if_older_than_ms * 1e6)
 
     # --- what a node calls --------------------------------------------------------------------------------------
@@ -187,90 +180,5 @@ class Stage(ABC):
         """Called now and then while nothing comes; True ends the wait."""
         return False
 
-    # --- what cannot be processed -------------------------------------------------------------------------------
 
-    def _dead_letter(
-        self,
-        topic: str,
-        frames: Sequence[Buffer],
-        ids: Sequence[bytes],
-        sources: Sequence[str],
-        error: Exception,
-        reason: str,
-        attempts: int,
-    ) -> tuple[str, Frame]:
-        """(topic, frame) of the record of inputs that are given up."""
-        text, trace = describe(error)
-        letter = DeadLetter(
-            reason=reason,
-            error=text,
-            traceback=trace if attempts else "",
-            input_ids=[id_.hex() for id_ in ids],
-            attempts=attempts,
-            time_ns=time.time_ns(),
-            frames=[bytes(frame) for frame in frames],
-            topic=topic,
-            group=self.options.group,
-            source_ids=list(sources),
-        )
-        log.warning("%s %r put %d input(s) of %r aside (%s): %s", self.options.what, self.options.name, len(frames), topic, reason, text)
-        return dead_letter_topic(topic, self.options.group), encode_dead_letter(letter)
-
-    def _given_up(self, error: Exception) -> tuple[Exception, str, int]:
-        """(error, reason, attempts)."""
-        if isinstance(error, GaveUp):
-            return error.error, error.reason, error.attempts
-        return error, getattr(error, "reason", "dead_letter"), 0
-
-
-class Ends:
-    """The sources' end headers that this member holds, and what the group has recorded of others.
-
-    An end is acknowledged only when everything before it is settled by the whole group, and then recorded where all members see it.
-    """
-
-    PREFIX = "end:"
-
-    def __init__(self, attributes: dict[str, bytes]) -> None:
-        self.held: list[tuple[str, int, str]] = []
-        self.ended: dict[str, tuple[str, int]] = {}
-        self.learn(attributes)
-        self.at_start = bool(self.ended)
-        self.opened = time.monotonic()
-
-    def learn(self, attributes: dict[str, bytes]) -> None:
-        """Takes over what other members have recorded."""
-        for name, raw in attributes.items():
-            if name.startswith(self.PREFIX):
-                source = name.removeprefix(self.PREFIX)
-                if raw:
-                    topic, position = msgspec.msgpack.decode(raw, type=tuple[str, int])
-                    self.ended[source] = (topic, position)
-                else:
-                    self.ended.pop(source, None)
-
-    def record(self, source: str, topic: str, position: int) -> dict[str, bytes]:
-        """The attribute that says that a source has ended."""
-        self.ended[source] = (topic, position)
-        self.at_start = False
-        return {self.PREFIX + source: msgspec.msgpack.encode((topic, position))}
-
-    def reopen(self, source: str, topic: str, position: int) -> dict[str, bytes]:
-        """The attribute that takes an end back, because the source has sent again; empty when it has not."""
-        self.at_start = False
-        ended = self.ended.get(source)
-        if ended is None or ended[0] != topic or position < ended[1]:
-            return {}
-        del self.ended[source]
-        return {self.PREFIX + source: b""}
-
-    def all_ended(self, sources: Iterable[str]) -> bool:
-        """Whether all of `sources` have ended."""
-        if self.held:
-            return False
-        if self.at_start and time.monotonic() - self.opened < _END_GRACE_S:
-            return False
-        return bool(self.ended) and all(source in self.ended for source in sources)
-
-
-__all__ = ("CONTROL", "Ends", "Options", "Raised", "Stage")
+__all__ = ("CONTROL", "Options", "Raised", "Stage")

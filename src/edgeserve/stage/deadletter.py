@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import traceback
@@ -12,6 +13,10 @@ import msgspec
 from edgeserve.core.codec import decode_frame, encode_frame
 from edgeserve.core.errors import ForeignMessage, PayloadMismatch
 from edgeserve.core.message import Header, Kind
+from edgeserve.core.metrics import Reason
+from edgeserve.stage.retry import GaveUp
+
+log = logging.getLogger("edgeserve")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -80,4 +85,49 @@ def read_dead_letter(frame: bytes | memoryview) -> DeadLetter:
         raise PayloadMismatch(f"the dead letter cannot be read: {exc}") from exc
 
 
-__all__ = ("TRACEBACK_MAX_CHARS", "DeadLetter", "dead_letter_topic", "describe", "encode_dead_letter", "read_dead_letter")
+class Asides:
+    """Makes the records of what one stage gives up, and says so in the log."""
+
+    def __init__(self, what: str, name: str, group: str) -> None:
+        self._what, self._name, self._group = what, name, group
+
+    def record(
+        self,
+        topic: str,
+        frames: Sequence[Buffer],
+        headers: Sequence[Header | None],
+        error: Exception,
+        *,
+        reason: str | None = None,
+        attempts: int = 0,
+    ) -> tuple[str, bytes | Sequence[Buffer]]:
+        """(topic, frame) of the record of inputs; a header is None where it could not be read."""
+        if isinstance(error, GaveUp):
+            reason, attempts, error = error.reason, error.attempts, error.error
+        reason = reason or str(getattr(error, "reason", Reason.DEAD_LETTER))
+        text, trace = describe(error)
+        letter = DeadLetter(
+            reason=reason,
+            error=text,
+            traceback=trace if attempts else "",
+            input_ids=["" if h is None else h.id.hex() for h in headers],
+            attempts=attempts,
+            time_ns=time.time_ns(),
+            frames=[bytes(frame) for frame in frames],
+            topic=topic,
+            group=self._group,
+            source_ids=["" if h is None else h.source_id for h in headers],
+        )
+        log.warning("%s %r put %d input(s) of %r aside (%s): %s", self._what, self._name, len(frames), topic, reason, text)
+        return dead_letter_topic(topic, self._group), encode_dead_letter(letter)
+
+
+__all__ = (
+    "TRACEBACK_MAX_CHARS",
+    "Asides",
+    "DeadLetter",
+    "dead_letter_topic",
+    "describe",
+    "encode_dead_letter",
+    "read_dead_letter",
+)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -50,11 +51,24 @@ class Unit(NamedTuple):
 
     acks: list[int]
     ids: list[bytes]
-    held: list[tuple[int, bytes]]
+    held: Sequence[tuple[int, bytes]]
     frames: Frame | Frames | None
     decision: tuple[bytes, list[bytes]] | None
-    drops: list[tuple[bytes, str]]
+    drops: Sequence[tuple[bytes, str]]
     aside: tuple[str, Frame] | None
+
+
+def unit(
+    acks: list[int],
+    ids: list[bytes],
+    held: list[tuple[int, bytes]] | None = None,
+    frames: Frame | Frames | None = None,
+    decision: tuple[bytes, list[bytes]] | None = None,
+    drops: list[tuple[bytes, str]] | None = None,
+    aside: tuple[str, Frame] | None = None,
+) -> Unit:
+    """A `Unit`, made without the cost of a NamedTuple's own constructor."""
+    return tuple.__new__(Unit, (acks, ids, held or (), frames, decision, drops or (), aside))
 
 
 def decision_topic(topic: str, group: str) -> str:
@@ -96,7 +110,7 @@ class Decisions(Settlement):
     ) -> None:
         super().__init__(subscription, name, closing)
         self.fence = fence
-        self._topic, self._topic_out, self._source_id = topic, topic_out, source_id
+        self._topic, self.topic_out, self._source_id = topic, topic_out, source_id
         self._encode = msgspec.msgpack.Encoder().encode
         self.units: list[Unit] = []
         self.held: dict[int, bytes] = {}
@@ -107,7 +121,7 @@ class Decisions(Settlement):
     def _write(self, n: int) -> None:
         units = self.units[:n]
         produced = flattened([u.frames for u in units if u.frames is not None])
-        outputs: dict[str, list[Frame]] = {self._topic_out: produced} if produced else {}
+        outputs: dict[str, list[Frame]] = {self.topic_out: produced} if produced else {}
         for unit in units:
             if unit.aside is not None:
                 outputs.setdefault(unit.aside[0], []).append(unit.aside[1])
@@ -144,4 +158,4 @@ class Decisions(Settlement):
         return encode_frame(Header(os.urandom(16), self._source_id, "", 0, now, now, "", len(body), kind=int(Kind.DECISION)), body)
 
 
-__all__ = ("Decisions", "Record", "Unit", "decision_topic", "last_record", "read_decision")
+__all__ = ("Decisions", "Record", "Unit", "decision_topic", "last_record", "read_decision", "unit")

@@ -12,14 +12,14 @@ from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import ClosedError, MessageError, UnknownSource
 from edgeserve.core.message import Header, Kind
 from edgeserve.core.metrics import Counters, Reason
-from edgeserve.stage.base import CONTROL, Ends, Options, Raised, Stage
+from edgeserve.stage.base import CONTROL, Options, Raised, Stage
 from edgeserve.stage.context import CURRENT
 from edgeserve.stage.control import Control
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.emit import Frames
-from edgeserve.stage.linger import LINGER_NS, NO_ROOM
+from edgeserve.stage.ends import Ends
 from edgeserve.stage.retry import GaveUp, try_again
-from edgeserve.stage.settle import MOST_PENDING, Pending
+from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, Pending, settle_at_last
 from edgeserve.stage.sources import SourceClock
 from edgeserve.transport import Delivery, Frame, Transport
 
@@ -101,10 +101,11 @@ class Direct(Stage):
     def run(self, until: str | None) -> None:
         token = CURRENT.set(self.current)
         self._until_end = until == "end"
+        self._pending.owner_runs(True)
         try:
             while not self._control.stop:
                 if not self._ready:
-                    self._pending.settle_patiently()
+                    self._pending.settle()
                     if self._ends.held:
                         self._write_ends()
                     if (self._until_end and self._finished()) or not self._await(None):
@@ -113,14 +114,15 @@ class Direct(Stage):
         finally:
             CURRENT.reset(token)
             self._until_end = False
-            self._pending.settle_patiently()
+            self._pending.settle()
             if self._ends.held:
                 self._write_ends()
+            self._pending.owner_runs(False)
 
     def _run_batch(self) -> None:
         """Steps through what is ready. This loop is where the throughput is made or lost."""
         ready, pending, step, control = self._ready, self._pending, self._step, self._control
-        pop, positions, settle = ready.pop, pending.positions, pending.settle_patiently
+        pop, positions, settle = ready.pop, pending.positions, pending.settle
         if pending.linger.asleep:
             pending.linger.nudge()
         pending.since_ns = since = monotonic_ns()
@@ -131,7 +133,7 @@ class Direct(Stage):
             except BaseException:
                 ready.append(delivery)
                 raise
-            if len(positions) >= MOST_PENDING or monotonic_ns() - since > LINGER_NS or pending.urgent:
+            if len(positions) >= MOST_PENDING or monotonic_ns() - since > OLDEST_PENDING_NS or pending.urgent:
                 settle()
                 pending.since_ns = since = monotonic_ns()
             if type(result) is Raised:
@@ -146,14 +148,7 @@ class Direct(Stage):
     def close(self) -> None:
         self._pending.close()
         try:
-            for _ in range(3):
-                try:
-                    self._pending.settle()
-                    break
-                except NO_ROOM:
-                    time.sleep(0.1)
-            else:
-                self._pending.settle()
+            settle_at_last(self._pending)
         finally:
             self._subscription.close()
 
@@ -250,8 +245,7 @@ class Direct(Stage):
             self._keep(delivery, None)
             return
         self._counts.count(error.reason, edge=topic if header is None else header.source_id)
-        ids, sources = ([b""], [""]) if header is None else ([header.id], [header.source_id])
-        self._pending.aside(topic, position, *self._dead_letter(topic, [frame], ids, sources, error, error.reason, 0))
+        self._pending.aside(topic, position, *self._aside.record(topic, [frame], [header], error))
         self._keep(delivery, id_)
 
     def _retry(
@@ -263,13 +257,13 @@ class Direct(Stage):
             raise error
         try:
             return *try_again(error, attempt, retries=o.retries, backoff_s=o.retry_backoff_ms / 1000, closing=self._control.closing), None
-        except GaveUp as gave_up:
-            last, reason, attempts = self._given_up(gave_up)
-        self._counts.count(reason, edge=header.source_id)
+        except GaveUp as exc:
+            gave_up = exc
+        self._counts.count(gave_up.reason, edge=header.source_id)
         frame, position, _, _, topic = delivery
-        self._pending.aside(topic, position, *self._dead_letter(topic, [frame], [header.id], [header.source_id], last, reason, attempts))
+        self._pending.aside(topic, position, *self._aside.record(topic, [frame], [header], gave_up))
         self._failed(header)
-        return None, None, Raised(last) if o.on_error == "raise" else None
+        return None, None, Raised(gave_up.error) if o.on_error == "raise" else None
 
     # --- ends ---------------------------------------------------------------------------------------------------
 

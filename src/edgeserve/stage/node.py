@@ -116,7 +116,7 @@ class Node(ABC):
     def _check(self) -> None:
         if self._forks != _forks:
             raise UsedAfterFork(
-                f"{self._what} {self._name!r} was made by process {self._pid} and used by {os.getpid()}: make it in the process that uses it"
+                f"{self._what} {self._name!r} was made by process {self._pid} and used by {os.getpid()}: make it where it is used"
             )
         if self._closed:
             raise ClosedError(f"{self._what} {self._name!r} was used after it was closed: make a new one")
@@ -219,6 +219,7 @@ class Node(ABC):
     @abstractmethod
     def _totals(self) -> dict[str, int]: ...
 
+    @abstractmethod
     def _wake(self) -> None:
         """Makes a step that waits in another thread look whether it was told to stop."""
 

@@ -19,6 +19,8 @@ from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.task import DEFERRED, Task
 from edgeserve.transport import Buffer, Frame
 
+_new = tuple.__new__  # a NamedTuple's own constructor costs twice as much, and this is once per set
+
 
 class Input:
     """A message that the join has taken, until it is acknowledged.
@@ -44,11 +46,12 @@ class Outcome(NamedTuple):
 
     result: Any
     set_id: bytes
+    ids: list[bytes]
     frames: Frame | Frames | None
     aside: tuple[str, Frame] | None
 
 
-GiveUp: TypeAlias = Callable[[Sequence[Input], Exception], tuple[tuple[str, Frame], Raised | None]]
+GiveUp: TypeAlias = Callable[[Sequence[Input], GaveUp], tuple[tuple[str, Frame], Raised | None]]
 
 
 class RunSet:
@@ -99,14 +102,26 @@ class RunSet:
     def __call__(self, joined: JoinSet, promise_ns: int | None, give_up: GiveUp) -> Outcome:
         """Runs one set, again if need be; what cannot be run is put aside."""
         members = joined[0]
-        inputs: list[Input | None] = [None if (m := members.get(name)) is None else m[1] for name in self.parameters]
-        there = [item for item in inputs if item is not None]
-        headers = [item.header for item in there]
-        of = set_id([h.id for h in headers])
+        inputs: list[Input | None] = []
+        headers: list[Header] = []
+        ids: list[bytes] = []
+        redelivered = 0
+        for name in self.parameters:
+            member = members.get(name)
+            if member is None:
+                inputs.append(None)
+                continue
+            item = member[1]
+            header = item.header
+            inputs.append(item)
+            headers.append(header)
+            ids.append(header.id)
+            redelivered += item.deliveries
+        of = set_id(ids)
         current = self.current
-        current.headers, current.join_id = headers, of
-        current.redelivered = any([item.deliveries for item in there])
-        current.missing = () if len(there) == len(inputs) else tuple(n for n in self.parameters if members.get(n) is None)
+        current.headers, current.join_id, current.redelivered = headers, of, redelivered > 0
+        complete = len(headers) == len(inputs)
+        current.missing = () if complete else tuple(n for n in self.parameters if members.get(n) is None)
         try:
             result, frames = self._attempt(inputs, headers, of, promise_ns)
         except Exception as error:
@@ -122,20 +137,17 @@ class RunSet:
                     closing=self._closing,
                 )
             except GaveUp as gave_up:
-                aside, raised = give_up(there, gave_up)
-                return Outcome(raised, of, None, aside)
-        return Outcome(result, of, frames, None)
+                aside, raised = give_up([item for item in inputs if item is not None], gave_up)
+                return _new(Outcome, (raised, of, ids, None, aside))
+        return _new(Outcome, (result, of, ids, frames, None))
 
     def _attempt(
         self, inputs: Sequence[Input | None], headers: Sequence[Header], of: bytes, promise_ns: int | None
     ) -> tuple[Any, Frame | Frames | None]:
-        if self.gated:
-            values = [None if item is None else item.value for item in inputs]
-        else:
-            values = [
-                None if item is None else decode(item.header.schema, item.payload)
-                for decode, item in zip(self._decoders, inputs, strict=True)
-            ]
+        values = [
+            None if item is None else decode(item.header.schema, item.payload) if item.value is None else item.value
+            for decode, item in zip(self._decoders, inputs, strict=True)
+        ]
         start_ns = time.time_ns() if self._logs[0] is not None else 0
         result = self._task.call(*values)
         if type(result) in DEFERRED:
@@ -144,9 +156,10 @@ class RunSet:
             self._logs[0].write(**_line(of, headers), start_ns=start_ns, end_ns=time.time_ns())
         if result is None:
             return None, None
-        event_ns = oldest_ns = headers[0].event_ns
-        key = headers[0].key
-        for h in headers:
+        first = headers[0]
+        event_ns, key = first.event_ns, first.key
+        oldest_ns = event_ns if first.oldest_ns is None else first.oldest_ns
+        for h in headers[1:]:
             if h.event_ns > event_ns:
                 event_ns = h.event_ns
             older_ns = h.event_ns if h.oldest_ns is None else h.oldest_ns

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import monotonic_ns
+from typing import cast
 
 from edgeserve.core.errors import Fenced, SendError, TransportError
 from edgeserve.core.metrics import Counters, Reason
@@ -15,6 +17,10 @@ from edgeserve.stage.linger import LINGER_NS, NO_ROOM, Linger, Patience
 from edgeserve.transport import ClaimLost, Fence, Frame, Subscription
 
 MOST_PENDING = 256
+OLDEST_PENDING_NS = 3_000_000
+"""`run()` settles when the oldest unsettled input began this long ago, though more are ready."""
+
+_STUCK_NS = 10_000_000
 
 
 class Settlement(ABC):
@@ -43,6 +49,8 @@ class Settlement(ABC):
         self._patience = Patience(name)
         self._error: Exception | None = None
         self._retry_ns = 0
+        self._linger_ns = LINGER_NS
+        self._patient = False
         self.linger = Linger(f"edgeserve-settle-{name}", self._write_tail)
 
     @abstractmethod
@@ -58,12 +66,39 @@ class Settlement(ABC):
         raise lost
 
     def settle(self) -> None:
-        """Writes all that is pending, or raises with all of it kept."""
+        """Writes all that is pending, or raises with all of it kept. In `run()` a store without room is waited for."""
         if self._error is not None:
             error, self._error = self._error, None
             if isinstance(error, (ClaimLost, Fenced)):
                 raise error
             raise SendError(f"settling earlier results failed, they are kept and tried again: {error}") from error
+        self._patiently(self._settle)
+
+    def write_control(self, acks: Mapping[str, list[int]], outputs: Mapping[str, list[Frame]], attributes: Mapping[str, bytes]) -> None:
+        """Settles control messages, which have no ids and no results."""
+
+        def write() -> None:
+            with self.lock:
+                self._subscription.settle(acks, outputs, attributes=attributes, fence=self.fence)
+
+        self._patiently(write)
+
+    def owner_runs(self, runs: bool) -> None:
+        """In `run()` the owner settles in time itself, unless the task is stuck: the thread would only be in its way."""
+        self._linger_ns = _STUCK_NS if runs else LINGER_NS
+        self._patient = runs
+
+    def _patiently(self, write: Callable[[], None]) -> None:
+        while True:
+            try:
+                write()
+                self._patience.over()
+                return
+            except NO_ROOM as exc:
+                if not self._patient or self._closing.wait(self._patience.met(exc)):
+                    raise
+
+    def _settle(self) -> None:
         with self.lock:
             while n := len(self):
                 try:
@@ -72,22 +107,6 @@ class Settlement(ABC):
                     return
                 except ClaimLost as lost:
                     self._lost(lost, n)
-
-    def settle_patiently(self) -> None:
-        """`settle`, but a store without room is waited for, until the node is closed."""
-        while True:
-            try:
-                self.settle()
-                self._patience.over()
-                return
-            except NO_ROOM as exc:
-                if self._closing.wait(self._patience.met(exc)):
-                    raise
-
-    def write_control(self, acks: Mapping[str, list[int]], outputs: Mapping[str, list[Frame]], attributes: Mapping[str, bytes]) -> None:
-        """Settles control messages, which have no ids and no results."""
-        with self.lock:
-            self._subscription.settle(acks, outputs, attributes=attributes, fence=self.fence)
 
     def close(self) -> None:
         """Ends the thread that settles tails. What is pending stays."""
@@ -98,9 +117,9 @@ class Settlement(ABC):
         if not len(self) or self._error is not None:
             return False
         now = monotonic_ns()
-        if now - self.since_ns >= LINGER_NS and now >= self._retry_ns:
+        if now - self.since_ns >= self._linger_ns and now >= self._retry_ns:
             try:
-                self.settle()
+                self._settle()
             except NO_ROOM as exc:
                 self._retry_ns = now + int(self._patience.met(exc) * 1e9)
             except Exception as exc:
@@ -180,11 +199,22 @@ class Pending(Settlement):
         self.positions[:n] = [u[3] for u in kept]
 
 
+def settle_at_last(settlement: Settlement) -> None:
+    """Settles when a node closes: a store without room gets a moment, then what is pending goes back and comes again."""
+    for _ in range(3):
+        try:
+            settlement.settle()
+            return
+        except NO_ROOM:
+            time.sleep(0.1)
+    settlement.settle()
+
+
 def flattened(produced: list[Frame | Frames]) -> list[Frame]:
     """Each result's frames in one list."""
     if any(type(f) is Frames for f in produced):
         return [g for f in produced for g in (f if isinstance(f, Frames) else [f])]
-    return list(produced)
+    return cast(list[Frame], produced)
 
 
 def owned(frame: Frame | Frames | None) -> Frame | Frames | None:
@@ -196,4 +226,4 @@ def owned(frame: Frame | Frames | None) -> Frame | Frames | None:
     return b"".join(frame)  # type: ignore[arg-type]  # a list of buffers: `Frames` is told apart above
 
 
-__all__ = ("MOST_PENDING", "Pending", "Settlement", "flattened", "owned")
+__all__ = ("MOST_PENDING", "OLDEST_PENDING_NS", "Pending", "Settlement", "flattened", "owned", "settle_at_last")

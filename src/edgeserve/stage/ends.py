@@ -1,0 +1,64 @@
+"""The ends of sources: which this member has read, which the group has recorded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+_GRACE_S = 5.0
+"""How long a member that finds all sources ended when it starts waits for one to begin again."""
+
+
+class Ends:
+    """The sources' end headers that this member holds, and what the group has recorded of others.
+
+    An end is acknowledged only when everything before it is settled by the whole group, and then recorded where all members see it.
+    """
+
+    PREFIX = "end:"
+
+    def __init__(self, attributes: dict[str, bytes]) -> None:
+        self.held: list[tuple[str, int, str]] = []
+        self.ended: dict[str, tuple[str, int]] = {}
+        self.learn(attributes)
+        self.at_start = bool(self.ended)
+        self.opened = time.monotonic()
+
+    def learn(self, attributes: dict[str, bytes]) -> None:
+        """Takes over what other members have recorded."""
+        for name, raw in attributes.items():
+            if name.startswith(self.PREFIX):
+                source = name.removeprefix(self.PREFIX)
+                if raw:
+                    topic, position = msgspec.msgpack.decode(raw, type=tuple[str, int])
+                    self.ended[source] = (topic, position)
+                else:
+                    self.ended.pop(source, None)
+
+    def record(self, source: str, topic: str, position: int) -> dict[str, bytes]:
+        """The attribute that says that a source has ended."""
+        self.ended[source] = (topic, position)
+        self.at_start = False
+        return {self.PREFIX + source: msgspec.msgpack.encode((topic, position))}
+
+    def reopen(self, source: str, topic: str, position: int) -> dict[str, bytes]:
+        """The attribute that takes an end back, because the source has sent again; empty when it has not."""
+        self.at_start = False
+        ended = self.ended.get(source)
+        if ended is None or ended[0] != topic or position < ended[1]:
+            return {}
+        del self.ended[source]
+        return {self.PREFIX + source: b""}
+
+    def all_ended(self, sources: Iterable[str]) -> bool:
+        """Whether all of `sources` have ended."""
+        if self.held:
+            return False
+        if self.at_start and time.monotonic() - self.opened < _GRACE_S:
+            return False
+        return bool(self.ended) and all(source in self.ended for source in sources)
+
+
+__all__ = ("Ends",)

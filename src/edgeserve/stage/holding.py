@@ -1,0 +1,356 @@
+"""A join in the hands of one member: what it has taken, what is due, what became of every input.
+
+An input stays unacknowledged until the policy has released it and every set with it is settled.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from edgeserve.align import Exact, JoinSet, Policy, Released
+from edgeserve.core.codec import decode_frame
+from edgeserve.core.errors import JoinOverflow, MessageError, UnknownSource
+from edgeserve.core.message import WATERMARK_END, Header, Kind
+from edgeserve.core.metrics import Counters, Reason
+from edgeserve.stage.base import CONTROL, Options, Raised
+from edgeserve.stage.deadletter import Asides
+from edgeserve.stage.decisions import Decisions, unit
+from edgeserve.stage.duplicates import RecentIds
+from edgeserve.stage.ends import Ends
+from edgeserve.stage.retry import GaveUp
+from edgeserve.stage.runset import Input, Outcome, RunSet
+from edgeserve.stage.skew import SkewWatch
+from edgeserve.stage.sources import SourceClock
+from edgeserve.transport import Delivery, Frame, Subscription
+
+_NO_PROMISE = -(2**63)
+
+
+class Holding:
+    """Takes messages into the policy, runs the sets that it makes due, and decides inputs.
+
+    Args:
+        options: the stage's.
+        counts: the node's.
+        policy: made anew for this holding.
+        run_set: runs the task.
+        subscription: active.
+        pending: writes what is decided.
+        known: ids that the group has decided.
+        restorable: position to id of the inputs that were held after their turn; None when the log says nothing.
+
+    Attributes:
+        due: sets that wait to be run.
+        ends: the sources' ends.
+        untold: messages since the policy was last told the watermarks.
+        push: takes one delivered message.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        counts: Counters,
+        make_policy: Callable[[], Policy],
+        run_set: RunSet,
+        subscription: Subscription,
+        pending: Decisions,
+        known: RecentIds,
+        restorable: dict[int, bytes] | None,
+    ) -> None:
+        self._options, self._counts, self._run_set, self._subscription = options, counts, run_set, subscription
+        self._topic = options.topics[0]
+        self._parameters = run_set.parameters
+        self._aside = Asides(options.what, options.name, options.group)
+        self._make_policy = make_policy
+        self.pending, self.known = pending, known
+        self._restorable = restorable
+        self._held: dict[int, Input] = {}
+        self.due: deque[JoinSet] = deque()
+        self._clocks = {name: SourceClock() for name in self._parameters}
+        self._marks: dict[str, int] = {}
+        self._told: dict[str, int] = {}
+        self.untold = 0
+        self.ends = Ends(subscription.attributes())
+        self._begin()
+        for source in self.ends.ended:
+            if source in self._clocks:
+                self._clocks[source].ended = True
+                self._mark(source, WATERMARK_END)
+
+    def _begin(self) -> None:
+        self.policy = self._make_policy()
+        self._skew = SkewWatch(self.policy, self._options.name)
+        self.push = self._make_push()
+
+    @property
+    def held(self) -> int:
+        """How many inputs are not acknowledged yet."""
+        return len(self._held)
+
+    # --- admit, align -------------------------------------------------------------------------------------------
+
+    def _make_push(self) -> Callable[[Delivery], Any]:
+        """The function that takes one delivered message into the policy. A closure: its names cost least there."""
+        known, held, clocks, marks, policy, told = self.known, self._held, self._clocks, self._marks, self.policy, self._told
+        push_item, drain, enqueue, release, refused = policy.push, policy.drain, self._enqueue, self._release, self._skew.look
+        max_age_ms, now_ns, data, gated = self._options.drop_if_older_than_ms, time.time_ns, int(Kind.DATA), self._run_set.gated
+        max_age_ns = None if max_age_ms is None else int(max_age_ms * 1e6)
+        drops_late = isinstance(policy, Exact)
+
+        def push(delivery: Delivery) -> Any:
+            frame, position, published_ns, deliveries, _ = delivery
+            try:
+                header, payload = decode_frame(frame)
+            except MessageError as exc:
+                return self._refuse(delivery, None, exc)
+            if header.kind != data:
+                return self._control_message(delivery, header)
+            source, id_, stamp_ns = header.source_id, header.id, header.event_ns
+            clock = clocks.get(source)
+            if clock is None:
+                return self._refuse(delivery, header, self._unknown(source))
+            if deliveries and position in held:
+                return None  # it came back to the member that has it
+            watermark_ns = clock.observe(header, position, published_ns)
+            if watermark_ns is not None:
+                marks[source] = watermark_ns
+            if told.get(source) == WATERMARK_END and not clock.ended:
+                self._reopen(source, position)
+            if id_ in known.new or id_ in known.old:
+                return self._known_id(delivery, header, payload)
+            if max_age_ns is not None and now_ns() - published_ns > max_age_ns:
+                return self._drop(position, header, Reason.LATE)
+            # The sender's own promise decides, and not what has been read of others: the same after every restart.
+            if drops_late and header.watermark_ns is not None and stamp_ns < header.watermark_ns:
+                return self._drop(position, header, Reason.LATE)
+            item = Input(header, payload, position, frame, deliveries)
+            if gated and not self._gate(item):
+                return None
+            known.new.add(id_)
+            held[position] = item
+            try:
+                sets = push_item(source, stamp_ns, item, header.key)
+            except JoinOverflow:
+                del held[position]
+                known.discard((id_,))
+                raise
+            if sets:
+                enqueue(sets)
+            elif refused is not None:
+                refused()
+            released = drain()
+            if released:
+                release(released)
+            return None
+
+        return push
+
+    def advance(self, now_ns: int) -> None:
+        """Tells the policy the time."""
+        self._enqueue(self.policy.advance(now_ns))
+        self._release(self.policy.drain())
+
+    def _unknown(self, source: str) -> UnknownSource:
+        takes = ", ".join(self._parameters)
+        return UnknownSource(f"source {source!r} is not a parameter of {self._options.name!r}, which takes {takes}")
+
+    def _enqueue(self, sets: Sequence[JoinSet]) -> None:
+        for joined in sets:
+            for member in joined[0].values():
+                if member is not None:
+                    member[1].uses += 1
+            self.due.append(joined)
+
+    def _release(self, released: Sequence[Released]) -> None:
+        """Settles what the policy lets go of and no set needs any more."""
+        acks: list[int] = []
+        ids: list[bytes] = []
+        drops: list[tuple[bytes, str]] = []
+        for source, _, item, reason in released:
+            item.released = True
+            if reason:
+                self._counts.count(reason, edge=source)
+                drops.append((item.header.id, reason))
+            if not item.uses:
+                acks.append(item.position)
+                del self._held[item.position]
+                if not item.decided:
+                    item.decided = True
+                    ids.append(item.header.id)
+        if acks or drops:
+            self.pending.units.append(unit(acks, ids, drops=drops))
+
+    def _gate(self, item: Input) -> bool:
+        """Runs `gate_in`; False when the input ends here."""
+        self._run_set.current.headers = item.header
+        try:
+            passed = self._run_set.gate(item)
+        except Exception as exc:
+            reason = str(getattr(exc, "reason", Reason.DEAD_LETTER))
+            self._counts.count(reason, edge=item.header.source_id)
+            aside = self._aside.record(self._topic, [item.frame], [item.header], exc, reason=reason, attempts=1)
+            self._ack(item.position, item.header.id, reason, aside)
+            return False
+        if not passed:
+            self._drop(item.position, item.header, Reason.GATE)
+        return passed
+
+    def _known_id(self, delivery: Delivery, header: Header, payload: memoryview) -> None:
+        """An id that was decided before: an input that is still held comes back as state, all else is a duplicate."""
+        frame, position, _, deliveries, _ = delivery
+        restorable = self._restorable
+        if position not in self._held and (deliveries > 0 if restorable is None else restorable.get(position) == header.id):
+            item = Input(header, payload, position, frame, deliveries)
+            item.decided = True
+            if self._run_set.gated and not self._gate(item):
+                return
+            self._held[position] = item
+            self.policy.restore(header.source_id, header.event_ns, item, header.key)
+            self._release(self.policy.drain())
+            return
+        self._counts.count(Reason.DUPLICATE, edge=header.source_id)
+        self._ack(position)
+
+    def _ack(self, position: int, id_: bytes | None = None, reason: str = "", aside: tuple[str, Frame] | None = None) -> None:
+        """Decides an input that never gets to the policy."""
+        if id_ is None:
+            self.pending.units.append(unit([position], [], aside=aside))
+        else:
+            self.known.new.add(id_)
+            self.pending.units.append(unit([position], [id_], drops=[(id_, reason)], aside=aside))
+
+    def _drop(self, position: int, header: Header, reason: str) -> None:
+        self._counts.count(reason, edge=header.source_id)
+        self._ack(position, header.id, reason)
+
+    def _refuse(self, delivery: Delivery, header: Header | None, error: MessageError) -> None:
+        """Puts aside what cannot be taken as a message for this join."""
+        frame, position, _, _, topic = delivery
+        if header is not None and header.id in self.known:
+            self._counts.count(Reason.DUPLICATE, edge=header.source_id)
+            self._ack(position)
+            return
+        self._counts.count(error.reason, edge=topic if header is None else header.source_id)
+        aside = self._aside.record(topic, [frame], [header], error)
+        self._ack(position, None if header is None else header.id, error.reason, aside)
+
+    # --- run ----------------------------------------------------------------------------------------------------
+
+    def run_due(self) -> Any:
+        """Runs the first set that is due; returns its result, or `Raised`."""
+        due = self.due
+        joined = due[0]
+        # Sets that are due already, or wait for a timer, may lie behind the watermark: no promise while there are any.
+        promise = None
+        if len(due) == 1 and len(self._marks) == len(self._parameters) and self.policy.next_due_ns() is None:
+            promise = min(self._marks.values())
+        outcome = self._run_set(joined, promise, self._give_up)
+        due.popleft()
+        self._decide(joined, outcome)
+        frames = outcome[3]
+        if frames is not None and type(frames) is not bytes:
+            self.pending.urgent = True
+        return outcome[0]
+
+    def _decide(self, joined: JoinSet, outcome: Outcome) -> None:
+        """Notes that a set has run."""
+        acks: list[int] = []
+        ids: list[bytes] = []
+        kept: list[tuple[int, bytes]] = []
+        for member in joined[0].values():
+            if member is None:
+                continue
+            item = member[1]
+            item.uses -= 1
+            gone = item.released and not item.uses
+            if gone:
+                acks.append(item.position)
+                del self._held[item.position]
+            if not item.decided:
+                item.decided = True
+                ids.append(item.header.id)
+                if not gone:
+                    kept.append((item.position, item.header.id))
+        _, set_id, members, frames, aside = outcome
+        self.pending.units.append(unit(acks, ids, kept, frames, (set_id, members), None, aside))
+
+    def _give_up(self, inputs: Sequence[Input], error: GaveUp) -> tuple[tuple[str, Frame], Raised | None]:
+        """The record of a set that cannot be run, and what `next` makes of it."""
+        for item in inputs:
+            self._counts.count(error.reason, edge=item.header.source_id)
+        aside = self._aside.record(self._topic, [item.frame for item in inputs], [item.header for item in inputs], error)
+        return aside, Raised(error.error) if self._options.on_error == "raise" else None
+
+    # --- watermarks and ends ------------------------------------------------------------------------------------
+
+    def _mark(self, source: str, watermark_ns: int) -> None:
+        self._marks[source] = self._told[source] = watermark_ns
+        self._enqueue(self.policy.watermark(source, watermark_ns))
+        self._release(self.policy.drain())
+
+    def tell(self) -> None:
+        """Tells the policy the watermarks. Not with each message: they only free what waits in vain, and cost as much as a push."""
+        self.untold = 0
+        for source, watermark_ns in self._marks.items():
+            if self._told.get(source) != watermark_ns:
+                self._mark(source, watermark_ns)
+
+    def _control_message(self, delivery: Delivery, header: Header) -> Any:
+        _, position, _, _, topic = delivery
+        clock = self._clocks.get(header.source_id)
+        if header.kind != Kind.END or clock is None:
+            self._ack(position)
+        elif (topic, position, header.source_id) not in self.ends.held:
+            self.ends.held.append((topic, position, header.source_id))
+            if clock.end(header, position):
+                self._mark(header.source_id, WATERMARK_END)
+        return CONTROL
+
+    def _reopen(self, source: str, position: int) -> None:
+        """A new incarnation of a source that had ended."""
+        self._mark(source, _NO_PROMISE)
+        del self._marks[source]
+        attributes = self.ends.reopen(source, self._topic, position)
+        if attributes:
+            self.pending.write_control({}, {}, attributes)
+
+    def write_ends(self, *, idle: bool) -> None:
+        """Acknowledges ends that all before is settled of. When all sources have ended, nothing will use what is held any more.
+
+        `idle`: no message is ready.
+        """
+        ends, pending = self.ends, self.pending
+        if not ends.held or self.due or not idle:
+            return
+        last = all(clock.ended for clock in self._clocks.values()) and self.policy.next_due_ns() is None
+        if last:
+            self._let_go()
+        pending.settle()
+        while ends.held:
+            topic, position, source = ends.held[0]
+            if self._subscription.floor(topic) < position:
+                return
+            ends.held.pop(0)
+            attributes = ends.record(source, topic, position) if self._clocks[source].ended else {}
+            outputs = {pending.topic_out: [self._run_set.end_frame()]} if last and not ends.held else {}
+            pending.write_control({topic: [position]}, outputs, attributes)
+
+    def _let_go(self) -> None:
+        """Decides what the policy still holds: its sources have ended."""
+        self._release(self.policy.drain())
+        for item in list(self._held.values()):
+            del self._held[item.position]
+            if item.decided:
+                self._ack(item.position)
+            else:
+                self._drop(item.position, item.header, Reason.UNMATCHED)
+        self._told.clear()
+        self._begin()
+        for source in self._parameters:
+            self._mark(source, WATERMARK_END)
+
+
+__all__ = ("Holding",)
