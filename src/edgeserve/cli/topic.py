@@ -212,12 +212,15 @@ def dead_letters(out: Output, topic: str, count: int | None, node: str) -> None:
     if out.as_json:
         out.document(shown)
         return
-    out.line(f"{len(found)} dead letters of {topic}" + (f", the newest {len(shown)}:" if len(shown) < len(found) else ""))
+    out.line(
+        f"{len(found)} dead letter{'' if len(found) == 1 else 's'} of {topic}"
+        + (f", the newest {len(shown)}:" if len(shown) < len(found) else "")
+    )
     for letter in shown:
         moment = datetime.fromtimestamp(letter["time_ns"] / 1e9, UTC)
         out.line("")
         out.line(f"{moment:%Y-%m-%d %H:%M:%S}  {plain(letter['reason'] + ': ' + letter['error'])}", "bold")
-        out.line(f"  topic     {letter['topic']} position {letter['position']}")
+        out.line(f"  stored    {letter['dead_letter_topic']} position {letter['position']}")
         out.line(f"  attempts  {letter['attempts']}")
         out.line(f"  inputs    {' '.join(letter['input_ids']) or 'none that could be read'}")
         for line in plain(letter["traceback"]).splitlines():
