@@ -13,6 +13,7 @@ import contextlib
 import doctest
 import inspect
 import io
+import json
 import os
 import re
 import shlex
@@ -135,6 +136,15 @@ def resolve(command: click.Command, words: list[str], place: str) -> None:
         name, found, rest = command.resolve_command(context, [*context._protected_args, *context.args])
         assert name is not None and found is not None, place
         resolve(found, rest, place)
+
+
+def test_the_readme_states_what_the_demo_finds() -> None:
+    command = [str(BIN / "edgeserve"), "demo", "--json", "--", "--speed", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=True)
+    text = (ROOT / "README.md").read_text()
+    for view, score in json.loads(done.stdout)["scores"].items():
+        row = f"| {view} | {score['precision']:.2f} | {score['recall']:.2f} | {score['f1']:.2f} |"
+        assert row in text, f"the README lacks this row: {row}"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

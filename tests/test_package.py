@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
 import pkgutil
@@ -38,6 +39,12 @@ def test_what_is_exported_is_documented(name: str) -> None:
         exported = getattr(module, entry)
         if inspect.isclass(exported) or inspect.isfunction(exported):
             assert inspect.getdoc(exported), f"{name}.{entry} has no docstring"
+
+
+@pytest.mark.parametrize("name", ["edgeserve", *PACKAGES, *MODULES])
+def test_examples_in_docstrings_run(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.failed == 0
 
 
 def test_types_are_shipped() -> None:
