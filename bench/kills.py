@@ -1,0 +1,281 @@
+"""Kill -9 at random moments, judged from files that plain functions wrote: nothing lost, nothing mixed, nothing doubled.
+
+    python bench/kills.py                                  every scenario, 5 kills each; exit 1 when one fails
+    python bench/kills.py --only exact --kills 20 --seed 7
+
+A kill counts only if the victim held unsettled work: it is stopped first, what it had begun is compared with what is durable, and only if
+something is missing there it is killed; else it goes on and is met again later. The sink's file has a line for each call of the user's
+function. `latest` is compared with an oracle that reads the input topic in stored order and knows nothing of the stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing as mp
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeserve import context
+from edgeserve.compute import Compute
+from edgeserve.core.codec import decode_frame
+from edgeserve.core.payload import decoder_for
+from edgeserve.data_source import DataSource
+from edgeserve.materialize import Materialize
+from edgeserve.transport import connect, disconnect
+
+SCENARIOS = [(kind, victim) for kind in ("single", "exact") for victim in ("task", "source", "sink", "all")] + [("latest", "task"), ("latest", "all")]
+SPREAD = 40  # latest: a partner may be this many numbers away
+
+
+def note(path: Path, value: object) -> None:
+    """Appends a line; a line is whole or not there."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(fd, (json.dumps(value) + "\n").encode())
+    finally:
+        os.close(fd)
+
+
+def lines(path: Path) -> list[Any]:
+    """What was noted."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def stream(name: str, messages: int, rate: float, seed: int) -> Iterator[dict[str, Any]]:
+    """Numbered items, at about `rate`; the same after each restart."""
+    pace = random.Random(f"{name}{seed}")
+    for number in range(messages):
+        time.sleep(pace.expovariate(rate))
+        yield {"source": name, "n": number}
+
+
+def source(node: str, root: Path, name: str, messages: int, rate: float, seed: int) -> None:
+    """A source that starts over from the beginning whenever it is started."""
+
+    def stamp(item: dict[str, Any]) -> int:
+        return int(item["n"])
+
+    with DataSource(stream(name, messages, rate, seed), node, source_id=name, topic="in", event_time=stamp, message_id=stamp) as ds:
+        for item in ds:
+            note(root / f"begun-{name}", item["n"])
+
+
+def task(node: str, root: Path, kind: str) -> None:
+    """The task: notes what it begins."""
+
+    def single(a: dict[str, Any]) -> list[int]:
+        note(root / "begun-task", a["n"])
+        time.sleep(0.0005)
+        return [a["n"], a["n"]]
+
+    def both(a: dict[str, Any], b: dict[str, Any]) -> list[int]:
+        note(root / "begun-task", [a["n"], b["n"]])
+        time.sleep(0.0005)
+        return [a["n"], b["n"]]
+
+    options: dict[str, Any] = {"exact": {"join": "exact"}, "latest": {"join": "latest", "max_time_diff_ms": SPREAD / 1e6}}.get(kind, {})
+    with Compute(single if kind == "single" else both, node, topic_in="in", topic_out="out", **options) as compute:
+        compute.run(until="end")
+
+
+def sink(node: str, root: Path, kind: str) -> None:
+    """The sink: notes every call, and whether it was told that this may be a repeat."""
+
+    def final(pair: list[int]) -> None:
+        note(root / "sink", [*pair, bool(context().redelivered)])
+        time.sleep(0.0005)
+        note(root / "sink-done", pair)
+
+    with Materialize(final, node, topic="out") as materialize:
+        materialize.run(until="end")
+
+
+def durable_outputs(node: str) -> list[list[int]]:
+    """The results in the output topic, in stored order."""
+    transport, decode = connect(node), decoder_for()
+    try:
+        found = []
+        for frame, _, _ in transport.read("out"):
+            header, payload = decode_frame(frame)
+            if header.kind == 0:
+                found.append(list(decode(header.schema, payload)))
+        return found
+    finally:
+        disconnect(transport)
+
+
+def holds_work(victim: str, node: str, root: Path) -> bool:
+    """Whether the stopped victim began something whose outcome is not durable, told from files and the topic alone."""
+    if victim == "sink":
+        return len(lines(root / "sink")) > len(lines(root / "sink-done"))
+    if victim.startswith("source"):
+        return True  # it is in the middle of its stream, which it will send again from the beginning
+    begun = {tuple(v) if isinstance(v, list) else (v, v) for v in lines(root / "begun-task")}
+    return bool(begun - {tuple(v) for v in durable_outputs(node)})
+
+
+def in_time(seconds: float, victims: list[str], node: str, root: Path) -> bool:
+    """Asks `holds_work` in a process of its own: a stopped victim may hold a lock that the answer needs; then it is "not proven"."""
+    cx = mp.get_context("fork")
+    asker = cx.Process(target=lambda: os._exit(0 if any(holds_work(v, node, root) for v in victims) else 1))
+    asker.start()
+    asker.join(seconds)
+    asker.kill()
+    asker.join()
+    return asker.exitcode == 0
+
+
+class Run:
+    """One scenario on a fresh store."""
+
+    def __init__(self, kind: str, victim: str, messages: int, kills: int, seed: int) -> None:
+        self.kind, self.victim, self.messages, self.kills, self.seed = kind, victim, messages, kills, seed
+        self.root = Path(tempfile.mkdtemp(prefix="edgeserve-kills-"))
+        os.environ["EDGESERVE_STATE_DIR"] = str(self.root / "state")
+        self.node = f"local://{self.root}/store"
+        self.random = random.Random(seed)
+        cx = mp.get_context("spawn")
+        names = ["a"] if kind == "single" else ["a", "b"]
+        rate = messages / 4.0
+        self.make: dict[str, Callable[[], Any]] = {
+            "sink": lambda: cx.Process(target=sink, args=(self.node, self.root, kind)),
+            "task": lambda: cx.Process(target=task, args=(self.node, self.root, kind)),
+        }
+        for name in names:
+            self.make[f"source-{name}"] = lambda name=name: cx.Process(target=source, args=(self.node, self.root, name, messages, rate, seed))
+        self.roles = {name: make() for name, make in self.make.items()}
+
+    def start_again(self, names: list[str]) -> bool:
+        """Stops, looks, kills and restarts; False when there was nothing in hand."""
+        alive = [n for n in names if self.roles[n].is_alive()]
+        for name in alive:
+            os.kill(self.roles[name].pid, signal.SIGSTOP)
+        asked = [n for n in alive if n == self.victim or (self.victim == "source" and n.startswith("source")) or (self.victim == "all" and n == "task")]
+        proven = in_time(2.0, asked, self.node, self.root)
+        for name in alive:
+            os.kill(self.roles[name].pid, signal.SIGKILL if proven else signal.SIGCONT)
+        if proven:
+            for name in alive:
+                self.roles[name].join()
+                self.roles[name] = self.make[name]()
+                self.roles[name].start()
+        return proven
+
+    def victims(self) -> list[str]:
+        """Which processes the next kill is meant for."""
+        if self.victim == "all":
+            return list(self.roles)
+        if self.victim == "source":
+            return [self.random.choice([n for n in self.roles if n.startswith("source")])]
+        return [self.victim]
+
+    def execute(self) -> list[str]:
+        """Runs to the end; returns what is wrong."""
+        for role in self.roles.values():
+            role.start()
+        done, give_up = 0, time.monotonic() + 120
+        pause = 0.4 + self.random.random() * 0.5
+        while time.monotonic() < give_up and any(r.is_alive() for r in self.roles.values()):
+            for role in self.roles.values():
+                role.join(pause / len(self.roles))
+            pause = self.random.random() * 0.4
+            begun = (self.root / "begun-task").exists() and (self.root / "sink").exists()
+            if done < self.kills and begun and all(self.roles[n].is_alive() for n in self.victims()):
+                killed = self.start_again(self.victims())
+                done += killed
+                pause = 0.4 + self.random.random() * 0.5 if killed else 0.003
+        wrong = [f"{n} did not end" for n, r in self.roles.items() if r.is_alive()]
+        wrong += [f"{n} ended with {r.exitcode}" for n, r in self.roles.items() if not r.is_alive() and r.exitcode]
+        for role in self.roles.values():
+            role.kill()
+        if done < self.kills:
+            wrong.append(f"only {done} of {self.kills} kills met unsettled work")
+        return wrong + self.judge(done)
+
+    def judge(self, kills: int) -> list[str]:
+        """Compares the sink's file with what had to come."""
+        calls = lines(self.root / "sink")
+        pairs = [(a, b) for a, b, _ in calls]
+        expected = oracle(self.node) if self.kind == "latest" else [(n, n) for n in range(self.messages)]
+        want, have = Counter(expected), Counter(pairs)
+        lost, wrong = want - have, [p for p in have if p not in want]
+        doubled = sum((have - want).values()) - sum(have[p] for p in wrong)
+        seen: set[tuple[int, int]] = set()
+        unflagged = 0
+        for a, b, flagged in calls:
+            unflagged += (a, b) in seen and not flagged
+            seen.add((a, b))
+        allowed = kills if self.victim in ("sink", "all") else 0
+        self.summary = f"{len(calls)} calls, {sum(lost.values())} lost, {len(wrong)} wrong, {doubled} doubled ({unflagged} of them unflagged, {allowed} flagged allowed)"
+        found = []
+        if lost:
+            found.append(f"lost {sum(lost.values())}: {sorted(lost)[:5]}")
+        if wrong:
+            found.append(f"wrong {len(wrong)}: {sorted(wrong)[:5]}")
+        if doubled > allowed or unflagged:
+            found.append(f"doubled {doubled}, {unflagged} unflagged, allowed {allowed} flagged")
+        return found
+
+
+def oracle(node: str) -> list[tuple[int, int]]:
+    """`latest`, from the input topic alone: after each message in stored order, the newest of both if close enough. Each id once."""
+    transport, decode = connect(node), decoder_for()
+    newest: dict[str, int] = {}
+    sets, ids = [], set()
+    try:
+        for frame, _, _ in transport.read("in"):
+            header, payload = decode_frame(frame)
+            if header.kind != 0 or header.id in ids:
+                continue
+            ids.add(header.id)
+            item = decode(header.schema, payload)
+            if item["n"] < newest.get(item["source"], -1):
+                continue
+            newest[item["source"]] = item["n"]
+            if len(newest) == 2 and abs(newest["a"] - newest["b"]) <= SPREAD:
+                sets.append((newest["a"], newest["b"]))
+    finally:
+        disconnect(transport)
+    return sets
+
+
+def main() -> None:
+    """Runs the scenarios and prints a line for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="scenarios whose name contains this, as in 'exact task'")
+    parser.add_argument("--messages", type=int, default=1500)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="0: a new one each time")
+    parser.add_argument("--keep", action="store_true", help="keep the files of failed runs")
+    arguments = parser.parse_args()
+    failed = 0
+    for number in range(arguments.runs):
+        for kind, victim in SCENARIOS:
+            if arguments.only not in f"{kind} {victim}":
+                continue
+            seed = (arguments.seed or random.randrange(1, 2**31)) + number
+            run = Run(kind, victim, arguments.messages, arguments.kills, seed)
+            wrong = run.execute()
+            failed += bool(wrong)
+            sys.stdout.write(f"{'FAIL' if wrong else 'ok':4} {kind:7} kill {victim:7} seed {seed:<10} {run.summary} {'; '.join(wrong)}\n")
+            sys.stdout.flush()
+            if wrong and arguments.keep:
+                sys.stdout.write(f"     files in {run.root}\n")
+            else:
+                shutil.rmtree(run.root, ignore_errors=True)
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
