@@ -52,6 +52,13 @@ class Ends:
         del self.ended[source]
         return {self.PREFIX + source: b""}
 
+    def reopen_all(self) -> dict[str, bytes]:
+        """The attributes that take all ends back."""
+        self.at_start = False
+        attributes = {self.PREFIX + source: b"" for source in self.ended}
+        self.ended.clear()
+        return attributes
+
     def all_ended(self, sources: Iterable[str]) -> bool:
         """Whether all of `sources` have ended."""
         if self.held:

@@ -75,9 +75,10 @@ class Holding:
         self.untold = 0
         self.ends = Ends(subscription.attributes())
         self._begin()
-        for source in self.ends.ended:
-            if source in self._clocks:
-                self._clocks[source].ended = True
+        ended = [source for source in self._parameters if source in self.ends.ended]
+        for source in ended:
+            self._clocks[source].ended = True
+            if len(ended) < len(self._parameters):  # else whoever comes next begins a new round
                 self._mark(source, WATERMARK_END)
 
     def _begin(self) -> None:
@@ -98,7 +99,7 @@ class Holding:
         push_item, drain, enqueue, release, refused = policy.push, policy.drain, self._enqueue, self._release, self._skew.look
         max_age_ms, now_ns, data, gated = self._options.drop_if_older_than_ms, time.time_ns, int(Kind.DATA), self._run_set.gated
         max_age_ns = None if max_age_ms is None else int(max_age_ms * 1e6)
-        drops_late = isinstance(policy, Exact)
+        drops_late, ended = isinstance(policy, Exact), self.ends.ended
 
         def push(delivery: Delivery) -> Any:
             frame, position, published_ns, deliveries, _ = delivery
@@ -117,7 +118,7 @@ class Holding:
             watermark_ns = clock.observe(header, position, published_ns)
             if watermark_ns is not None:
                 marks[source] = watermark_ns
-            if told.get(source) == WATERMARK_END and not clock.ended:
+            if (source in ended or told.get(source) == WATERMARK_END) and not clock.ended:
                 self._reopen(source, position)
             if id_ in known.new or id_ in known.old:
                 return self._known_id(delivery, header, payload)
@@ -310,10 +311,15 @@ class Holding:
         return CONTROL
 
     def _reopen(self, source: str, position: int) -> None:
-        """A new incarnation of a source that had ended."""
-        self._mark(source, _NO_PROMISE)
-        del self._marks[source]
-        attributes = self.ends.reopen(source, self._topic, position)
+        """A new incarnation of a source that had ended. After the end of all of them it begins a new round, and opens all."""
+        if all(name in self.ends.ended for name in self._parameters):
+            attributes = self.ends.reopen_all()
+            for clock in self._clocks.values():
+                clock.ended = False
+        else:
+            self._mark(source, _NO_PROMISE)
+            del self._marks[source]
+            attributes = self.ends.reopen(source, self._topic, position)
         if attributes:
             self.pending.write_control({}, {}, attributes)
 
@@ -348,9 +354,8 @@ class Holding:
             else:
                 self._drop(item.position, item.header, Reason.UNMATCHED)
         self._told.clear()
+        self._marks.clear()
         self._begin()
-        for source in self._parameters:
-            self._mark(source, WATERMARK_END)
 
 
 __all__ = ("Holding",)

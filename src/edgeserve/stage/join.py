@@ -150,6 +150,9 @@ class Join(Stage):
                 return holding.run_due()
         if self._ready and holding is not None:
             outcome = self._take(holding)
+            due_ns = holding.policy.next_due_ns()
+            if not holding.due and due_ns is not None and (now_ns := time.time_ns()) >= due_ns:
+                holding.advance(now_ns)
             return holding.run_due() if holding.due else outcome
         if holding is not None:
             holding.tell()

@@ -1,0 +1,424 @@
+"""What goes wrong in a stream, and what becomes of it: nothing is lost in silence, nothing stops the stage."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import edgeserve
+from edgeserve import Compute, DataSource, Materialize
+from edgeserve.core.codec import encode_frame
+from edgeserve.core.errors import GroupConflict, ReceiveTimeout, SkewWarning, StandbyWarning, UnsupportedType
+from edgeserve.core.message import Header
+from edgeserve.stage.deadletter import DeadLetter
+from edgeserve.transport import Transport
+
+DeadLetters = Callable[[str], list[DeadLetter]]
+Send = Callable[..., None]
+Results = Callable[..., list[Any]]
+
+
+# --- a raising task ---------------------------------------------------------------------------------------------
+
+
+def test_a_raising_task_is_tried_again_and_then_put_aside(node: str, send: Send, results: Results, dead_letters: DeadLetters) -> None:
+    calls: list[int] = []
+
+    def task(a: int) -> int:
+        calls.append(a)
+        if a == 1 or (a == 2 and calls.count(2) < 3):
+            raise ValueError(f"cannot take {a}")
+        return a
+
+    send("a", [1, 2, 3])
+    with Compute(task, node, retries=2, retry_backoff_ms=1) as compute:
+        assert [next(compute) for _ in range(3)] == [None, 2, 3]
+        assert compute.counters["dead_letter"] == 1
+    assert calls == [1, 1, 1, 2, 2, 2, 3]
+    assert results() == [2, 3]
+    (letter,) = dead_letters("src.src->dst.dead-letters")
+    assert (letter.reason, letter.attempts, letter.source_ids) == ("dead_letter", 3, ["a"])
+    assert "cannot take 1" in letter.error and "Traceback" in letter.traceback
+    assert len(letter.input_ids[0]) == 32 and len(letter.frames) == 1
+
+
+def test_a_put_aside_message_is_gone_from_the_topic(node: str, send: Send) -> None:
+    def task(a: int) -> int:
+        raise ValueError
+
+    send("a", [1])
+    with Compute(task, node, retries=0) as compute:
+        next(compute)
+    with Compute(lambda a: a, node, timeout_ms=30) as compute, pytest.raises(ReceiveTimeout):
+        next(compute)
+
+
+def test_on_error_raise_raises_and_goes_on(node: str, send: Send, dead_letters: DeadLetters) -> None:
+    send("a", [0, 4])
+    with Compute(lambda a: 8 // a, node, retries=0, on_error="raise") as compute:
+        with pytest.raises(ZeroDivisionError):
+            next(compute)
+        assert next(compute) == 2
+    assert len(dead_letters("src.src->dst.dead-letters")) == 1
+
+
+def test_on_error_raise_ends_run(node: str, send: Send) -> None:
+    send("a", [0, 4])
+    with Compute(lambda a: 8 // a, node, retries=0, on_error="raise") as compute:
+        with pytest.raises(ZeroDivisionError):
+            compute.run()
+        assert next(compute) == 2
+
+
+@pytest.mark.parametrize("join", ["latest", "exact"])
+def test_a_raising_join_puts_its_inputs_aside_and_goes_on(node: str, send: Send, dead_letters: DeadLetters, join: str) -> None:
+    def task(a: int, b: int) -> int:
+        if a == 1:
+            raise ValueError("bad pair")
+        return a + b
+
+    with (
+        DataSource([1, 2], node, source_id="a", event_time=lambda i: i) as a,
+        DataSource([1, 2], node, source_id="b", event_time=lambda i: i) as b,
+    ):
+        next(a), next(b)
+        with Compute(task, node, join=join, no_overlap=True, retries=1, retry_backoff_ms=1) as compute:
+            assert [next(compute), next(compute)] == [None, None]
+            next(a), next(b)
+            assert [next(compute), next(compute)] == [None, 4]
+    (letter,) = dead_letters("src.src->dst.dead-letters")
+    assert (letter.source_ids, letter.attempts, len(letter.frames)) == (["a", "b"], 2, 2)
+
+
+def test_a_sink_that_raises_is_tried_again(node: str, send: Send, dead_letters: DeadLetters) -> None:
+    send("a", [1, 2], topic="dst")
+    seen: list[tuple[int, bool]] = []
+
+    def final(value: int) -> int:
+        seen.append((value, edgeserve.context().redelivered))
+        if value == 1:
+            raise OSError("disk unplugged")
+        return value
+
+    with Materialize(final, node, retries=1, retry_backoff_ms=1) as sink:
+        assert [next(sink), next(sink)] == [None, 2]
+        assert sink.counters["dead_letter"] == 1
+    assert seen == [(1, False), (1, True), (2, False)]
+    assert "disk unplugged" in dead_letters("dst.materialize.dead-letters")[0].error
+
+
+def test_an_unsendable_result_is_put_aside_at_once(node: str, send: Send, dead_letters: DeadLetters) -> None:
+    calls = []
+    send("a", [1, 2])
+    with Compute(lambda a: (calls.append(a), object())[1] if a == 1 else a, node) as compute:
+        assert [next(compute), next(compute)] == [None, 2]
+    assert calls == [1]
+    assert UnsupportedType.__name__ in dead_letters("src.src->dst.dead-letters")[0].error
+
+
+def test_closing_ends_a_long_backoff_and_the_message_goes_back(node: str, send: Send) -> None:
+    failed = threading.Event()
+
+    def task(a: int) -> int:
+        failed.set()
+        raise ValueError
+
+    send("a", [1])
+    compute = Compute(task, node, retry_backoff_ms=60_000)
+    errors: list[BaseException] = []
+
+    def step() -> None:
+        try:
+            next(compute)
+        except BaseException as exc:
+            errors.append(exc)
+
+    thread = threading.Thread(target=step)
+    thread.start()
+    assert failed.wait(5)
+    compute.close()
+    thread.join(5)
+    assert not thread.is_alive() and len(errors) == 1
+    with Compute(lambda a: a, node, timeout_ms=5000) as again:
+        assert next(again) == 1
+
+
+# --- what is not for this stage ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parameters", [1, 2])
+def test_unknown_sources_and_foreign_messages_stop_nothing(
+    node: str, send: Send, transport: Transport, dead_letters: DeadLetters, parameters: int
+) -> None:
+    send("stranger", [1])
+    publisher = transport.publisher("src")
+    good = bytes(encode_frame(Header(b"i" * 16, "a", "p", 0, 1, 1, "b"), b"payload"))
+    newer = good[:2] + b"\x7f" + good[3:]
+    publisher.publish([b"not ours", good[:-3], good[:-1] + b"\x00", newer])
+    publisher.close()
+    send("a", [1])
+    send("b", [2])
+    task = (lambda a: a) if parameters == 1 else (lambda a, b: a + b)
+    with Compute(task, node, timeout_ms=2000) as compute:
+        assert [next(compute) for _ in range(5)] == [None] * 5
+        expected = {"foreign": 1, "truncated": 1, "corrupt": 1, "newer": 1, "unknown_source": 1}
+        assert {k: compute.counters[k] for k in expected} == expected
+        assert [next(compute), next(compute)] == ([1, None] if parameters == 1 else [None, 3])
+    letters = dead_letters("src.src->dst.dead-letters")
+    assert sorted(letter.reason for letter in letters[:5]) == sorted(expected)
+    assert b"not ours" in [letter.frames[0] for letter in letters]
+
+
+def test_a_payload_that_does_not_fit_the_annotation_is_put_aside(node: str, send: Send, dead_letters: DeadLetters) -> None:
+    def task(a: int) -> int:
+        return a
+
+    send("a", ["text", 5])
+    with Compute(task, node) as compute:
+        assert [next(compute), next(compute)] == [None, 5]
+        assert compute.counters["schema"] == 1
+    assert dead_letters("src.src->dst.dead-letters")[0].reason == "schema"
+
+
+def test_a_missing_source_holds_and_says_so(node: str, send: Send) -> None:
+    send("a", [1])
+    with Compute(lambda a, b: a + b, node, timeout_ms=30) as compute:
+        assert next(compute) is None
+        with pytest.raises(ReceiveTimeout):
+            next(compute)
+        assert "no item of 'b'" in compute.explain()["sources"]["b"]["note"]
+    send("b", [2])
+    with Compute(lambda a, b: a + b, node, timeout_ms=2000) as compute:
+        assert [next(compute), next(compute)] == [None, 3]
+
+
+@pytest.mark.parametrize("source_id", ["ä" * 10, "データ源です", "x" * 255, "é" * 127])
+def test_source_ids_of_any_script(node: str, source_id: str) -> None:
+    payload = bytes(range(256))
+    with DataSource([payload], node, source_id=source_id, topic="dst") as source:
+        next(source)
+    with Materialize(lambda data: (data, edgeserve.context().source_id), node) as sink:
+        assert next(sink) == (payload, source_id)
+
+
+def test_non_ascii_parameters_are_sources(node: str, send: Send) -> None:
+    send("größe", [3])
+    with Compute(lambda größe: größe + 1, node) as compute:
+        assert next(compute) == 4
+
+
+def test_big_messages_and_big_results(node: str, send: Send, results: Results) -> None:
+    send("a", [b"x" * 6_000_000])
+    with Compute(lambda a: a * 2, node) as compute:
+        assert len(next(compute)) == 12_000_000
+    assert [len(r) for r in results()] == [12_000_000]
+
+
+# --- order, repeats, time ---------------------------------------------------------------------------------------
+
+
+def test_a_throttled_tail_is_run(node: str, send: Send) -> None:
+    send("a", range(10))
+    with Compute(lambda a: a, node, min_interval_ms=50) as compute:
+        found = [r for r in (next(compute) for _ in range(11)) if r is not None]
+        assert (found[0], found[-1]) == (0, 9)
+        assert compute.counters["throttled"] == 10 - len(found)
+
+
+def test_a_throttled_tail_is_run_by_run_too(node: str, results: Results) -> None:
+    with DataSource(range(10), node, source_id="a") as source:
+        source.run()
+    with Compute(lambda a: a, node, min_interval_ms=50) as compute:
+        compute.run(until="end")
+    found = results()
+    assert found[-1] == 9 and len(found) < 10
+
+
+@pytest.mark.parametrize("parameters", [1, 2])
+def test_the_same_message_four_times_runs_once(node: str, send: Send, parameters: int) -> None:
+    for _ in range(4):
+        send("a", [1, 2], message_id=lambda i: i, event_time=lambda i: i)
+    send("b", [10], event_time=lambda _: 1)
+    runs: list[int] = []
+    task = (lambda a: runs.append(a)) if parameters == 1 else (lambda a, b: runs.append(a))
+    with Compute(task, node, timeout_ms=30) as compute:
+        with pytest.raises(ReceiveTimeout):
+            while True:
+                next(compute)
+        assert compute.counters["duplicate"] == 6
+    assert runs == ([1, 2] if parameters == 1 else [2])
+
+
+def test_repeats_after_a_restart_are_dropped(node: str, send: Send, results: Results) -> None:
+    for _ in range(2):
+        send("a", range(5), message_id=lambda i: i)
+        with Compute(lambda a: a, node, timeout_ms=30) as compute, pytest.raises(ReceiveTimeout):
+            while True:
+                next(compute)
+    assert results() == [0, 1, 2, 3, 4]
+
+
+def test_a_rerun_by_another_group_is_another_result_and_by_the_same_a_repeat(node: str, send: Send) -> None:
+    send("a", [1])
+    for group in ("g", "h"):
+        with Compute(lambda a: a, node, group=group) as compute:
+            next(compute)
+    seen: list[bytes] = []
+    with Materialize(lambda _: seen.append(edgeserve.context().ids["worker1"]), node) as sink:
+        next(sink), next(sink)
+    assert len(set(seen)) == 2
+
+
+def test_an_older_message_never_replaces_a_newer_one(node: str, send: Send) -> None:
+    send("a", [10, 30, 20], event_time=lambda i: i)
+    send("b", [40], event_time=lambda i: i)
+    with Compute(lambda a, b: (a, b), node) as compute:
+        assert [next(compute) for _ in range(4)] == [None, None, None, (30, 40)]
+        assert compute.counters["superseded"] == 2
+
+
+def test_a_clock_that_is_a_minute_off_is_named(node: str, send: Send) -> None:
+    now = time.time_ns()
+    send("slow", range(4), event_time=lambda i: now - 60 * 10**9 + i)
+    send("good", range(4), event_time=lambda i: now + i)
+    with (
+        Compute(lambda slow, good: 1, node) as compute,
+        pytest.warns(SkewWarning, match=r"'good' are 60.000 s ahead of those of 'slow', 10 s"),
+    ):
+        assert [next(compute) for _ in range(8)] == [None] * 8
+
+
+def test_old_messages_are_dropped_and_counted(node: str, send: Send, results: Results) -> None:
+    send("a", [1])
+    threading.Event().wait(0.03)
+    send("a", [2])
+    with Compute(lambda a: a, node, drop_if_older_than_ms=0) as compute:
+        assert next(compute) is None
+        assert compute.counters["late"] == 1
+    with Compute(lambda a: a, node, group="patient", drop_if_older_than_ms=60_000) as compute:
+        assert [next(compute), next(compute)] == [1, 2]
+
+
+def test_joins_pair_each_message_once_without_overlap(node: str, results: Results) -> None:
+    for name in "ab":
+        with DataSource(range(200), node, source_id=name, event_time=lambda i: i) as source:
+            source.run()
+    with Compute(lambda a, b: (a, b), node, join="exact") as compute:
+        compute.run(until="end")
+    assert results() == [(i, i) for i in range(200)]
+
+
+def test_unmatched_inputs_are_counted_when_their_sources_end(node: str) -> None:
+    with DataSource([1, 2, 3], node, source_id="a", event_time=lambda i: i) as source:
+        source.run()
+    with DataSource([2], node, source_id="b", event_time=lambda i: i) as source:
+        source.run()
+    with Compute(lambda a, b: (a, b), node, join="exact") as compute:
+        compute.run(until="end")
+        assert compute.counters == {"received": 6, "settled": 4, "sent": 1, "unmatched": 2}
+
+
+# --- groups -----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_sink_shares_the_topic(node: str, send: Send) -> None:
+    send("a", range(6), topic="dst")
+    with Materialize(lambda x: x, node, timeout_ms=500) as one, Materialize(lambda x: x, node, timeout_ms=500) as two:
+        found = [next(one)]
+        one.close()
+        found += [next(two) for _ in range(5)]
+    assert sorted(found) == list(range(6))
+
+
+def test_different_signatures_in_a_group_conflict(node: str) -> None:
+    with Compute(lambda a, b: a, node), pytest.raises(GroupConflict, match="a,b"), Compute(lambda a, c: a, node):
+        pass
+
+
+def test_a_second_join_stands_by_and_takes_over(node: str, send: Send) -> None:
+    holder = Compute(lambda a, b: (a, b), node, no_overlap=True)
+    with holder:
+        with pytest.warns(StandbyWarning, match="stands by"):
+            standby = Compute(lambda a, b: (a, b), node, worker_id="worker2", no_overlap=True, timeout_ms=100).__enter__()
+        send("a", [1])
+        assert next(holder) is None
+        with pytest.raises(ReceiveTimeout):
+            next(standby)
+        assert standby.explain()["holds_the_join"] is False
+    send("b", [2])
+    standby_results = []
+    while len(standby_results) < 2:
+        standby_results.append(next(standby))
+    assert standby_results == [None, (1, 2)]
+    standby.close()
+
+
+def test_a_holder_that_lost_the_log_begins_anew(node: str, send: Send, transport: Transport, results: Results) -> None:
+    send("a", [1, 2], event_time=lambda i: i)
+    with Compute(lambda a, b: (a, b), node, join="exact", timeout_ms=100) as compute:
+        assert [next(compute), next(compute)] == [None, None]
+        transport.fence("src.src->dst.sets", "somebody else")
+        send("b", [1, 2], event_time=lambda i: i)
+        with pytest.raises(ReceiveTimeout):
+            while True:
+                next(compute)
+    assert results() == [(1, 1), (2, 2)]
+
+
+# --- ends -------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_incarnation_opens_an_ended_source_again(node: str, results: Results) -> None:
+    with Compute(lambda a: a, node) as compute:
+        for _ in range(2):
+            with DataSource([1, 2], node, source_id="a") as source:
+                source.run()
+            assert [next(compute), next(compute)] == [1, 2]
+    assert results() == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("join", ["latest", "exact"])
+def test_a_new_incarnation_opens_a_join_again(node: str, results: Results, join: str) -> None:
+    def send_both(numbers: list[int]) -> None:
+        for name in "ab":
+            with DataSource(numbers, node, source_id=name, event_time=lambda i: i) as source:
+                source.run()
+
+    with Compute(lambda a, b: (a, b), node, join=join, no_overlap=True) as compute:
+        send_both([1])
+        compute.run(until="end")
+        send_both([2])
+        assert [next(compute), next(compute)] == [None, (2, 2)]
+
+
+def test_all_members_stop_at_the_end(node: str, results: Results) -> None:
+    with Compute(lambda a: a, node, worker_id="w1", output_id="w") as one, Compute(lambda a: a, node, worker_id="w2", output_id="w") as two:
+        threads = [threading.Thread(target=compute.run, kwargs={"until": "end"}) for compute in (one, two)]
+        for thread in threads:
+            thread.start()
+        with DataSource(range(500), node, source_id="a") as source:
+            source.run()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+    assert sorted(results()) == list(range(500))
+
+
+def test_a_standby_stops_at_the_end(node: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StandbyWarning)
+        with Compute(lambda a, b: a, node) as one, Compute(lambda a, b: a, node, worker_id="w2") as two:
+            threads = [threading.Thread(target=compute.run, kwargs={"until": "end"}) for compute in (one, two)]
+            for thread in threads:
+                thread.start()
+            for name in "ab":
+                with DataSource(range(5), node, source_id=name) as source:
+                    source.run()
+            for thread in threads:
+                thread.join(20)
+            assert not any(thread.is_alive() for thread in threads)

@@ -1,0 +1,409 @@
+"""The three promised snippets, and what a step is."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+import edgeserve
+from edgeserve import Compute, DataSource, Materialize
+from edgeserve.core.codec import decode_frame
+from edgeserve.core.errors import ClosedError, ConfigurationError, ReceiveTimeout, UnsupportedType
+from edgeserve.core.message import WATERMARK_END, Kind, TimeKind
+from edgeserve.transport import Transport
+
+
+def test_snippets_with_one_source(node: str) -> None:
+    def stream() -> Iterator[bytes]:
+        yield b"example"
+
+    def task(data1: bytes) -> bytes:
+        return data1 + b" seen"
+
+    seen: list[bytes] = []
+
+    def final_process(result: bytes) -> int:
+        seen.append(result)
+        return len(result)
+
+    with DataSource(stream(), node, source_id="data1", topic="topic_in") as ds:
+        assert next(ds) == b"example"
+        with pytest.raises(StopIteration):
+            next(ds)
+    with Compute(task, node, worker_id="worker1", topic_in="topic_in", topic_out="topic_out") as compute:
+        assert next(compute) == b"example seen"
+    with Materialize(final_process, node, topic="topic_out") as materialize:
+        assert next(materialize) == 12
+    assert seen == [b"example seen"]
+
+
+def test_snippets_with_four_sources(node: str) -> None:
+    def task(data1: int, data2: int, data3: int, data4: int) -> int:
+        return 1000 * data1 + 100 * data2 + 10 * data3 + data4
+
+    for number in range(1, 5):
+        with DataSource(iter([number]), node, source_id=f"data{number}", topic="topic_in") as ds:
+            next(ds)
+    with Compute(task, node, worker_id="worker1", topic_in="topic_in", topic_out="topic_out") as compute:
+        assert [next(compute) for _ in range(4)] == [None, None, None, 1234]
+    with Materialize(lambda result: result, node, topic="topic_out") as materialize:
+        assert next(materialize) == 1234
+
+
+def test_four_sources_until_the_end(node: str) -> None:
+    def task(data1: int, data2: int, data3: int, data4: int) -> tuple[int, ...]:
+        return data1, data2, data3, data4
+
+    for number in range(1, 5):
+        with DataSource(range(50), node, source_id=f"data{number}", topic="in", event_time=lambda i: i * 10**6) as ds:
+            ds.run()
+    with Compute(task, node, join="exact", topic_in="in", topic_out="out") as compute:
+        compute.run(until="end")
+    found: list[Any] = []
+    with Materialize(found.append, node, topic="out") as materialize:
+        materialize.run(until="end")
+    assert sorted(found) == [(i, i, i, i) for i in range(50)]
+
+
+def test_next_of_a_source_returns_what_was_sent(node: str) -> None:
+    with DataSource([1, None, 2, 3], node, source_id="s", gate=lambda i: None if i == 2 else b"%d" % i) as ds:
+        assert [next(ds) for _ in range(4)] == [b"1", None, None, b"3"]
+        ds.flush()
+        assert ds.counters == {"sent": 2, "gate": 1}
+
+
+def test_gates_map_and_drop(node: str, send: Callable[..., None], results: Callable[..., list[Any]]) -> None:
+    send("a", [b"1", b"2", b"3", b"4"])
+    options = {"gate_in": lambda raw: None if raw == b"2" else int(raw), "gate_out": lambda i: None if i == 30 else b"%d" % i}
+    with Compute(lambda a: a * 10, node, **options) as compute:
+        assert [next(compute) for _ in range(4)] == [b"10", None, None, b"40"]
+        assert compute.counters["gate"] == 2
+    with Materialize(lambda x: x, node, gate=lambda raw: None if raw == b"10" else raw.decode()) as sink:
+        assert [next(sink), next(sink)] == [None, "40"]
+        assert sink.counters["gate"] == 1
+
+
+def test_a_join_with_gates_drops_before_it_joins(node: str, send: Callable[..., None]) -> None:
+    send("a", [b"x", b"1"])
+    send("b", [b"2"])
+    with Compute(lambda a, b: a + b, node, gate_in=lambda raw: int(raw) if raw.isdigit() else None) as compute:
+        assert [next(compute) for _ in range(3)] == [None, None, 3]
+        assert compute.counters["gate"] == 1
+
+
+@pytest.mark.parametrize("result", [0, b"", "", False, 0.0, [], {}])
+def test_falsy_results_are_results(node: str, send: Callable[..., None], results: Callable[..., list[Any]], result: object) -> None:
+    send("a", [1])
+    with Compute(lambda a: result, node) as compute:
+        assert next(compute) == result
+        assert compute.counters["sent"] == 1
+    assert results() == [result]
+
+
+def test_none_is_no_result(node: str, send: Callable[..., None], results: Callable[..., list[Any]]) -> None:
+    send("a", [1, 2])
+    with Compute(lambda a: None if a == 1 else a, node) as compute:
+        assert [next(compute), next(compute)] == [None, 2]
+    assert results() == [2]
+
+
+def test_generators_give_several_results(node: str, send: Callable[..., None], results: Callable[..., list[Any]]) -> None:
+    def task(a: int) -> Iterator[int]:
+        yield from range(a)
+
+    send("a", [3, 0])
+    with Compute(task, node) as compute:
+        assert next(compute) == [0, 1, 2]
+        assert next(compute) == []
+    assert results() == [0, 1, 2]
+
+
+def test_a_list_is_one_result(node: str, send: Callable[..., None], results: Callable[..., list[Any]]) -> None:
+    send("a", [1])
+    with Compute(lambda a: [a, a], node) as compute:
+        next(compute)
+    assert results() == [[1, 1]]
+
+
+def test_async_tasks_and_async_generators(node: str, send: Callable[..., None], results: Callable[..., list[Any]]) -> None:
+    async def task(a: int) -> int:
+        await asyncio.sleep(0)
+        return a + edgeserve.context().keys["a"]
+
+    async def several(worker1: int) -> AsyncIterator[int]:
+        yield worker1
+        yield -worker1
+
+    send("a", [1], key=lambda _: 41)
+    with Compute(task, node) as compute:
+        assert next(compute) == 42
+    with Compute(several, node, topic_in="dst", topic_out="pairs") as compute:
+        assert next(compute) == [42, -42]
+    assert results("pairs") == [42, -42]
+
+
+def test_objects_are_set_up_and_closed(node: str, send: Callable[..., None]) -> None:
+    class Model:
+        def __init__(self) -> None:
+            self.events: list[str] = []
+
+        def setup(self) -> None:
+            self.events.append("setup")
+
+        def __call__(self, a: int) -> int:
+            self.events.append("call")
+            return a
+
+        def close(self) -> None:
+            self.events.append("close")
+
+    send("a", [1])
+    model = Model()
+    with Compute(model, node) as compute:
+        assert model.events == ["setup"]
+        assert next(compute) == 1
+    assert model.events == ["setup", "call", "close"]
+
+
+@dataclass
+class Tick:
+    price: float
+    volume: int = 1
+
+
+def test_annotations_pick_the_type(node: str, send: Callable[..., None]) -> None:
+    def task(tick: Tick) -> float:
+        return tick.price * tick.volume
+
+    send("tick", [{"price": 2.5, "unknown": True}])
+    with Compute(task, node) as compute:
+        assert next(compute) == 2.5
+
+
+def test_large_arrays_arrive_whole(node: str, results: Callable[..., list[Any]]) -> None:
+    array = np.zeros((300, 1000))
+    buffer = np.zeros_like(array)
+
+    def frames() -> Iterator[Any]:
+        for number in range(3):
+            array[:] = number  # the stream's own buffer, used again for each item
+            yield array
+
+    def task(camera: Any) -> Any:
+        buffer[:] = camera * 10
+        return buffer
+
+    with DataSource(frames(), node, source_id="camera") as source:
+        source.run()
+    with Compute(task, node) as compute:
+        compute.run(until="end")
+    assert [(float(a.min()), float(a.max())) for a in results()] == [(0, 0), (10, 10), (20, 20)]
+
+
+def test_async_sources(node: str, results: Callable[..., list[Any]]) -> None:
+    async def stream() -> AsyncIterator[int]:
+        for number in range(3):
+            await asyncio.sleep(0)
+            yield number
+
+    with DataSource(stream(), node, source_id="a", topic="dst") as source:
+        assert list(source) == [0, 1, 2]
+    assert results() == [0, 1, 2]
+
+
+def test_async_iteration_leaves_the_loop_free(node: str) -> None:
+    async def main() -> list[Any]:
+        found = []
+        with Compute(lambda a: a + 1, node) as compute:
+            waiting = asyncio.ensure_future(anext(compute))
+            await asyncio.sleep(0)
+            with DataSource([1, 2], node, source_id="a") as source:
+                async for _ in source:
+                    pass
+            found.append(await waiting)
+            async for result in compute:
+                found.append(result)
+                if len(found) == 2:
+                    return found
+        return found
+
+    assert asyncio.run(main()) == [2, 3]
+
+
+def test_a_cancelled_wait_loses_no_result(node: str, send: Callable[..., None]) -> None:
+    async def main() -> Any:
+        with Compute(lambda a: a, node) as compute:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(compute), 0.01)
+            await asyncio.to_thread(send, "a", [7])
+            return await anext(compute)
+
+    assert asyncio.run(main()) == 7
+
+
+def test_async_stream_and_async_task_in_a_running_loop(node: str) -> None:
+    async def stream() -> AsyncIterator[int]:
+        yield 1
+
+    async def task(a: int) -> int:
+        return a + 1
+
+    async def main() -> Any:
+        with DataSource(stream(), node, source_id="a") as source, Compute(task, node) as compute:
+            next(source)
+            return next(compute)
+
+    assert asyncio.run(main()) == 2
+
+
+def test_event_times_ids_and_keys_travel(node: str, transport: Transport) -> None:
+    when = dt.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=dt.UTC)
+    with DataSource([1, 2], node, source_id="a", event_time=lambda i: when, key=lambda i: f"k{i}", message_id=lambda i: i) as source:
+        list(source)
+    with DataSource([1], node, source_id="a", event_time=lambda i: 5, message_id=lambda i: i) as source:
+        list(source)
+    headers = [decode_frame(frame)[0] for frame, _, _ in transport.read("src")]
+    assert headers[0].event_ns == 1767323045678901000
+    assert [h.key for h in headers[:2]] == ["k1", "k2"]
+    assert headers[0].id == headers[3].id != headers[1].id
+    assert [h.kind for h in headers] == [Kind.DATA, Kind.DATA, Kind.END, Kind.DATA, Kind.END]
+    assert headers[2].watermark_ns == WATERMARK_END
+    assert headers[0].time_kind == TimeKind.DEVICE
+
+
+def test_results_carry_their_inputs_times(node: str, transport: Transport) -> None:
+    with DataSource([100, 300], node, source_id="a", event_time=lambda i: i, key=lambda i: "k", max_lateness_ms=0) as source:
+        source.run()
+    with DataSource([250], node, source_id="b", event_time=lambda i: i, key=lambda i: "k", max_lateness_ms=0) as source:
+        source.run()
+    with Compute(lambda a, b: a + b, node, output_id="sum") as compute:
+        compute.run(until="end")
+    headers = [decode_frame(frame)[0] for frame, _, _ in transport.read("dst")]
+    assert [(h.source_id, h.event_ns, h.oldest_ns, h.key) for h in headers[:1]] == [("sum", 300, 250, "k")]
+    assert headers[-1].kind == Kind.END
+
+
+def test_the_watermark_of_a_lone_worker_is_its_input_s(node: str, transport: Transport) -> None:
+    with DataSource([1000, 2000], node, source_id="a", event_time=lambda i: i * 10**6, max_lateness_ms=500) as source:
+        source.run()
+    with Compute(lambda a: a, node) as compute:
+        compute.run(until="end")
+    headers = [decode_frame(frame)[0] for frame, _, _ in transport.read("dst")]
+    assert [h.watermark_ns for h in headers] == [500 * 10**6, 1500 * 10**6, WATERMARK_END]
+
+
+def test_context_knows_the_inputs(node: str, send: Callable[..., None]) -> None:
+    seen: list[edgeserve.TaskContext] = []
+
+    def task(a: int, b: int) -> None:
+        seen.append(edgeserve.context())
+
+    send("a", [1], event_time=lambda _: 100, key=lambda _: "left")
+    send("b", [2], event_time=lambda _: 150)
+    with Compute(task, node) as compute:
+        next(compute), next(compute)
+    (context,) = seen
+    assert context.event_times_ns == {"a": 100, "b": 150}
+    assert (context.event_ns, context.missing, context.redelivered, context.keys) == (150, (), False, {"a": "left"})
+    assert set(context.ids) == {"a", "b"} and len(context.join_id) == 16
+    with pytest.raises(ConfigurationError, match="outside of a task"):
+        edgeserve.context()
+
+
+def test_timeout_is_named_and_the_node_stays_usable(node: str, send: Callable[..., None]) -> None:
+    with Compute(lambda a: a, node, timeout_ms=20) as compute:
+        with pytest.raises(ReceiveTimeout, match="timeout_ms=20"):
+            next(compute)
+        send("a", [1])
+        assert next(compute) == 1
+
+
+def test_steps_do_not_consume_what_was_fetched_ahead(node: str, send: Callable[..., None]) -> None:
+    send("a", range(10))
+    with Compute(lambda a: a, node) as compute:
+        assert [next(compute), next(compute)] == [0, 1]
+    with Compute(lambda a: a, node, timeout_ms=5000) as compute:
+        assert next(compute) == 2
+
+
+def test_two_computes_share_a_group_and_other_groups_see_all(node: str, send: Callable[..., None]) -> None:
+    send("a", range(40))
+    with Compute(lambda a: a, node, worker_id="w1", timeout_ms=50) as one, Compute(lambda a: a, node, worker_id="w2", timeout_ms=50) as two:
+        shared = [next(one), next(two)]
+    with Compute(lambda a: a, node, group="other", timeout_ms=50) as other:
+        assert [next(other) for _ in range(40)] == list(range(40))
+    assert len(set(shared)) == 2
+
+
+def test_runs_are_counted(node: str, send: Callable[..., None]) -> None:
+    with DataSource(range(5), node, source_id="a") as source:
+        source.run()
+    with Compute(lambda a: a, node) as compute:
+        compute.run(until="end")
+        assert compute.counters == {"received": 6, "settled": 5, "sent": 5}
+
+
+def test_use_after_close_is_named(node: str) -> None:
+    source = DataSource([1], node, source_id="a")
+    source.close()
+    with pytest.raises(ClosedError, match="after it was closed"):
+        next(source)
+    source.close()
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: DataSource([1], source_id="a"), "needs the URL of a node"),
+        (lambda: DataSource([1], "memory://x", pulsar_node="memory://y", source_id="a"), "once"),
+        (lambda: DataSource(5, "memory://x", source_id="a"), "must be an iterable"),
+        (lambda: DataSource([1], "memory://x", source_id=""), "non-empty"),
+        (lambda: Compute(5, "memory://x"), "callable"),
+        (lambda: Compute(lambda: 1, "memory://x"), "no parameters"),
+        (lambda: Compute(lambda *a: 1, "memory://x"), "names no source"),
+        (lambda: Compute(lambda a: 1, "memory://x", ftp=True), "later release"),
+        (lambda: Compute(lambda a: 1, "memory://x", join="nearest"), "nearest"),
+        (lambda: Compute(lambda a: 1, "memory://x", retries=-1), "retries"),
+        (lambda: Materialize(print, "memory://x", ftp=True), "later release"),
+        (lambda: Materialize(print, "memory://x", on_error="explode"), "on_error"),
+        (lambda: Materialize(print, "memory://x").run(until="tomorrow"), "until"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(make: Callable[[], object], says: str) -> None:
+    with pytest.raises(ConfigurationError, match=says):
+        make()
+
+
+def test_the_prototype_s_name_for_the_node_works() -> None:
+    with DataSource([1], pulsar_node="memory://alias", source_id="a") as source:
+        assert next(source) == 1
+
+
+def test_naive_datetimes_and_unsendable_values_are_named(node: str) -> None:
+    with DataSource([1], node, source_id="a", event_time=lambda _: dt.datetime(2026, 1, 1)) as source:  # noqa: DTZ001
+        with pytest.raises(ConfigurationError, match="time zone"):
+            next(source)
+    with DataSource([object()], node, source_id="a") as source:
+        with pytest.raises(UnsupportedType):
+            next(source)
+
+
+def test_logs_are_json_lines(node: str, tmp_path: Any) -> None:
+    import json
+
+    logs = {"log_path": str(tmp_path), "log_filename": "run"}
+    with DataSource([b"1"], node, source_id="a", **logs) as source:
+        next(source)
+    with Compute(lambda a: a, node, **logs) as compute:
+        next(compute)
+    with Materialize(lambda x: x, node, **logs) as sink:
+        next(sink)
+    lines = {kind: json.loads((tmp_path / f"run.{kind}").read_text()) for kind in ("datasource", "compute", "output", "destination")}
+    assert lines["datasource"]["msg_id"] == lines["compute"]["input_ids"][0] == lines["output"]["input_ids"][0]
+    assert lines["destination"]["source_id"] == "worker1"
