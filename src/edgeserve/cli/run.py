@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import click
+from rich.console import Console
 from rich.text import Text
 
 from edgeserve.cli.messages import plain
@@ -49,6 +50,7 @@ class _Log:
 
     def __init__(self, out: Output, names: list[str]) -> None:
         self._out = out
+        self._errors = Console(stderr=True, highlight=False, soft_wrap=True)
         self._width = max(map(len, names))
         self._colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
 
@@ -58,7 +60,7 @@ class _Log:
             self._out.json_line({"node": name, "stream": stream, "line": text})
         elif self._out.rich:
             start = Text(f"{name:{self._width}} | ", style=self._colours[name])
-            self._out.console.print(start + Text(plain(text)))
+            (self._errors if stream == "stderr" else self._out.console).print(start + Text(plain(text)))
         else:
             click.echo(f"{name:{self._width}} | {plain(text)}", err=stream == "stderr")
 
