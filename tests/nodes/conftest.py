@@ -36,7 +36,7 @@ def send(node: str) -> Callable[..., None]:
     def _send(source_id: str, items: Any, **options: Any) -> None:
         options = {"topic": "src"} | options
         with DataSource(items, node, source_id=source_id, **options) as source:
-            for item in items:
+            for _ in items:
                 next(source)
 
     return _send

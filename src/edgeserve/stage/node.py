@@ -82,12 +82,14 @@ class Node(ABC):
         """Settles or sends what is due, gives back what was fetched ahead, and lets go of the connection. Idempotent, from any thread."""
         if self._forks != _forks:
             return  # the parent's sockets and claims are the parent's
+        if self._closed:
+            return
         self._control.closing.set()
         self._control.stop = True
         self._wake()
         with self._step_lock:
             if self._closed:
-                return
+                return  # another thread was faster
             self._closed = True
             try:
                 if self._opened:
