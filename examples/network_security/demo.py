@@ -1,0 +1,228 @@
+"""Runs the example as four processes on this machine, shows its progress, and says how good the joint decision is and what it cost.
+
+    make demo                                   # the recordings that come with this example, 15 times faster than recorded
+    edgeserve demo -- --speed 0                 # as fast as this machine can
+    edgeserve demo -- --tap-a A.pcap --tap-b B.pcap --out somewhere
+
+Ends with status 1 when a window was lost, or when two taps were not clearly better than one.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import score
+from detect import Alert
+from flows import windows
+from pcap import CaptureError, packets
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+JUDGE = HERE / "data" / "judge"
+ADVANTAGE = 0.2
+"""How much better in F1 the joint decision has to be than that of either tap."""
+
+RATES = {"windows_per_s": "windows", "flows_per_s": "flow records", "packets_per_s": "packets"}
+
+
+class Run:
+    """The four processes of `app.py`, watched through the files that its functions write."""
+
+    def __init__(self, tap_a: Path, tap_b: Path, speed: float, out: Path) -> None:
+        self.out = out
+        paths = {"TAP_A": str(tap_a.resolve()), "TAP_B": str(tap_b.resolve()), "OUT": str(out)}
+        paths |= {"EDGESERVE_NODE": f"local://{out}/store", "EDGESERVE_STATE_DIR": str(out / "state")}
+        command = [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()", "run", "--until-end", str(HERE / "app.py")]
+        with (out / "run.log").open("wb") as log:
+            # A session of its own: Ctrl-C reaches this program, which ends the others in order.
+            self.process = subprocess.Popen(
+                command, env=os.environ | paths | {"SPEED": str(speed)}, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def lines(self, name: str) -> list[str]:
+        """The complete lines of one of the run's files so far."""
+        path = self.out / name
+        return path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
+
+    def sent(self, tap: str) -> set[int]:
+        return {int(line) for line in self.lines(f"sent-{tap}.txt")}
+
+    def verdicts(self) -> list[dict[str, int]]:
+        return [json.loads(line) for line in self.lines("verdicts.jsonl")]
+
+    def alerts(self) -> list[Alert]:
+        return [msgspec.json.decode(line, type=Alert) for line in self.lines("alerts.jsonl")]
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            self.process.wait(timeout=15)
+
+
+class Progress:
+    """What a person sees meanwhile: a live table on a terminal, a plain line every two seconds elsewhere, nothing with `--json`."""
+
+    def __init__(self, console: Console, run: Run, quiet: bool) -> None:
+        self.console, self.run, self.quiet = console, run, quiet
+        self.begin = self.last_line = time.monotonic()
+
+    @contextmanager
+    def shown(self) -> Iterator[Live | None]:
+        if self.quiet or not self.console.is_terminal:
+            yield None
+            return
+        with Live(self._table(), console=self.console, transient=True, refresh_per_second=8) as live:
+            yield live
+
+    def update(self, live: Live | None) -> None:
+        if live:
+            live.update(self._table())
+        elif not self.quiet and time.monotonic() - self.last_line >= 2:
+            self.last_line = time.monotonic()
+            counts = ", ".join(f"{what} {count}" for what, count in self._counts().items())
+            self.console.print(f"{self.last_line - self.begin:5.1f} s   {counts}", soft_wrap=True)
+
+    def _counts(self) -> dict[str, int]:
+        sent = {f"windows of {tap[:3]} {tap[-1].upper()}": len(self.run.lines(f"sent-{tap}.txt")) for tap in ("tap_a", "tap_b")}
+        return sent | {"joined and judged": len(self.run.lines("verdicts.jsonl")), "alerts": len(self.run.lines("alerts.jsonl"))}
+
+    def _table(self) -> Table:
+        table = Table(title=f"two taps, one decision: {time.monotonic() - self.begin:.0f} s", title_justify="left", show_header=False)
+        for what, count in self._counts().items():
+            table.add_row(what, f"{count:,}")
+        newest: dict[tuple[str, str], Alert] = {(a.src, a.dst): a for a in self.run.alerts()[-60:]}
+        for alert in list(newest.values())[-5:]:
+            table.add_row("[red]scan", f"{alert.src} -> {alert.dst}: {alert.ports} ports in {alert.horizon} s ({alert.why})")
+        return table
+
+
+def percentile(values: list[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Rates, latency, and whether every window that both taps sent was judged exactly once."""
+    verdicts, both = run.verdicts(), run.sent("tap_a") & run.sent("tap_b")
+    judged = [verdict["start_ns"] for verdict in verdicts]
+    report: dict[str, Any] = {"windows_sent": len(both), "windows_judged": len(judged)}
+    report |= {"lost": len(both - set(judged)), "doubled": len(judged) - len(set(judged)), "alerts": len(run.alerts())}
+    if verdicts:
+        seconds = (max(v["done_ns"] for v in verdicts) - min(v["handed_ns"] for v in verdicts)) / 1e9
+        late_ms = [(v["done_ns"] - v["handed_ns"]) / 1e6 for v in verdicts]
+        report |= {"seconds": seconds, "windows_per_s": len(judged) / seconds}
+        report |= {f"{what}_per_s": sum(v[what] for v in verdicts) / seconds for what in ("flows", "packets")}
+        report |= {"latency_p50_ms": percentile(late_ms, 0.5), "latency_p99_ms": percentile(late_ms, 0.99)}
+    return report
+
+
+def score_single_taps() -> dict[str, score.Score]:
+    """Each tap alone: the same detector on the same recording without the other tap, with thresholds chosen for it."""
+    taps = [list(windows(JUDGE / f"tap_{tap}.pcap.zst")) for tap in "ab"]
+    results = {}
+    for view, fed in list(score.VIEWS.items())[1:]:
+        found = score.alerted(score.judged(score.evidence(*taps, fed), score.load_thresholds(view)))
+        results[view] = score.score(found, score.truth(JUDGE))
+    return results
+
+
+def show(console: Console, report: dict[str, Any]) -> None:
+    """The report for people."""
+    print_line = console.print
+    print_line(f"{report['windows_judged']} of {report['windows_sent']} windows joined and judged, {report['lost']} lost, ", end="")
+    print_line(f"{report['doubled']} doubled, {report['alerts']} alerts")
+    if "seconds" in report:
+        rates = ", ".join(f"{report[key]:,.0f} {what}/s" for key, what in RATES.items())
+        print_line(f"rates      {rates}, over {report['seconds']:.1f} s")
+        print_line(f"latency    hand-over to alert file p50 {report['latency_p50_ms']:.1f} ms, p99 {report['latency_p99_ms']:.1f} ms")
+    if "scores" in report:
+        print_line(f"\n{'which host scans which, in blocks of 10 s':42} precision  recall    F1")
+        for view, result in report["scores"].items():
+            print_line(f"{view:42} {result['precision']:9.2f} {result['recall']:7.2f} {result['f1']:5.2f}")
+    print_line("\ntry next")
+    for command in report["try_next"]:
+        print_line(f"  {command}", soft_wrap=True)
+
+
+def next_commands() -> list[str]:
+    program = Path(sys.executable).with_name("edgeserve")
+    edgeserve = os.path.relpath(program) if program.exists() else "edgeserve"
+    return [
+        f"{edgeserve} demo -- --speed 0",
+        f"{edgeserve} demo -- --tap-a REQUESTS.pcap --tap-b REPLIES.pcap",
+        f"{edgeserve} demo -- --out demo-out && {edgeserve} topic list --node local://$PWD/demo-out/store",
+    ]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the demo; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tap-a", type=Path, default=JUDGE / "tap_a.pcap.zst", help="capture of what clients ask")
+    parser.add_argument("--tap-b", type=Path, default=JUDGE / "tap_b.pcap.zst", help="capture of what servers answer")
+    parser.add_argument("--speed", type=float, default=15.0, help="times faster than recorded; 0: as fast as possible (default 15)")
+    parser.add_argument("--out", type=Path, help="keep alerts, logs and the message store in this new directory")
+    parser.add_argument("--json", action="store_true", help="write one JSON object")
+    args = parser.parse_args(argv)
+    if args.speed < 0:
+        parser.error(f"--speed {args.speed}: give a factor above 0, or 0 for as fast as possible")
+    if args.out and args.out.exists():
+        parser.error(f"--out {args.out} exists: name a directory that does not")
+    own = (args.tap_a, args.tap_b) != (parser.get_default("tap_a"), parser.get_default("tap_b"))
+    try:
+        for path in (args.tap_a, args.tap_b):
+            next(packets(path), None)
+    except (CaptureError, OSError) as error:
+        parser.exit(2, f"demo.py: {error}\n")
+    with tempfile.TemporaryDirectory(prefix="edgeserve-demo-") as temporary:
+        out = Path(temporary)
+        if args.out:
+            args.out.mkdir(parents=True)
+            out = args.out.resolve()
+        return demo(args, out, scored=not own)
+
+
+def demo(args: argparse.Namespace, out: Path, *, scored: bool) -> int:
+    console = Console(highlight=False)
+    run = Run(args.tap_a, args.tap_b, args.speed, out)
+    try:
+        progress = Progress(console, run, quiet=args.json)
+        single = score_single_taps() if scored else {}
+        with progress.shown() as live:
+            while run.process.poll() is None:
+                progress.update(live)
+                time.sleep(0.1)
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        run.stop()
+    if run.process.returncode:
+        sys.stderr.write((out / "run.log").read_text())
+        return 1
+    report = measure(run)
+    good = bool(report["windows_judged"]) and not report["lost"]
+    if scored:
+        scores = {"both taps": score.score(score.alerted(run.alerts()), score.truth(JUDGE))} | single
+        report["scores"] = {view: result._asdict() for view, result in scores.items()}
+        good &= all(scores["both taps"].f1 - result.f1 >= ADVANTAGE for result in single.values())
+    report["try_next"] = next_commands()
+    if args.json:
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        show(console, report)
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""`make demo` as a whole: four processes on `local://`, nothing lost, and the two taps better than one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import score
+
+DEMO = [sys.executable, str(score.HERE / "demo.py")]
+
+
+def _environment(process: Path) -> str:
+    try:
+        return (process / "environ").read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
+    return subprocess.run([*DEMO, *arguments], env=environment, cwd=home, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_the_demo_loses_nothing_and_shows_what_the_second_tap_is_worth(tmp_path: Path) -> None:
+    result = run("--json", "--speed", "0", "--out", "kept", home=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(result.stdout)
+    assert (report["windows_sent"], report["windows_judged"], report["lost"], report["doubled"]) == (180, 180, 0, 0)
+    f1 = {view: values["f1"] for view, values in report["scores"].items()}
+    assert f1["both taps"] >= 0.9
+    assert all(f1["both taps"] - f1[view] >= 0.2 for view in ("tap A alone", "tap B alone"))
+    assert report["latency_p99_ms"] >= report["latency_p50_ms"] > 0
+    assert len(report["try_next"]) == 3
+    alerts = [json.loads(line) for line in (tmp_path / "kept" / "alerts.jsonl").read_text().splitlines()]
+    assert len(alerts) == report["alerts"] > 0
+    assert not list(tmp_path.glob(".local")), "the demo left state behind"
+
+
+def test_a_report_for_people_is_plain_text_when_not_on_a_terminal(tmp_path: Path) -> None:
+    result = run("--speed", "60", home=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "180 of 180 windows joined and judged, 0 lost, 0 doubled" in result.stdout
+    assert "tap B alone" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tap-a", "other.pcap"), "No such file"),
+        (("--tap-a", "ng.pcap"), "editcap -F pcap"),
+        (("--out", "."), "exists"),
+        (("--speed", "-1"), "--speed"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    (tmp_path / "ng.pcap").write_bytes(b"\x0a\x0d\x0d\x0a" + bytes(40))
+    result = run(*arguments, home=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_interrupt_ends_all_processes(tmp_path: Path) -> None:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    command = [*DEMO, "--speed", "1", "--out", str(tmp_path / "kept")]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    verdicts = tmp_path / "kept" / "verdicts.jsonl"
+    deadline = time.monotonic() + 60
+    while not verdicts.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert not [process for process in Path("/proc").glob("[0-9]*") if str(tmp_path / "kept") in _environment(process)]
