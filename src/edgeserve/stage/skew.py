@@ -40,13 +40,21 @@ class SkewWatch:
             return
         self._warned, self._refusals = now, 0
         tolerance_ns = getattr(self._policy, "max_interval_ns", None)
-        allowed = "" if tolerance_ns is None else f", {tolerance_ns / 1e9:g} s are tolerated (max_time_diff_ms)"
+        allowed = "" if tolerance_ns is None else f", {_time(tolerance_ns)} are tolerated (max_time_diff_ms)"
         message = (
-            f"Compute {self._name!r}: the event times of {refused.newest!r} are {refused.spread_ns / 1e9:.3f} s ahead of those of "
+            f"Compute {self._name!r}: the event times of {refused.newest!r} are {_time(refused.spread_ns)} ahead of those of "
             f"{refused.oldest!r}{allowed}, so no set forms: check the clocks of the two nodes"
         )
         log.warning("%s", message)
         warnings.warn(message, SkewWarning, stacklevel=2)
+
+
+def _time(ns: int) -> str:
+    """A span in the unit that people would use."""
+    for unit, size in (("s", 10**9), ("ms", 10**6), ("us", 10**3)):
+        if ns >= size:
+            return f"{ns / size:.3f}".rstrip("0").rstrip(".") + f" {unit}"
+    return f"{ns} ns"
 
 
 __all__ = ("SkewWatch",)
