@@ -37,22 +37,14 @@ ADVANTAGE = 0.2
 RATES = {"windows_per_s": "windows", "flows_per_s": "flow records", "packets_per_s": "packets"}
 
 
-class Run:
-    """The four processes of `app.py`, watched through the files that its functions write."""
+class Files:
+    """What the functions of `app.py` have written so far."""
 
-    def __init__(self, tap_a: Path, tap_b: Path, speed: float, out: Path) -> None:
+    def __init__(self, out: Path) -> None:
         self.out = out
-        paths = {"TAP_A": str(tap_a.resolve()), "TAP_B": str(tap_b.resolve()), "OUT": str(out)}
-        paths |= {"EDGESERVE_NODE": f"local://{out}/store", "EDGESERVE_STATE_DIR": str(out / "state")}
-        command = [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()", "run", "--until-end", str(HERE / "app.py")]
-        with (out / "run.log").open("wb") as log:
-            # A session of its own: Ctrl-C reaches this program, which ends the others in order.
-            self.process = subprocess.Popen(
-                command, env=os.environ | paths | {"SPEED": str(speed)}, stdout=log, stderr=log, start_new_session=True
-            )
 
     def lines(self, name: str) -> list[str]:
-        """The complete lines of one of the run's files so far."""
+        """The complete lines of one file."""
         path = self.out / name
         return path.read_text().rpartition("\n")[0].splitlines() if path.exists() else []
 
@@ -65,17 +57,28 @@ class Run:
     def alerts(self) -> list[Alert]:
         return [msgspec.json.decode(line, type=Alert) for line in self.lines("alerts.jsonl")]
 
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGINT)
-            self.process.wait(timeout=15)
+
+def start(tap_a: Path, tap_b: Path, speed: float, out: Path) -> subprocess.Popen[bytes]:
+    """Starts `edgeserve run app.py`: the four nodes, each its own process."""
+    settings = {"TAP_A": str(tap_a.resolve()), "TAP_B": str(tap_b.resolve()), "SPEED": str(speed), "OUT": str(out)}
+    settings |= {"EDGESERVE_NODE": f"local://{out}/store", "EDGESERVE_STATE_DIR": str(out / "state")}
+    command = [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()", "run", "--until-end", str(HERE / "app.py")]
+    with (out / "run.log").open("wb") as log:
+        # A session of its own: Ctrl-C reaches this program, which ends the others in order.
+        return subprocess.Popen(command, env=os.environ | settings, stdout=log, stderr=log, start_new_session=True)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=15)
 
 
 class Progress:
     """What a person sees meanwhile: a live table on a terminal, a plain line every two seconds elsewhere, nothing with `--json`."""
 
-    def __init__(self, console: Console, run: Run, quiet: bool) -> None:
-        self.console, self.run, self.quiet = console, run, quiet
+    def __init__(self, console: Console, files: Files, quiet: bool) -> None:
+        self.console, self.files, self.quiet = console, files, quiet
         self.begin = self.last_line = time.monotonic()
 
     @contextmanager
@@ -95,14 +98,14 @@ class Progress:
             self.console.print(f"{self.last_line - self.begin:5.1f} s   {counts}", soft_wrap=True)
 
     def _counts(self) -> dict[str, int]:
-        sent = {f"windows of {tap[:3]} {tap[-1].upper()}": len(self.run.lines(f"sent-{tap}.txt")) for tap in ("tap_a", "tap_b")}
-        return sent | {"joined and judged": len(self.run.lines("verdicts.jsonl")), "alerts": len(self.run.lines("alerts.jsonl"))}
+        sent = {f"windows of {tap[:3]} {tap[-1].upper()}": len(self.files.lines(f"sent-{tap}.txt")) for tap in ("tap_a", "tap_b")}
+        return sent | {"joined and judged": len(self.files.lines("verdicts.jsonl")), "alerts": len(self.files.lines("alerts.jsonl"))}
 
     def _table(self) -> Table:
         table = Table(title=f"two taps, one decision: {time.monotonic() - self.begin:.0f} s", title_justify="left", show_header=False)
         for what, count in self._counts().items():
             table.add_row(what, f"{count:,}")
-        newest: dict[tuple[str, str], Alert] = {(a.src, a.dst): a for a in self.run.alerts()[-60:]}
+        newest: dict[tuple[str, str], Alert] = {(a.src, a.dst): a for a in self.files.alerts()[-60:]}
         for alert in list(newest.values())[-5:]:
             table.add_row("[red]scan", f"{alert.src} -> {alert.dst}: {alert.ports} ports in {alert.horizon} s ({alert.why})")
         return table
@@ -112,12 +115,12 @@ def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
 
 
-def measure(run: Run) -> dict[str, Any]:
+def measure(files: Files) -> dict[str, Any]:
     """Rates, latency, and whether every window that both taps sent was judged exactly once."""
-    verdicts, both = run.verdicts(), run.sent("tap_a") & run.sent("tap_b")
+    verdicts, both = files.verdicts(), files.sent("tap_a") & files.sent("tap_b")
     judged = [verdict["start_ns"] for verdict in verdicts]
     report: dict[str, Any] = {"windows_sent": len(both), "windows_judged": len(judged)}
-    report |= {"lost": len(both - set(judged)), "doubled": len(judged) - len(set(judged)), "alerts": len(run.alerts())}
+    report |= {"lost": len(both - set(judged)), "doubled": len(judged) - len(set(judged)), "alerts": len(files.alerts())}
     if verdicts:
         seconds = (max(v["done_ns"] for v in verdicts) - min(v["handed_ns"] for v in verdicts)) / 1e9
         late_ms = [(v["done_ns"] - v["handed_ns"]) / 1e6 for v in verdicts]
@@ -129,10 +132,10 @@ def measure(run: Run) -> dict[str, Any]:
 
 def score_single_taps() -> dict[str, score.Score]:
     """Each tap alone: the same detector on the same recording without the other tap, with thresholds chosen for it."""
-    taps = [list(windows(JUDGE / f"tap_{tap}.pcap.zst")) for tap in "ab"]
+    tap_a, tap_b = (list(windows(JUDGE / f"tap_{tap}.pcap.zst")) for tap in "ab")
     results = {}
     for view, fed in list(score.VIEWS.items())[1:]:
-        found = score.alerted(score.judged(score.evidence(*taps, fed), score.load_thresholds(view)))
+        found = score.alerted(score.judged(score.evidence(tap_a, tap_b, fed), score.load_thresholds(view)))
         results[view] = score.score(found, score.truth(JUDGE))
     return results
 
@@ -194,25 +197,26 @@ def main(argv: list[str] | None = None) -> int:
 
 def demo(args: argparse.Namespace, out: Path, *, scored: bool) -> int:
     console = Console(highlight=False)
-    run = Run(args.tap_a, args.tap_b, args.speed, out)
+    files, process = Files(out), start(args.tap_a, args.tap_b, args.speed, out)
     try:
-        progress = Progress(console, run, quiet=args.json)
+        progress = Progress(console, files, quiet=args.json)
         single = score_single_taps() if scored else {}
         with progress.shown() as live:
-            while run.process.poll() is None:
+            while process.poll() is None:
                 progress.update(live)
                 time.sleep(0.1)
     except KeyboardInterrupt:
         return 130
     finally:
-        run.stop()
-    if run.process.returncode:
+        stop(process)
+    if process.returncode:
         sys.stderr.write((out / "run.log").read_text())
         return 1
-    report = measure(run)
-    good = bool(report["windows_judged"]) and not report["lost"]
+    report = measure(files)
+    good = bool(report["windows_judged"]) and not report["lost"] and not report["doubled"]
     if scored:
-        scores = {"both taps": score.score(score.alerted(run.alerts()), score.truth(JUDGE))} | single
+        good &= files.sent("tap_a") == files.sent("tap_b")
+        scores = {"both taps": score.score(score.alerted(files.alerts()), score.truth(JUDGE))} | single
         report["scores"] = {view: result._asdict() for view, result in scores.items()}
         good &= all(scores["both taps"].f1 - result.f1 >= ADVANTAGE for result in single.values())
     report["try_next"] = next_commands()

@@ -10,14 +10,16 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 from flows import Flow
+from pcap import UDP
 
-TCP, UDP = 6, 17
 HORIZONS = (3, 10, 30)
 """In windows."""
 KINDS = ("asked", "probe", "lone_syn", "lone_ack", "udp", "refused", "answered", "probe_failed", "probe_refused")
 FORGET_WINDOWS = 300
 
 Pair = tuple[str, str]
+Key = tuple[str, str, int, int, int]
+"""A conversation: client, server, protocol, the client's port, the server's port."""
 Counter = tuple[str, int]
 """A kind of evidence and the horizon over which it is counted."""
 
@@ -36,10 +38,10 @@ class Alert(msgspec.Struct, frozen=True):
 class _Talk:
     """A conversation, as far as the taps have shown it."""
 
-    __slots__ = ("acks", "data", "first", "last", "negative", "positive", "syns", "udp")
+    __slots__ = ("acks", "data", "last", "negative", "positive", "syns", "udp")
 
-    def __init__(self, first: int) -> None:
-        self.first = self.last = first
+    def __init__(self) -> None:
+        self.last = 0
         self.syns = self.acks = self.data = self.udp = self.positive = self.negative = 0
 
     def ask(self, flow: Flow) -> None:
@@ -82,8 +84,8 @@ class Evidence:
 
     def __init__(self) -> None:
         self.now = 0
-        self.talks: dict[tuple[object, ...], _Talk] = {}
-        self.fresh: list[tuple[object, ...]] = []
+        self.talks: dict[Key, _Talk] = {}
+        self.fresh: list[Key] = []
         self.ports: dict[Pair, dict[str, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
 
     def observe(self, asked: Iterable[Flow], answered: Iterable[Flow]) -> dict[Pair, dict[Counter, int]]:
@@ -91,12 +93,13 @@ class Evidence:
         self.now += 1
         judged, self.fresh = self.fresh, []
         for flow in asked:
-            self._talk(flow.src, flow.dst, flow.proto, flow.sport, flow.dport).ask(flow)
+            self._talk((flow.src, flow.dst, flow.proto, flow.sport, flow.dport)).ask(flow)
         for flow in answered:
-            self._talk(flow.dst, flow.src, flow.proto, flow.dport, flow.sport).answer(flow)
+            self._talk((flow.dst, flow.src, flow.proto, flow.dport, flow.sport)).answer(flow)
         active: dict[Pair, dict[Counter, int]] = {}
-        for client, server, _, _, port, talk in ((*key, self.talks[key]) for key in judged):
-            for kind in talk.kinds():
+        for key in judged:
+            client, server, _, _, port = key
+            for kind in self.talks[key].kinds():
                 self.ports[client, server][kind][port] = self.now
                 active[client, server] = {}
         for pair in active:
@@ -105,10 +108,10 @@ class Evidence:
             self._forget()
         return active
 
-    def _talk(self, *key: object) -> _Talk:
+    def _talk(self, key: Key) -> _Talk:
         talk = self.talks.get(key)
         if talk is None:
-            talk = self.talks[key] = _Talk(self.now)
+            talk = self.talks[key] = _Talk()
             self.fresh.append(key)
         talk.last = self.now
         return talk

@@ -360,7 +360,7 @@ def record(name: str, seed: int, seconds: int) -> None:
     owner = os.stat(HERE)
     for path in (out, *out.iterdir()):
         os.chown(path, owner.st_uid, owner.st_gid)
-    sys.stdout.write(f"{name}: {kept_a} + {kept_b} packets, {len(truth['attacks'])} attacks, ")
+    sys.stdout.write(f"{name}: {kept_a} + {kept_b} packets, {len(attacks)} attacks, ")
     sys.stdout.write(f"{sum(path.stat().st_size for path in out.iterdir()) / 1e6:.2f} MB in {out}\n")
 
 

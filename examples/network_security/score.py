@@ -119,11 +119,11 @@ def main() -> None:
     args = parser.parse_args()
     chosen = {}
     for recording in (HERE / "data" / "train", HERE / "data" / "judge"):
-        taps = [list(windows(recording / f"tap_{tap}.pcap.zst")) for tap in "ab"]
+        tap_a, tap_b = (list(windows(recording / f"tap_{tap}.pcap.zst")) for tap in "ab")
         attacked = truth(recording)
         print(f"{recording.name}: {len(attacked)} attacked units")
         for view, fed in VIEWS.items():
-            rows = list(evidence(*taps, fed))
+            rows = list(evidence(tap_a, tap_b, fed))
             if args.choose and recording.name == "train":
                 chosen[view] = choose(rows, attacked)
             thresholds = chosen[view] if args.choose else load_thresholds(view)

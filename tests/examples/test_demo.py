@@ -10,8 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import demo
 import pytest
 import score
+import zstandard
 
 DEMO = [sys.executable, str(score.HERE / "demo.py")]
 
@@ -49,6 +51,29 @@ def test_a_report_for_people_is_plain_text_when_not_on_a_terminal(tmp_path: Path
     assert "180 of 180 windows joined and judged, 0 lost, 0 doubled" in result.stdout
     assert "tap B alone" in result.stdout
     assert "\x1b" not in result.stdout
+
+
+def test_a_window_that_is_lost_or_judged_twice_is_counted(tmp_path: Path) -> None:
+    for tap, windows in (("tap_a", (1, 2, 3, 4)), ("tap_b", (1, 2, 3, 9))):
+        (tmp_path / f"sent-{tap}.txt").write_text("".join(f"{window}\n" for window in windows))
+    done = [{"start_ns": window, "packets": 1, "flows": 1, "handed_ns": 0, "done_ns": 5_000_000} for window in (1, 3, 3)]
+    (tmp_path / "verdicts.jsonl").write_text("".join(json.dumps(verdict) + "\n" for verdict in done) + '{"start_ns": 2, "pack')
+    report = demo.measure(demo.Files(tmp_path))
+    assert (report["windows_sent"], report["windows_judged"], report["lost"], report["doubled"]) == (3, 3, 1, 1)
+    assert report["latency_p50_ms"] == 5
+
+
+def test_own_captures_are_judged_without_a_score(tmp_path: Path) -> None:
+    taps = {tap: tmp_path / f"{tap}.pcap" for tap in ("a", "b")}
+    for tap, path in taps.items():
+        packed = score.HERE / "data" / "train" / f"tap_{tap}.pcap.zst"
+        path.write_bytes(zstandard.ZstdDecompressor().decompressobj().decompress(packed.read_bytes()))
+    result = run("--json", "--speed", "0", "--tap-a", str(taps["a"]), "--tap-b", str(taps["b"]), home=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(result.stdout)
+    assert report["windows_judged"] == 180
+    assert report["alerts"] > 0
+    assert "scores" not in report
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import json
 
 import pytest
 import score
-from detect import HORIZONS, TCP, UDP, Evidence, judge
+from detect import HORIZONS, Evidence, judge
 from flows import SECOND, Flow, Window, windows
-from pcap import packets
+from pcap import TCP, UDP, packets
 
 DATA = score.HERE / "data"
 CLIENT, SERVER = "10.1.0.5", "10.2.0.9"
