@@ -14,7 +14,6 @@ from pcap import UDP
 
 HORIZONS = (3, 10, 30)
 """In windows."""
-KINDS = ("asked", "probe", "lone_syn", "lone_ack", "udp", "refused", "answered", "probe_failed", "probe_refused")
 FORGET_WINDOWS = 300
 
 Pair = tuple[str, str]

@@ -236,11 +236,21 @@ class Day:
 
     def plan_attacks(self) -> list[Attack]:
         """Scans of each kind, from guests that also browse; one after the other between the same two hosts."""
+        for _ in range(1000):
+            if attacks := self._draw_attacks():
+                return attacks
+        raise SystemExit(f"{self.seconds} seconds have no room for {sum(SCANS.values())} scans: record longer")
+
+    def _draw_attacks(self) -> list[Attack]:
+        """A timetable, or an empty one when the draw left no room for a scan."""
         attacks: list[Attack] = []
         free_s = dict.fromkeys(((guest, server) for guest in ("guest1", "guest2", "guest3") for server in SERVERS), 2.0)
         for kind in self.rng.sample([kind for kind, count in SCANS.items() for _ in range(count)], sum(SCANS.values())):
             lasts_s = 60 if kind.endswith("slow") else 5
-            pair = self.rng.choice([pair for pair, at_s in free_s.items() if at_s < self.seconds - lasts_s])
+            free = [pair for pair, at_s in free_s.items() if at_s < self.seconds - lasts_s]
+            if not free:
+                return []
+            pair = self.rng.choice(free)
             at_s = self.rng.uniform(free_s[pair], self.seconds - lasts_s)
             free_s[pair] = at_s + lasts_s + 10
             port = 32_000 + 200 * len(attacks)
