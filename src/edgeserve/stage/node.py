@@ -65,8 +65,10 @@ class Node(ABC):
     # --- opening and closing ------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        with self._step_lock:
-            self._ensure_open()
+        self._check()
+        if not self._opened:  # else another thread may be in `run()`, and that is no reason to wait
+            with self._step_lock:
+                self._ensure_open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
