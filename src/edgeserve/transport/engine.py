@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 import uuid
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 
-from edgeserve.core.errors import ClosedError, Fenced, GroupConflict, TransportError, UsedAfterFork
+from edgeserve.core.errors import ClosedError, ConfigurationError, Fenced, GroupConflict, StoreDamaged, TransportError, UsedAfterFork
 from edgeserve.transport import log
 from edgeserve.transport.base import (
     Capabilities,
@@ -37,6 +38,7 @@ class LogEngine(Transport):
         self.kv, self.board = kv, board
         self.pid = os.getpid()
         self._closed = False
+        self._users: weakref.WeakSet[Subscription | Publisher] = weakref.WeakSet()
 
     def check(self) -> None:
         """Raises when the connection is closed or belongs to another process."""
@@ -64,7 +66,11 @@ class LogEngine(Transport):
     def publisher(self, topic: str, *, send_window: int = 10_000) -> Publisher:
         self.check()
         log.check_name("a topic", topic)
-        return _LogPublisher(self, topic, Window(self, send_window))
+        if send_window < 1:
+            raise ConfigurationError(f"send_window= must be at least 1, not {send_window!r}")
+        publisher = _LogPublisher(self, topic, Window(self, send_window))
+        self._users.add(publisher)
+        return publisher
 
     def subscribe(
         self,
@@ -81,11 +87,12 @@ class LogEngine(Transport):
         from edgeserve.transport.member import LogSubscription
 
         self.check()
-        log.check_name("a group", group)
-        for topic in topics:
-            log.check_name("a topic", topic)
+        _check_subscription(topics, group, kind, start, ack_timeout_ms)
         name = member or f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        return LogSubscription(self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name)
+        log.check_name("a member", name)
+        subscription = LogSubscription(self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name)
+        self._users.add(subscription)
+        return subscription
 
     def fence(self, topic: str, holder: str) -> Fence:
         self.check()
@@ -112,7 +119,7 @@ class LogEngine(Transport):
             for batch in batches:
                 frames = batch.frames()
                 if frames is None:
-                    raise TransportError(f"positions {batch.base} to {batch.last} of topic {topic!r} are damaged in the store")
+                    raise StoreDamaged(f"positions {batch.base} to {batch.last} of topic {topic!r} are damaged in the store")
                 for position_, frame in zip(range(batch.base, batch.last + 1), frames, strict=True):
                     if position_ >= at:
                         yield bytes(frame), position_, batch.publish_ns
@@ -162,9 +169,29 @@ class LogEngine(Transport):
 
     def close(self) -> None:
         if not self._closed and self.pid == os.getpid():
+            for user in list(self._users):
+                user.close()
             self._closed = True
-            self.board.close()
-            self.kv.close()
+            self.release()
+
+    def release(self) -> None:
+        """Lets go of what is below the engine."""
+        self.board.close()
+        self.kv.close()
+
+
+def _check_subscription(topics: Sequence[str], group: str, kind: GroupKind, start: Start, ack_timeout_ms: int | None) -> None:
+    log.check_name("a group", group)
+    if isinstance(topics, str) or not topics or len(set(topics)) < len(topics):
+        raise ConfigurationError(f"topics must be a list of at least one topic, each once, not {topics!r}")
+    for topic in topics:
+        log.check_name("a topic", topic)
+    if kind not in list(GroupKind):
+        raise ConfigurationError(f"kind= is one of {', '.join(repr(k.value) for k in GroupKind)}, not {kind!r}")
+    if start not in ("earliest", "latest") and not isinstance(start, int):
+        raise ConfigurationError(f"start= is 'earliest', 'latest' or a publish time in ns, not {start!r}")
+    if ack_timeout_ms is not None and ack_timeout_ms <= 0:
+        raise ConfigurationError(f"ack_timeout_ms= must be above 0, or None for none, not {ack_timeout_ms!r}")
 
 
 def first_position(txn: Txn, head: log.Head, start: Start) -> int:
@@ -182,7 +209,7 @@ class Window:
     def __init__(self, engine: LogEngine, size: int) -> None:
         self._engine, self._size = engine, size
         self._cache = log.StateCache()
-        self._stalled: dict[str, int] = {}
+        self._stalled: dict[tuple[str, str], int] = {}
         self._waker: Waker | None = None
         self._unchecked = 0
 
@@ -201,7 +228,9 @@ class Window:
         engine = self._engine
         with engine.write(self._cache) if register else engine.kv.read() as txn:
             head, state = log.find_head(txn, topic), self._cache.find(txn, topic, group)
-            if head is None or state is None or state.backlog(head.next) <= self._size or self._stalled.get(group) == state.settled:
+            if head is None or state is None or state.backlog(head.next) <= self._size:
+                return None
+            if self._stalled.get((topic, group)) == state.settled:
                 return None
             if register and self._waker is not None:
                 state.blocked[self._waker.address] = self._size * 3 // 4
@@ -220,7 +249,7 @@ class Window:
         self._waker.wait(_STALL_S)
         after = self._behind(topic, group, register=False)
         if after == before:
-            self._stalled[group] = before
+            self._stalled[topic, group] = before
         return after is not None and after != before
 
     def close(self) -> None:
@@ -235,16 +264,20 @@ class _LogPublisher(Publisher):
         self._scratch = bytearray()
         self._closed = False
 
-    def publish(self, frames: Sequence[Frame]) -> None:
+    def _check(self) -> None:
         self._engine.check()
         if self._closed:
             raise ClosedError(f"the publisher of topic {self._topic!r} is closed")
+
+    def publish(self, frames: Sequence[Frame]) -> None:
+        self._check()
         if frames:
             head = self._engine.append(self._topic, frames, self._scratch)
             self._window.wait(self._topic, head, len(frames))
 
     def flush(self) -> None:
         """Every publish is durable when it returns."""
+        self._check()
 
     def close(self) -> None:
         self._closed = True

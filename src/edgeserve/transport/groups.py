@@ -10,7 +10,7 @@ waits until the sole member has claimed what it read (`claim_ahead`), has gone, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import msgspec
 
@@ -183,7 +183,7 @@ class GroupState(msgspec.Struct, array_like=True):
                 last.hi = c.hi
             else:
                 claims.append(msgspec.structs.replace(c))
-        if len(claims) > 1 and any(a.lo > b.lo for a, b in zip(claims, claims[1:], strict=False)):
+        if len(claims) > 1 and any(a.lo > b.lo for a, b in pairwise(claims)):
             claims.sort(key=lambda c: c.lo)
 
     def unclaim(self, name: str, lo: int, hi: int) -> None:
@@ -274,8 +274,8 @@ def ranges(positions: Sequence[int]) -> list[Range]:
     """Sorted disjoint ranges that cover exactly these positions."""
     if not positions:
         return []
-    low, high = min(positions), max(positions)
-    if high - low + 1 == len(positions):
+    low, high = positions[0], positions[-1]
+    if high - low + 1 == len(positions) and list(positions) == list(range(low, high + 1)):
         return [(low, high + 1)]
     runs = []
     for _, run in groupby(enumerate(sorted(set(positions))), lambda p: p[1] - p[0]):

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import msgspec
 import xxhash
 
-from edgeserve.core.errors import ConfigurationError, StoreFull, TransportError
+from edgeserve.core.errors import ConfigurationError, StoreDamaged, StoreFull
 from edgeserve.transport.base import Frame
 from edgeserve.transport.groups import GroupState
 from edgeserve.transport.kv import Space, Txn
@@ -22,6 +22,7 @@ from edgeserve.transport.url import NodeURL
 DISK_FORMAT = 1
 IDS_KEPT = 131_072
 MAX_NAME_BYTES = 200
+VERSION_KEY, TOTAL_KEY = b"v", b"t"
 _KEY = struct.Struct(">IQ")
 _IDS_KEY = struct.Struct(">IQQ")
 _BATCH = struct.Struct("<QQQI")
@@ -32,6 +33,8 @@ _encode_into = msgspec.msgpack.Encoder().encode_into
 _decode_frames = msgspec.msgpack.Decoder(list[bytes]).decode
 _decode_views = msgspec.msgpack.Decoder(list[memoryview]).decode
 _LARGE_FRAME_BYTES = 4096
+_BATCH_BYTES = 4 << 20
+_BATCH_FRAMES = 4096
 
 
 class Head(msgspec.Struct, array_like=True):
@@ -109,7 +112,7 @@ def intact(key: bytes, raw: bytes | memoryview) -> bool:
 
 def _unchecked(what: str, key: bytes, raw: bytes | memoryview) -> memoryview:
     if not intact(key, raw):
-        raise TransportError(f"{what} is damaged: stop every process that uses the store, and the next start repairs it")
+        raise StoreDamaged(f"{what} is damaged: stop every process that uses the store, and the next start repairs it")
     return memoryview(raw)[8:]
 
 
@@ -146,10 +149,36 @@ def make_head(txn: Txn, topic: str) -> Head:
     head = find_head(txn, topic)
     if head is None:
         number = max((int.from_bytes(key[1:], "big") for key, _ in txn.scan(Space.STATE, b"m", b"n")), default=0) + 1
-        name = name_key(number)
-        txn.put(Space.STATE, name, _checked(name, topic.encode()))
+        save_name(txn, number, topic)
         head = Head(number)
     return head
+
+
+def save_name(txn: Txn, number: int, topic: str) -> None:
+    """Writes what a lost head is found again by."""
+    key = name_key(number)
+    txn.put(Space.STATE, key, _checked(key, topic.encode()))
+
+
+def version_record() -> bytes:
+    """The value under `VERSION_KEY`; its form is the same in all formats."""
+    return _checked(VERSION_KEY, DISK_FORMAT.to_bytes(4, "big"))
+
+
+def read_version(raw: bytes | memoryview) -> int:
+    """The disk format that a `version_record` names."""
+    return int.from_bytes(_unchecked("the store's version", VERSION_KEY, raw), "big")
+
+
+def age(key: bytes, raw: bytes) -> tuple[int, ...]:
+    """Tells of two intact values of STATE under one key which is the newer."""
+    if key.startswith(b"h"):
+        head = _decode_head(raw[8:])
+        return (head.next, head.fence_epoch, head.first)
+    if key.startswith(b"g"):
+        state = _decode_state(raw[8:])
+        return (state.settled, state.ids_next, state.epoch, state.cursor)
+    return ()
 
 
 class StateCache:
@@ -186,18 +215,23 @@ class StateCache:
 
 def append(txn: Txn, topic: str, frames: Sequence[Frame], now_ns: int, limits: Limits, scratch: bytearray) -> Head:
     """Appends a batch, trims what retention lets go, and returns the topic's new head."""
-    head = make_head(txn, topic)
     gathered = [f if isinstance(f, bytes) else b"".join(f) for f in frames]
     _encode_into(gathered, scratch, _BATCH.size)
+    if len(frames) > 1 and (len(scratch) > _BATCH_BYTES or len(frames) > _BATCH_FRAMES):
+        # A reader takes up whole batches, however little it asks for.
+        half = len(frames) // 2
+        append(txn, topic, gathered[:half], now_ns, limits, scratch)
+        return append(txn, topic, gathered[half:], now_ns, limits, scratch)
+    head = make_head(txn, topic)
     base, last = head.next, head.next + len(frames) - 1
     _BATCH.pack_into(scratch, 0, 0, base, now_ns, len(frames))
     view = memoryview(scratch)
     checksum = xxhash.xxh3_64_intdigest(view[8:], head.number << 40 ^ last)
     view.release()
     _CHECK.pack_into(scratch, 0, checksum)
-    total = int.from_bytes(txn.get(Space.STATE, b"t") or b"\0", "big")
+    total = int.from_bytes(txn.get(Space.STATE, TOTAL_KEY) or b"\0", "big")
     if total + len(scratch) > limits.store_bytes:
-        trimmed = _trim_all(txn, now_ns)
+        trimmed = _trim_all(txn, now_ns, limits)
         total -= trimmed
         head = make_head(txn, topic)
         if total + len(scratch) > limits.store_bytes:
@@ -208,7 +242,7 @@ def append(txn: Txn, topic: str, frames: Sequence[Frame], now_ns: int, limits: L
     total += len(scratch)
     if head.stored_bytes > limits.retention_bytes or head.next >> 8 != base >> 8:
         total -= trim(txn, topic, head, limits.retention_bytes, now_ns - limits.retention_ns, most=16)
-    txn.put(Space.STATE, b"t", total.to_bytes(8, "big"))
+    txn.put(Space.STATE, TOTAL_KEY, total.to_bytes(8, "big"))
     save_head(txn, topic, head)
     return head
 
@@ -236,13 +270,14 @@ def trim(txn: Txn, topic: str, head: Head, keep_bytes: int, older_than_ns: int, 
     return freed
 
 
-def _trim_all(txn: Txn, now_ns: int) -> int:
-    """The store is full: lets go of everything settled, of every topic."""
+def _trim_all(txn: Txn, now_ns: int, limits: Limits) -> int:
+    """The store is full: lets go of everything settled, of every topic; of topics without groups, of what retention does not ask for."""
     freed = 0
     for key, _ in list(txn.scan(Space.STATE, b"h", b"i")):
         topic = bytes(key[1:]).decode()
         head = make_head(txn, topic)
-        freed += trim(txn, topic, head, 0 if head.groups else head.stored_bytes, now_ns if head.groups else 0, most=1_000)
+        keep_bytes, older_than_ns = (0, now_ns) if head.groups else (limits.retention_bytes, now_ns - limits.retention_ns)
+        freed += trim(txn, topic, head, keep_bytes, older_than_ns, most=1_000)
         save_head(txn, topic, head)
     return freed
 
@@ -276,6 +311,11 @@ def read(txn: Txn, number: int, lo: int, hi: int, max_bytes: int) -> list[Batch]
         if last + 1 >= hi:
             break
     return found
+
+
+def batch_key(number: int, last: int) -> bytes:
+    """The key of LOG that `unpack_key` reads."""
+    return _KEY.pack(number, last)
 
 
 def unpack_key(key: bytes) -> tuple[int, int]:
@@ -339,11 +379,15 @@ def drop_ids(txn: Txn, head: Head, group: str) -> None:
 
 __all__ = (
     "DISK_FORMAT",
+    "TOTAL_KEY",
+    "VERSION_KEY",
     "Batch",
     "Head",
     "Limits",
     "StateCache",
+    "age",
     "append",
+    "batch_key",
     "batches",
     "check_name",
     "drop_ids",
@@ -358,7 +402,10 @@ __all__ = (
     "position_at",
     "read",
     "read_ids",
+    "read_version",
     "save_head",
+    "save_name",
     "trim",
     "unpack_key",
+    "version_record",
 )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from edgeserve.core.errors import ClosedError, StoreDamagedWarning
+from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, GroupConflict, StoreDamagedWarning, StoreFull
 from edgeserve.transport import log
 from edgeserve.transport.base import Delivery, Fence, Frame, GroupKind, Start, Subscription
 from edgeserve.transport.engine import LogEngine, Window, append_fenced, deliveries, first_position
 from edgeserve.transport.groups import Claim, GroupState, MemberRecord
 from edgeserve.transport.kv import Space, Txn
 
+_log = logging.getLogger(__name__)
 _LOOK_AROUND_S = 1.0
 _CLAIM_BYTES = 8 << 20
 
@@ -33,6 +35,7 @@ class LogSubscription(Subscription):
         name: str,
     ) -> None:
         self._engine, self._topics, self._kind, self._name = engine, topics, kind, name
+        self._turn = topics
         self._group = f"{group}/{name}" if kind is GroupKind.BROADCAST else group
         self._ack_timeout_ns = (ack_timeout_ms or 0) * 1_000_000
         self._cache = log.StateCache()
@@ -59,7 +62,9 @@ class LogSubscription(Subscription):
                 if state is None:
                     state = GroupState(self._kind, first_position(txn, head, start))
                     head.groups.append(self._group)
-                self._bury_the_dead(head, state)
+                self._bury_the_dead(head, state, also=self._name)
+                if self._name in state.members:
+                    raise GroupConflict(f"group {self._group!r} has a live member {self._name!r} on {topic!r}: give this one another name")
                 state.join(self._name, record, self._kind, record.joined_ns + self._ack_timeout_ns if self._ack_timeout_ns else 0)
                 head.listeners[record.address] = self._group
                 log.save_head(txn, topic, head)
@@ -78,8 +83,9 @@ class LogSubscription(Subscription):
         self._states[topic] = state
         return state
 
-    def _bury_the_dead(self, head: log.Head, state: GroupState) -> bool:
-        dead = {name: m.address for name, m in state.members.items() if name != self._name and not self._engine.board.alive(m.address)}
+    def _bury_the_dead(self, head: log.Head, state: GroupState, also: str = "") -> bool:
+        others = {name: m.address for name, m in state.members.items() if name != self._name or name == also}
+        dead = {name: address for name, address in others.items() if not self._engine.board.alive(address)}
         for name, address in dead.items():
             state.leave(name, head.next, died=True)
             head.listeners.pop(address, None)
@@ -98,10 +104,17 @@ class LogSubscription(Subscription):
         if self._closed:
             raise ClosedError(f"the subscription of group {self._group!r} is closed")
 
+    def _check_topics(self, topics: Iterable[str]) -> None:
+        for topic in topics:
+            if topic not in self._ids_seen:
+                raise ConfigurationError(f"this member of group {self._group!r} is not subscribed to topic {topic!r}")
+
     # --- receiving ----------------------------------------------------------------------------------------------
 
     def receive(self, max_messages: int, timeout_ms: float | None = None) -> list[Delivery]:
         self._check()
+        if max_messages < 1:
+            raise ConfigurationError(f"receive() must ask for at least 1 message, not {max_messages!r}")
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         while True:
             if timeout_ms != 0:
@@ -113,9 +126,12 @@ class LogSubscription(Subscription):
             if now - self._looked >= _LOOK_AROUND_S:
                 self._look_around()
             found: list[Delivery] = []
-            for topic in self._topics:
+            for topic in self._turn:
                 if topic not in self._paused and len(found) < max_messages:
                     found.extend(self._claim(topic, max_messages - len(found)))
+            if len(self._turn) > 1:
+                # Whoever was asked first is asked last the next time: a topic that is always full does not starve the others.
+                self._turn = (*self._turn[1:], self._turn[0])
             if found or (deadline is not None and now >= deadline):
                 return found
             self._waker.wait(self._patience(now, deadline))
@@ -166,9 +182,10 @@ class LogSubscription(Subscription):
                 batches = log.read(txn, head.number, claim.lo, claim.hi, budget) if budget > 0 else []
                 budget -= sum(len(b.raw) for b in batches)
                 end = batches[-1].last + 1 if batches else claim.lo
-                if budget <= 0 and end < claim.hi:
+                if end < claim.hi and (batches or budget <= 0):
                     state.unclaim(self._name, end, claim.hi)
                     claim.hi = end
+                    budget = 0
                 if claim.hi > claim.lo:
                     reads.append((claim, batches))
             state.elect()
@@ -191,7 +208,7 @@ class LogSubscription(Subscription):
                 gone.extend(p for p in range(claim.lo, claim.hi) if p not in there)
         if gone:
             warnings.warn(
-                f"{len(gone)} messages of topic {topic!r} ({min(gone)} to {max(gone)}) are damaged or missing in {self._engine.url}: skipped",
+                f"skipped {len(gone)} messages of topic {topic!r} ({min(gone)} to {max(gone)}): damaged or missing at {self._engine.url}",
                 StoreDamagedWarning,
                 stacklevel=2,
             )
@@ -235,6 +252,7 @@ class LogSubscription(Subscription):
     ) -> None:
         self._check()
         engine, now_ns = self._engine, time.time_ns()
+        self._check_topics(acks)
         wake: set[str] = set()
         heads: dict[str, log.Head] = {}
         with engine.write(self._cache) as txn:
@@ -249,6 +267,8 @@ class LogSubscription(Subscription):
                 first = topic == self._topics[0]
                 if positions or (first and (ids or attributes)):
                     wake.update(self._settle_topic(txn, topic, positions, ids if first else (), attributes if first else None))
+        if ids and self._ids_seen[self._topics[0]] == self._states[self._topics[0]].ids_next - 1:
+            self._ids_seen[self._topics[0]] += 1
         engine.notify(list(wake))
         for topic, head in heads.items():
             self._windows.wait(topic, head, len((outputs or {})[topic]))
@@ -262,8 +282,6 @@ class LogSubscription(Subscription):
             wake.update(m.address for name, m in state.members.items() if name != self._name)
         state.settle(self._name, topic, positions)
         if ids:
-            if self._ids_seen[topic] == state.ids_next:
-                self._ids_seen[topic] += 1
             log.keep_ids(txn, log.make_head(txn, topic), self._group, state, ids)
         if attributes:
             state.attributes.update(attributes)
@@ -278,6 +296,7 @@ class LogSubscription(Subscription):
 
     def nack(self, topic: str, positions: Sequence[int], delay_ms: float = 0) -> None:
         self._check()
+        self._check_topics((topic,))
         due_ns = time.time_ns() + int(delay_ms * 1e6) if delay_ms else 0
         with self._engine.write(self._cache) as txn:
             state = self._find(txn, topic)
@@ -288,6 +307,7 @@ class LogSubscription(Subscription):
 
     def flush(self) -> None:
         """Every settle is durable when it returns."""
+        self._check()
 
     def settled_ids(self) -> list[bytes]:
         self._check()
@@ -307,13 +327,16 @@ class LogSubscription(Subscription):
 
     def floor(self, topic: str) -> int:
         self._check()
+        self._check_topics((topic,))
         with self._engine.kv.read() as txn:
             return self._find(txn, topic).floor()
 
     def pause(self, topic: str) -> None:
+        self._check_topics((topic,))
         self._paused.add(topic)
 
     def resume(self, topic: str) -> None:
+        self._check_topics((topic,))
         self._paused.discard(topic)
 
     def close(self) -> None:
@@ -323,12 +346,18 @@ class LogSubscription(Subscription):
         try:
             for topic in self._topics:
                 with self._engine.write(self._cache) as txn:
-                    self._leave(txn, topic)
+                    rest = self._leave(txn, topic)
+                if rest is not None:
+                    self._notify_members(rest)
+        except (StoreFull, DiskFull) as exc:
+            # The others find the address dead, and take over as they would after a kill.
+            _log.warning("group %r was left without a word: %s", self._group, exc)
         finally:
             self._windows.close()
             self._waker.close()
 
-    def _leave(self, txn: Txn, topic: str) -> None:
+    def _leave(self, txn: Txn, topic: str) -> GroupState | None:
+        """Returns the group's state without this member, if there is a group without it."""
         head, state = log.make_head(txn, topic), self._cache.find(txn, topic, self._group)
         head.listeners.pop(self._waker.address, None)
         if state is not None:
@@ -339,8 +368,8 @@ class LogSubscription(Subscription):
                 log.drop_ids(txn, head, self._group)
             else:
                 self._cache.save(txn, topic, self._group, state)
-                self._notify_members(state)
         log.save_head(txn, topic, head)
+        return None if self._kind is GroupKind.BROADCAST else state
 
 
 __all__ = ("LogSubscription",)

@@ -41,7 +41,7 @@ class NodeURL:
             value = default if text is None else float(text)
         except ValueError:
             value = -1.0
-        if not value > 0:
+        if not 0 < value < float("inf"):
             raise ConfigurationError(f"{self.text}: {name}= must be a number above 0, not {text!r}")
         return value
 
@@ -51,6 +51,8 @@ def parse(text: str) -> NodeURL:
     if not isinstance(text, str) or "://" not in text:
         raise ConfigurationError(f"a node is a URL such as 'local://' or 'pulsar://server:6650', not {text!r}")
     parts = urlsplit(text)
+    if parts.fragment:
+        raise ConfigurationError(f"{text}: a node URL has no part after '#'")
     return NodeURL(text, parts.scheme, parts.netloc + parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)))
 
 

@@ -12,10 +12,11 @@ import select
 import socket
 import threading
 import uuid
+import weakref
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from edgeserve.core.errors import ConfigurationError
+from edgeserve.core.errors import ConfigurationError, DiskFull
 
 _MAX_SOCKET_PATH_BYTES = 100
 
@@ -93,12 +94,32 @@ class ThreadSwitchboard(Switchboard):
         """Nothing to give up."""
 
 
+_wakers: weakref.WeakSet[_SocketWaker] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A socket that a child holds open would make its parent look alive."""
+    for waker in list(_wakers):
+        waker.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
 class _SocketWaker(Waker):
     def __init__(self, directory: str) -> None:
         self.address = uuid.uuid4().hex[:12]
         self._path = os.path.join(directory, self.address)
+        self._pid = os.getpid()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.bind(self._path)
+        try:
+            self._socket.bind(self._path)
+        except OSError as exc:
+            self._socket.close()
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(f"no space left for a socket in {directory}: free some and start again") from exc
+            raise
+        _wakers.add(self)
         self._socket.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
@@ -118,7 +139,8 @@ class _SocketWaker(Waker):
     def close(self) -> None:
         if self._socket.fileno() >= 0:
             self._socket.close()
-            Path(self._path).unlink(missing_ok=True)
+            if self._pid == os.getpid():
+                Path(self._path).unlink(missing_ok=True)
 
 
 class SocketSwitchboard(Switchboard):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
-import weakref
+import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
 
-from edgeserve.core.errors import ConfigurationError, StoreVersion
+from edgeserve.core.errors import ConfigurationError, DiskFull, EdgeServeError, TransportError
 from edgeserve.core.settings import state_directory
 from edgeserve.transport import log
 from edgeserve.transport.base import Capabilities, Transport
@@ -21,6 +25,7 @@ from edgeserve.transport.local.lmdbkv import LmdbKV
 from edgeserve.transport.url import NodeURL
 from edgeserve.transport.wake import SocketSwitchboard
 
+_log = logging.getLogger(__name__)
 _NETWORK_FILESYSTEMS = frozenset(
     (
         "nfs",
@@ -40,36 +45,48 @@ _NETWORK_FILESYSTEMS = frozenset(
         "ocfs2",
     )
 )
-_inherited: weakref.WeakSet[BufferedRandom] = weakref.WeakSet()
+_MAP_BYTES = 64 << 30
+_stores: dict[Path, _Store] = {}
+_lock = threading.RLock()
 
 
 def _after_fork() -> None:
-    """A child of fork must not keep the parent's locks alive."""
-    for file in list(_inherited):
-        file.close()
+    """A child of fork must not keep the parent's locks alive; the store is opened anew there."""
+    global _lock
+    _lock = threading.RLock()
+    for store in _stores.values():
+        store.users.close()
+    _stores.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)
 
 
+@dataclass
+class _Store:
+    """What the connections of one process to one store share: LMDB must not be opened twice in a process."""
+
+    kv: LmdbKV
+    board: SocketSwitchboard
+    users: BufferedRandom
+    durable: bool
+    connections: int = 0
+
+
 class LocalEngine(LogEngine):
     """The log engine on LMDB, with the lock that counts who has the store open."""
 
-    def __init__(self, url: NodeURL, root: Path, users: BufferedRandom, limits: log.Limits, *, durable: bool) -> None:
-        self._root, self._users = root, users
-        capabilities = Capabilities(durable=True, disk_durability=True)
-        kv = LmdbKV(root, limits.store_bytes * 2 + (256 << 20), durable=durable)
-        super().__init__(url.text, kv, SocketSwitchboard(root / "wake"), capabilities, limits)
+    def __init__(self, url: NodeURL, root: Path, store: _Store, limits: log.Limits) -> None:
+        self._root, self._store = root, store
+        super().__init__(url.text, store.kv, store.board, Capabilities(durable=True, disk_durability=True), limits)
 
-    def close(self) -> None:
+    def release(self) -> None:
         """Lets go; the last process to do so seals the store, so that the next start need not look through it."""
-        if self._closed or self.pid != os.getpid():
-            return
-        with _opening(self._root):
-            super().close()
-            if _only_user(self._users):
-                recovery.seal(self._root)
-            self._users.close()
+        with _lock:
+            self._store.connections -= 1
+            if self._store.connections == 0:
+                _stores.pop(self._root, None)
+                _close(self._root, self._store)
 
 
 def connect(url: NodeURL) -> Transport:
@@ -80,30 +97,85 @@ def connect(url: NodeURL) -> Transport:
         raise ConfigurationError(f"{url.text}: durability= is 'process' or 'disk', not {durability!r}")
     limits = log.limits_from(url)
     root = _directory(url)
-    with _opening(root):
-        users = open(root / "users.lock", "a+b")  # noqa: SIM115 - held for as long as the store is open
-        _inherited.add(users)
+    with _lock:
+        store = _stores.get(root)
+        if store is None:
+            store = _stores[root] = _open(root, limits, durable=durability == "disk")
+        elif store.durable != (durability == "disk"):
+            raise ConfigurationError(f"{url.text}: this process has the store open with another durability=")
+        store.connections += 1
+        return LocalEngine(url, root, store, limits)
+
+
+def _open(root: Path, limits: log.Limits, *, durable: bool) -> _Store:
+    with _named(root), _opening(root):
+        users = open(root / "users.lock", "a+b")  # held for as long as the store is open
         try:
             if _only_user(users):
                 recovery.make_ready(root)
             fcntl.flock(users, fcntl.LOCK_SH)
-            engine = LocalEngine(url, root, users, limits, durable=durability == "disk")
+            recovery.note_opened(root, durable=durable)
+            # The map is as large for everybody: a process with a smaller one could not read what another has written.
+            kv = LmdbKV(root, max(_MAP_BYTES, limits.store_bytes * 2), durable=durable)
+            store = _Store(kv, SocketSwitchboard(root / "wake"), users, durable)
+            try:
+                _check_version(kv, root)
+            except BaseException:
+                _close_files(store)
+                raise
+            return store
         except BaseException:
             users.close()
             raise
-    _check_version(engine, root)
-    return engine
+
+
+def _close(root: Path, store: _Store) -> None:
+    try:
+        with _opening(root):
+            _close_files(store)
+            if _only_user(store.users):
+                recovery.seal(root)
+    except OSError as exc:
+        # Everything is in the store already; unsealed it is looked through by the next start.
+        _log.warning("the store in %s was not sealed: %s", root, exc)
+    finally:
+        _close_files(store)
+        store.users.close()
+
+
+def _close_files(store: _Store) -> None:
+    store.board.close()
+    store.kv.close()
+
+
+@contextmanager
+def _named(root: Path) -> Iterator[None]:
+    """Errors of the filesystem in our words."""
+    try:
+        yield
+    except OSError as exc:
+        if isinstance(exc, EdgeServeError):
+            raise
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no space left on the filesystem of {root}: free some and start again") from exc
+        raise TransportError(f"cannot open the store in {root}: {exc}") from exc
 
 
 def _directory(url: NodeURL) -> Path:
     if url.path and not url.path.startswith("/"):
         raise ConfigurationError(f"{url.text}: a store is named by an absolute path, as in local:///{url.path}")
-    root = Path(url.path) if url.path.strip("/") else state_directory() / "local"
+    root = Path(os.path.abspath(url.path)) if url.path.strip("/") else state_directory() / "local"
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
+        if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"no space left on the filesystem of {root}: free some and start again") from exc
         raise ConfigurationError(f"{url.text}: cannot make the directory {root}: {exc.strerror}") from exc
-    kind = _filesystem(root)
+    root = root.resolve()
+    try:
+        kind = filesystem_of(root, Path("/proc/self/mounts").read_text(errors="replace"))
+    except OSError:
+        kind = ""  # a system that does not tell
     if kind in _NETWORK_FILESYSTEMS:
         raise ConfigurationError(
             f"{url.text}: {root} is on a network filesystem ({kind}), where processes cannot share memory: use a local disk"
@@ -111,19 +183,16 @@ def _directory(url: NodeURL) -> Path:
     return root
 
 
-def _filesystem(path: Path) -> str:
-    """The filesystem type of the longest mount point above the path, or "" where the system does not tell."""
+def filesystem_of(path: Path, mounts: str) -> str:
+    """The filesystem type of the last and longest mount point above the path, by a text in the format of /proc/mounts."""
     best, kind = "", ""
-    try:
-        mounts = Path("/proc/self/mounts").read_text(errors="replace")
-    except OSError:
-        return ""
-    resolved = str(path.resolve())
     for line in mounts.splitlines():
-        _, point, filesystem, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
-        if len(point) >= len(best) and (resolved == point or resolved.startswith(point.rstrip("/") + "/")):
-            best, kind = point, filesystem
+        fields = line.split(" ")
+        if len(fields) < 3:
+            continue
+        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[1])
+        if len(point) >= len(best) and path.is_relative_to(point):
+            best, kind = point, fields[2]
     return kind
 
 
@@ -143,18 +212,15 @@ def _only_user(users: BufferedRandom) -> bool:
     return True
 
 
-def _check_version(engine: LocalEngine, root: Path) -> None:
-    with engine.write() as txn:
-        raw = txn.get(Space.STATE, b"v")
-        version = log.DISK_FORMAT if raw is None else int.from_bytes(raw, "big")
-        if raw is None:
-            txn.put(Space.STATE, b"v", log.DISK_FORMAT.to_bytes(2, "big"))
+def _check_version(kv: LmdbKV, root: Path) -> None:
+    with kv.read() as txn:
+        raw = txn.get(Space.STATE, log.VERSION_KEY)
+        version = log.DISK_FORMAT if raw is None else log.read_version(raw)
+    if raw is None:
+        with kv.write() as txn:
+            txn.put(Space.STATE, log.VERSION_KEY, log.version_record())
     if version != log.DISK_FORMAT:
-        engine.close()
-        raise StoreVersion(
-            f"the store in {root} has disk format {version}, this edgeserve reads format {log.DISK_FORMAT}: install the edgeserve that wrote it, "
-            "or name another directory in the URL"
-        )
+        raise recovery.wrong_version(root, version)
 
 
-__all__ = ("LocalEngine", "connect")
+__all__ = ("LocalEngine", "connect", "filesystem_of")

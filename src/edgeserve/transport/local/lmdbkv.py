@@ -1,28 +1,41 @@
 """The store under `local://`: an LMDB environment, its errors in our words.
 
 The map is not writable memory (no MDB_WRITEMAP): a stray pointer cannot reach the data, and a full disk is an error of `commit` with the
-transaction undone, not a signal.
+transaction undone, not a signal. What LMDB does write through memory, its lock file, is given its disk space beforehand.
 """
 
 from __future__ import annotations
 
 import errno
-import mmap
+import logging
 import os
 import struct
+import threading
+import time
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import lmdb
+import xxhash
 
-from edgeserve.core.errors import DiskFull, StoreDamaged, StoreFull, TransportError
+from edgeserve.core.errors import ClosedError, DiskFull, StoreDamaged, StoreFull, TransportError
 from edgeserve.transport.kv import KV, Space, Txn
 
+_log = logging.getLogger(__name__)
 DATA = "data"
 MARK = "mark"
-_MARK = struct.Struct("<Q")
+CENSUS = b"c"
+_MAX_READERS = 1024
+_LOCK_BYTES = 128 + 64 * _MAX_READERS + 4096
+_CENSUS = struct.Struct("<QQQ")
+_WORD = struct.Struct("<Q")
+_CHECK_READERS_EVERY = 256
+_GATE_S = 1.0
+_kvs: weakref.WeakSet[LmdbKV] = weakref.WeakSet()
+_paused: list[tuple[LmdbKV, AbstractContextManager[bool]]] = []
 
 
 def open_environment(path: Path, map_bytes: int, *, durable: bool, readonly: bool = False) -> tuple[Any, list[Any]]:
@@ -31,7 +44,7 @@ def open_environment(path: Path, map_bytes: int, *, durable: bool, readonly: boo
         str(path),
         map_size=map_bytes,
         max_dbs=len(Space),
-        max_readers=1024,
+        max_readers=_MAX_READERS,
         sync=durable,
         metasync=durable,
         meminit=False,
@@ -41,26 +54,60 @@ def open_environment(path: Path, map_bytes: int, *, durable: bool, readonly: boo
         create=not readonly,
         readahead=False,
     )
-    return env, [env.open_db(space.name.lower().encode(), create=not readonly) for space in Space]
+    try:
+        return env, [env.open_db(space.name.lower().encode(), create=not readonly) for space in Space]
+    except lmdb.NotFoundError:
+        # Only read, and its maker was killed before it made the spaces.
+        if env.info()["last_txnid"] <= len(Space):
+            return env, []
+        env.close()
+        raise lmdb.CorruptedError("a space is missing") from None
+    except BaseException:
+        env.close()
+        raise
+
+
+def reserve_lock_file(path: Path) -> None:
+    """Gives the lock file its disk blocks: LMDB writes to it through memory, where a full disk is a signal. Not while it is open here."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(path / "lock.mdb", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, _LOCK_BYTES)
+    finally:
+        os.close(fd)
 
 
 class LmdbTxn:
-    """A `Txn` on LMDB."""
+    """A `Txn` on LMDB. `census` gathers how the sum over the first words of all values of STATE changes, None: not at all."""
 
-    __slots__ = ("_dbs", "_txn")
+    __slots__ = ("_dbs", "_txn", "census", "changed")
 
     def __init__(self, txn: Any, dbs: list[Any]) -> None:
         self._txn, self._dbs = txn, dbs
+        self.census, self.changed = 0, False
 
     def get(self, space: Space, key: bytes) -> memoryview | None:
         value: memoryview | None = self._txn.get(key, db=self._dbs[space])
         return value
 
     def put(self, space: Space, key: bytes, value: bytes | bytearray | memoryview) -> None:
-        self._txn.put(key, value, db=self._dbs[space])
+        self.changed = True
+        if space:
+            self._txn.put(key, value, db=self._dbs[space])
+            return
+        old = self._txn.replace(key, value, db=self._dbs[0])
+        self.census ^= _WORD.unpack_from(value)[0]
+        if old is not None:
+            self.census ^= _WORD.unpack_from(old)[0]
 
     def delete(self, space: Space, key: bytes) -> None:
-        self._txn.delete(key, db=self._dbs[space])
+        self.changed = True
+        if space:
+            self._txn.delete(key, db=self._dbs[space])
+            return
+        old = self._txn.pop(key, db=self._dbs[0])
+        if old is not None:
+            self.census ^= _WORD.unpack_from(old)[0]
 
     def scan(self, space: Space, start: bytes, stop: bytes) -> Iterator[tuple[bytes, memoryview]]:
         with self._txn.cursor(db=self._dbs[space]) as cursor:
@@ -70,6 +117,40 @@ class LmdbTxn:
                         return
                     yield bytes(key), value
 
+    def seal(self) -> None:
+        """Before the commit: notes the sum and the commit's number. A page that fell back to an older state shows by them."""
+        raw = self._txn.get(CENSUS, db=self._dbs[0])
+        known = read_census(raw)
+        number = self._txn.id()
+        # A record that is damaged stays so: it must not be made good by the change of one commit.
+        words = (self.census ^ known[0], number) if known else (self.census, number if raw is None else 0)
+        self._txn.put(CENSUS, _CENSUS.pack(*words, _check(*words)), db=self._dbs[0])
+
+
+def read_mark(path: Path) -> int | None:
+    """The number of the last commit; 0 when there was none yet, None when the mark is damaged."""
+    raw = path.read_bytes() if path.exists() else b""
+    if not raw:
+        return 0
+    number = int.from_bytes(raw[:8], "little")
+    return number if raw == _mark(number) else None
+
+
+def _mark(number: int) -> bytes:
+    return _WORD.pack(number) + _WORD.pack(_check(0, number))
+
+
+def _check(census: int, number: int) -> int:
+    return xxhash.xxh3_64_intdigest(_WORD.pack(census), number)
+
+
+def read_census(raw: bytes | memoryview | None) -> tuple[int, int] | None:
+    """(sum, number of the last commit), or None when the record is missing or damaged."""
+    if raw is None or len(raw) != _CENSUS.size:
+        return None
+    census, number, check = _CENSUS.unpack(raw)
+    return (census, number) if check == _check(census, number) else None
+
 
 class LmdbKV(KV):
     """Transactions on LMDB. `mark` keeps the number of the last commit beside the data, so that a later start can tell when the newest
@@ -77,43 +158,117 @@ class LmdbKV(KV):
 
     def __init__(self, root: Path, map_bytes: int, *, durable: bool) -> None:
         self._root, self._map_bytes, self._durable = root, map_bytes, durable
+        self._pid = os.getpid()
         self._env: Any = None
         self._dbs: list[Any] = []
-        self._writes = 0
-        self._open()
-        with open(root / MARK, "a+b") as file:
-            file.truncate(_MARK.size)
-            self._mark = mmap.mmap(file.fileno(), _MARK.size)
-
-    def _open(self) -> None:
+        self._writes = self._generation = 0
+        self._live: set[object] = set()
+        self._gate: threading.Event | None = None
+        self._gate_lock = threading.RLock()
+        self._closed = False
+        self._mark = -1
         try:
-            self._env, self._dbs = open_environment(self._root / DATA, self._map_bytes, durable=self._durable)
+            reserve_lock_file(root / DATA)
+            self._env, self._dbs = open_environment(root / DATA, map_bytes, durable=durable)
             self._env.reader_check()
-        except lmdb.Error as exc:
+            self._mark = os.open(root / MARK, os.O_RDWR | os.O_CREAT, 0o600)
+        except (lmdb.Error, OSError) as exc:
+            if self._env is not None:
+                self._env.close()
             raise self._named(exc) from exc
+        _kvs.add(self)
 
     @contextmanager
     def write(self) -> Iterator[Txn]:
+        token = self._enter()
+        generation, number = self._generation, 0
         try:
-            with self._env.begin(write=True, buffers=True) as txn:
-                yield LmdbTxn(txn, self._dbs)
-                number = txn.id()
+            with self._env.begin(write=True, buffers=True) as raw:
+                txn = LmdbTxn(raw, self._dbs)
+                yield txn
+                # A transaction that changes nothing takes no number.
+                if txn.changed:
+                    txn.seal()
+                    number = raw.id()
         except lmdb.Error as exc:
-            raise self._named(exc) from exc
-        _MARK.pack_into(self._mark, 0, number)
+            self._live.discard(token)
+            raise self._named(exc, generation) from exc
+        finally:
+            self._live.discard(token)
+        if number:
+            self._note(number)
         self._writes += 1
-        if self._writes & 0xFFFF == 0:
+        if self._writes % _CHECK_READERS_EVERY == 0:
             self._env.reader_check()
 
     @contextmanager
     def read(self) -> Iterator[Txn]:
+        token = self._enter()
+        generation = self._generation
         try:
-            with self._env.begin(buffers=True) as txn:
-                yield LmdbTxn(txn, self._dbs)
+            with self._env.begin(buffers=True) as raw:
+                yield LmdbTxn(raw, self._dbs)
         except lmdb.Error as exc:
-            raise self._named(exc) from exc
+            self._live.discard(token)
+            raise self._named(exc, generation) from exc
+        finally:
+            self._live.discard(token)
 
-    def _named(self, exc: lmdb.Error) -> TransportError:
+    def _enter(self) -> object:
+        """Marks a transaction as open; waits while the environment is being replaced or the process forks."""
+        token = object()
+        while True:
+            self._live.add(token)
+            gate = self._gate
+            if gate is None:
+                break
+            self._live.discard(token)
+            gate.wait(_GATE_S)
+        if self._env is None:
+            self._live.discard(token)
+            if self._closed:
+                raise ClosedError(f"the store in {self._root} is closed")
+            try:
+                self._repair(self._generation)
+            except lmdb.Error as exc:
+                raise self._named(exc) from exc
+            return self._enter()
+        return token
+
+    def _note(self, number: int) -> None:
+        try:
+            os.pwrite(self._mark, _mark(number), 0)
+        except OSError:
+            return  # the mark only tells that something is missing: without it the data is as good
+
+    @contextmanager
+    def closed_gate(self) -> Iterator[bool]:
+        """Lets no transaction begin, and waits for those that are open; False when one of them does not end."""
+        with self._gate_lock:
+            outer = self._gate
+            gate = self._gate = outer or threading.Event()
+            deadline = time.monotonic() + _GATE_S
+            try:
+                while self._live and time.monotonic() < deadline:
+                    time.sleep(0.0001)
+                yield not self._live
+            finally:
+                self._gate = outer
+                if outer is None:
+                    gate.set()
+
+    def _repair(self, generation: int) -> None:
+        """After a commit that failed half-way LMDB refuses the environment: opens it anew."""
+        with self.closed_gate() as quiet:
+            if not quiet or generation != self._generation or self._closed:
+                return
+            if self._env is not None:
+                self._env.close()
+                self._env = None
+            self._env, self._dbs = open_environment(self._root / DATA, self._map_bytes, durable=self._durable)
+            self._generation += 1
+
+    def _named(self, exc: lmdb.Error | OSError, generation: int = -1) -> TransportError:
         """The error in our words; what LMDB cannot go on after is repaired on the way."""
         where = f"the store in {self._root}"
         if isinstance(exc, lmdb.MapFullError):
@@ -121,21 +276,64 @@ class LmdbKV(KV):
             return StoreFull(
                 f"{where} reached its map of {self._map_bytes >> 20} MiB ({freed} dead readers cleared); nothing of this was written"
             )
-        if isinstance(exc, lmdb.DiskError) or _no_space(exc) or (self._env is not None and _low(self._root)):
-            if isinstance(exc, lmdb.PanicError):
-                self._env.close()
-                self._open()
+        if isinstance(exc, lmdb.PanicError) and generation >= 0:
+            try:
+                self._repair(generation)
+            except lmdb.Error as again:
+                _log.warning("%s could not be opened anew: %s", where, again)
+        if _no_space(exc) or (isinstance(exc, OSError | lmdb.DiskError | lmdb.PanicError) and _low(self._root)):
             return DiskFull(f"no space left on the filesystem of {self._root}; nothing of this was written: free some and go on ({exc})")
-        if isinstance(exc, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError | lmdb.PanicError):
+        if isinstance(exc, lmdb.MapResizedError):
+            return TransportError(f"{where} is open elsewhere with a larger size_mb= than here: use the same in all processes")
+        if isinstance(exc, lmdb.CorruptedError | lmdb.PageNotFoundError | lmdb.InvalidError):
             return StoreDamaged(f"{where} is damaged ({exc}): stop every process that uses it, the next start repairs what can be repaired")
         return TransportError(f"{where}: {exc}")
 
+    def leave_to_parent(self) -> None:
+        """In the child of a fork: lets go of what is the parent's, so that the store can be opened anew here."""
+        if not self._live and self._env is not None:
+            self._env.close()
+            os.close(self._mark)
+        self._env, self._dbs, self._mark, self._closed = None, [], -1, True
+
     def close(self) -> None:
-        self._mark.close()
-        self._env.close()
+        if self._closed or self._pid != os.getpid():
+            return
+        with self.closed_gate():
+            self._closed = True
+            if self._env is not None:
+                self._env.close()
+                self._env = None
+            os.close(self._mark)
+        _kvs.discard(self)
 
 
-def _no_space(exc: lmdb.Error) -> bool:
+def _before_fork() -> None:
+    for kv in list(_kvs):
+        gate = kv.closed_gate()
+        gate.__enter__()
+        _paused.append((kv, gate))
+
+
+def _after_fork_here() -> None:
+    while _paused:
+        _paused.pop()[1].__exit__(None, None, None)
+
+
+def _after_fork_in_child() -> None:
+    inherited = [kv for kv, _ in _paused]
+    _after_fork_here()
+    for kv in inherited:
+        kv.leave_to_parent()
+
+
+# No transaction may be open while the process forks: the child lets go of the environment, and would end the parent's transaction.
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_here, after_in_child=_after_fork_in_child)
+
+
+def _no_space(exc: Exception) -> bool:
+    if isinstance(exc, OSError):
+        return exc.errno in (errno.ENOSPC, errno.EDQUOT)
     return os.strerror(errno.ENOSPC) in str(exc) or os.strerror(errno.EDQUOT) in str(exc)
 
 
@@ -145,4 +343,4 @@ def _low(root: Path) -> bool:
     return stat.f_bavail * stat.f_frsize < 1 << 20
 
 
-__all__ = ("DATA", "MARK", "LmdbKV", "LmdbTxn", "open_environment")
+__all__ = ("CENSUS", "DATA", "MARK", "LmdbKV", "LmdbTxn", "open_environment", "read_census", "read_mark", "reserve_lock_file")

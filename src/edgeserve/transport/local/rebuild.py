@@ -1,10 +1,14 @@
-"""The child that copies what is intact from one LMDB environment into another: `python -m ... SOURCE TARGET forward|backward|report`.
+"""The child that copies what is intact from one LMDB environment into another: `main([SOURCE, TARGET, "copy" | "search"])`.
 
-It may die on the way, by a signal: the target then holds what was copied so far. `report` looks only at the target.
+`copy` follows the file's structure with LMDB and may die of it, by a signal. `search` takes the file for a heap of pages and finds what is
+intact without LMDB: all that was ever written and not yet overwritten, of which the newest state counts.
 """
 
 from __future__ import annotations
 
+import errno
+import mmap
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,13 +18,44 @@ import lmdb
 import msgspec
 
 from edgeserve.transport import log
-from edgeserve.transport.groups import GroupState
 from edgeserve.transport.kv import Space
-from edgeserve.transport.local.lmdbkv import LmdbTxn, open_environment
-from edgeserve.transport.local.recovery import Report
+from edgeserve.transport.local import pages
+from edgeserve.transport.local.lmdbkv import CENSUS, LmdbTxn, open_environment, read_census
+from edgeserve.transport.local.recovery import NO_SPACE, OTHER_VERSION, Report
 
-_COMMIT_EVERY = 2_000
 _COMMIT_BYTES = 32 << 20
+_TARGET_BYTES = 64 << 30
+
+
+class _Target:
+    """Where intact values go; commits now and then, so that memory stays bounded."""
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(mode=0o700, exist_ok=True)
+        self.env, self._dbs = open_environment(path, _TARGET_BYTES, durable=False)
+        self._raw = self.env.begin(write=True, buffers=True)
+        self.txn = LmdbTxn(self._raw, self._dbs)
+        self._pending = 0
+
+    def put(self, space: Space, key: bytes, value: bytes) -> None:
+        self.txn.put(space, key, value)
+        self._pending += len(value)
+        if self._pending > _COMMIT_BYTES:
+            self.commit()
+
+    def commit(self) -> None:
+        if self.txn.changed:
+            self.txn.seal()
+        self._raw.commit()
+        self._raw = self.env.begin(write=True, buffers=True)
+        self.txn = LmdbTxn(self._raw, self._dbs)
+        self._pending = 0
+
+    def close(self) -> None:
+        self.commit()
+        self._raw.abort()
+        self.env.sync(True)
+        self.env.close()
 
 
 def _intact(space: Space, key: bytes, value: bytes) -> bool:
@@ -29,94 +64,138 @@ def _intact(space: Space, key: bytes, value: bytes) -> bool:
             return False
         number, last = log.unpack_key(key)
         return log.Batch(number, last, 0, 0, value).frames() is not None
-    if space is Space.STATE and key[:1] in (b"t", b"v"):
-        return len(value) <= 8
+    if space is Space.STATE and key == log.TOTAL_KEY:
+        return len(value) == 8
     return log.intact(key, value)
 
 
-def _entries(source: Any, db: Any, *, backward: bool) -> Iterator[tuple[bytes, bytes]]:
+def _entries(source: Any, db: Any) -> Iterator[tuple[bytes, bytes]]:
+    before = b""
     with source.begin(buffers=False) as txn, txn.cursor(db=db) as cursor:
-        at = cursor.iterprev() if backward else cursor.iternext()
-        yield from at
+        for key, value in cursor:
+            if key <= before:
+                raise lmdb.CorruptedError("keys are out of order")
+            before = key
+            yield key, value
 
 
-def copy(source_path: Path, target_path: Path, *, backward: bool) -> Report:
-    """Copies every intact value that the target does not have yet."""
+def copy(source_path: Path, target: _Target) -> Report:
+    """Copies every intact value, and says whether what was found is all and of one age."""
     size = (source_path / "data.mdb").stat().st_size
-    source, source_dbs = open_environment(source_path, max(size * 2, 1 << 20), durable=False, readonly=True)
-    target, target_dbs = open_environment(target_path, size * 4 + (64 << 20), durable=False)
-    damaged = pending = count = 0
-    txn = target.begin(write=True)
+    source, dbs = open_environment(source_path, max(size * 2, 1 << 20), durable=False, readonly=True)
+    if not dbs:
+        return Report()
+    with source.begin() as txn:
+        _refuse_other_versions(txn.get(log.VERSION_KEY, db=dbs[0]))
+        expected = [txn.stat(db)["entries"] for db in dbs]
+        written = read_census(txn.get(CENSUS, db=dbs[0]))
+    report = Report(commit=source.info()["last_txnid"])
+    census = 0
     for space in Space:
-        for key, value in _entries(source, source_dbs[space], backward=backward):
-            if not _intact(space, key, value):
-                damaged += 1
-                continue
-            if not txn.put(key, value, db=target_dbs[space], overwrite=False):
-                if backward:
-                    break
-                raise lmdb.CorruptedError("a key came twice")
-            pending += len(value)
+        count = 0
+        for key, value in _entries(source, dbs[space]):
             count += 1
-            if pending > _COMMIT_BYTES or count % _COMMIT_EVERY == 0:
-                txn.commit()
-                pending, txn = 0, target.begin(write=True)
-    txn.commit()
-    target.sync(True)
-    return Report(damaged, source.info()["last_txnid"], [])
+            if space is Space.STATE:
+                if key == CENSUS:
+                    continue
+                census ^= int.from_bytes(value[:8], "little")
+            if _intact(space, key, value):
+                target.put(space, key, value)
+            else:
+                report.damaged += 1
+        if count != expected[space]:
+            report.missing.append(f"{abs(expected[space] - count)} values of the {space.name.lower()} space")
+    if written != (census, report.commit) and any(expected):
+        report.missing.append("some of the newest changes of topics and groups (parts of the file are older than others)")
+    return report
 
 
-def report(target_path: Path) -> Report:
-    """Makes the target consistent (a lost head is found again by its name) and says what is missing in it."""
-    size = (target_path / "data.mdb").stat().st_size if target_path.exists() else 0
-    target, dbs = open_environment(target_path, size * 4 + (64 << 20), durable=False)
+def _refuse_other_versions(raw: bytes | None) -> None:
+    if raw is not None and log.intact(log.VERSION_KEY, raw) and (version := log.read_version(raw)) != log.DISK_FORMAT:
+        sys.stdout.write(str(version))
+        sys.stdout.flush()
+        sys.exit(OTHER_VERSION)
+
+
+def search(source_path: Path, target: _Target) -> Report:
+    """Finds what is intact in the pages. Of a state that is there more than once, the newest counts."""
+    newest: dict[bytes, tuple[Any, bytes]] = {}
+    with open(source_path / "data.mdb", "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            return Report()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            for key, value in pages.values(content):
+                # The numbers that keys of LOG and IDS begin with are small.
+                space = Space.STATE if key[:1] > b"\0" else Space.LOG if len(key) == 12 else Space.IDS
+                if key == log.TOTAL_KEY or not _intact(space, key, value):
+                    continue
+                if space is not Space.STATE:
+                    target.put(space, key, value)
+                elif key not in newest or log.age(key, value) > newest[key][0]:
+                    newest[key] = (log.age(key, value), value)
+    if log.VERSION_KEY in newest:
+        _refuse_other_versions(newest[log.VERSION_KEY][1])
+    for key, (_, value) in newest.items():
+        target.put(Space.STATE, key, value)
+    return Report()
+
+
+def complete(txn: LmdbTxn) -> list[str]:
+    """Makes the copy consistent (a lost head is found again by its name) and says what is missing in it."""
     missing: list[str] = []
-    with target.begin(write=True, buffers=True) as raw:
-        txn = LmdbTxn(raw, dbs)
-        stored_total = 0
-        names = {bytes(v[8:]).decode(): int.from_bytes(k[1:], "big") for k, v in txn.scan(Space.STATE, b"m", b"n")}
-        heads = {bytes(k[1:]).decode() for k, _ in txn.scan(Space.STATE, b"h", b"i")}
-        numbers = set()
-        for topic in sorted(heads | set(names)):
-            number, stored = _check_topic(txn, topic, names.get(topic), missing)
-            numbers.add(number)
-            stored_total += stored
-        _drop_orphans(txn, numbers, missing)
-        txn.put(Space.STATE, b"t", stored_total.to_bytes(8, "big"))
-    target.sync(True)
-    target.close()
-    return Report(0, 0, missing)
+    stored_total = 0
+    names = {bytes(v[8:]).decode(): int.from_bytes(k[1:], "big") for k, v in txn.scan(Space.STATE, b"m", b"n")}
+    heads = {bytes(k[1:]).decode() for k, _ in txn.scan(Space.STATE, b"h", b"i")}
+    numbers = set()
+    for topic in sorted(heads | set(names)):
+        number, stored = _complete_topic(txn, topic, names.get(topic), missing)
+        numbers.add(number)
+        stored_total += stored
+    _drop_orphans(txn, numbers, missing)
+    txn.put(Space.STATE, log.TOTAL_KEY, stored_total.to_bytes(8, "big"))
+    return missing
 
 
-def _check_topic(txn: Any, topic: str, number: int | None, missing: list[str]) -> tuple[int, int]:
+def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[str]) -> tuple[int, int]:
     head = log.find_head(txn, topic)
+    prefix = log.group_key(topic, "")
+    groups = {bytes(k[len(prefix) :]).decode() for k, _ in txn.scan(Space.STATE, prefix, prefix + b"\xff")}
     if head is None:
         missing.append(f"the head of topic {topic!r}")
-        head = log.Head(number or 0)
-        prefix = log.group_key(topic, "")
-        head.groups = [bytes(k[len(prefix) :]).decode() for k, _ in txn.scan(Space.STATE, prefix, prefix + b"\xff")]
-    expected, stored = head.first, 0
+        head = log.Head(number or 0, groups=sorted(groups))
+    elif number is None:
+        missing.append(f"the number of topic {topic!r}")
+        log.save_name(txn, head.number, topic)
+    expected, stored, needless = head.first, 0, []
     for batch, length in log.batches(txn, head.number):
+        if batch.last < head.first:
+            needless.append(log.batch_key(head.number, batch.last))
+            continue
         if batch.base > expected:
             missing.append(f"positions {expected} to {batch.base - 1} of topic {topic!r}")
-        expected, stored = batch.last + 1, stored + length
+        elif head.first <= batch.base < expected:
+            needless.append(log.batch_key(head.number, batch.last))
+            continue
+        expected, stored = max(expected, batch.last + 1), stored + length
+    for key in needless:
+        txn.delete(Space.LOG, key)
     if expected < head.next:
         missing.append(f"positions {expected} to {head.next - 1} of topic {topic!r}")
     head.next, head.stored_bytes, head.listeners = max(head.next, expected), stored, {}
-    cache = log.StateCache()
     for group in list(head.groups):
-        state: GroupState | None = cache.find(txn, topic, group)
-        if state is None:
+        if group not in groups:
             missing.append(f"the state of group {group!r} on topic {topic!r}")
             head.groups.remove(group)
+    for group in groups.difference(head.groups):
+        txn.delete(Space.STATE, log.group_key(topic, group))
     log.save_head(txn, topic, head)
     return head.number, stored
 
 
-def _drop_orphans(txn: Any, numbers: set[int], missing: list[str]) -> None:
+def _drop_orphans(txn: LmdbTxn, numbers: set[int], missing: list[str]) -> None:
     """Messages of a topic whose name is lost must not turn up in the next topic that gets its number."""
     for space in (Space.LOG, Space.IDS):
-        lost = [key for key, _ in txn.scan(space, b"", b"\xff" * 20) if int.from_bytes(key[:4], "big") not in numbers]
+        lost = [key for key, _ in txn.scan(space, b"", b"\xff" * 24) if int.from_bytes(key[:4], "big") not in numbers]
         for key in lost:
             txn.delete(space, key)
         if lost and space is Space.LOG:
@@ -125,13 +204,17 @@ def _drop_orphans(txn: Any, numbers: set[int], missing: list[str]) -> None:
 
 def main(arguments: list[str]) -> None:
     """Runs one step and prints its report as JSON."""
-    source, target, step = Path(arguments[0]), Path(arguments[1]), arguments[2]
-    done = report(target) if step == "report" else copy(source, target, backward=step == "backward")
-    sys.stdout.buffer.write(msgspec.json.encode(done))
-
-
-if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        target = _Target(Path(arguments[1]))
+        report = (copy if arguments[2] == "copy" else search)(Path(arguments[0]), target)
+        report.missing.extend(complete(target.txn))
+        target.close()
     except (lmdb.Error, OSError, ValueError, msgspec.MsgspecError) as error:
+        full = isinstance(error, lmdb.DiskError) or getattr(error, "errno", 0) in (errno.ENOSPC, errno.EDQUOT)
+        if full or os.strerror(errno.ENOSPC) in str(error):
+            sys.exit(NO_SPACE)
         sys.exit(f"{type(error).__name__}: {error}")
+    sys.stdout.buffer.write(msgspec.json.encode(report))
+
+
+__all__ = ("complete", "copy", "main", "search")

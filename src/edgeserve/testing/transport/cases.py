@@ -1,0 +1,111 @@
+"""What the cases share: fixtures, and the few steps that most of them take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from edgeserve.transport import Delivery, Frame, Subscription, Transport, connect, disconnect
+
+LONG_MS = 20_000
+"""A wait that only a broken engine sees the end of."""
+
+Open = Callable[..., Transport]
+
+
+class TransportCases:
+    """Fixtures: `url` comes from the engine's author, `open`, `transport` and `threads` from here."""
+
+    @pytest.fixture
+    def url(self) -> str:
+        """The node URL of an engine with nothing in it yet."""
+        raise NotImplementedError("override the fixture `url`")
+
+    def with_parameters(self, url: str, **parameters: object) -> str:
+        """The URL with parameters; for an engine that spells them otherwise to override."""
+        return f"{url}?{urlencode(parameters)}" if parameters else url
+
+    @pytest.fixture
+    def open(self, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+        """Opens connections: `open()`, or `open(retention_mb=1)`. They and their subscriptions end with the test, and not before."""
+        opened: list[Transport] = []
+        kept: list[Subscription] = []
+
+        def open_it(**parameters: object) -> Transport:
+            transport = connect(self.with_parameters(url, **parameters))
+            opened.append(transport)
+            subscribe = transport.subscribe
+
+            def subscribe_and_keep(*arguments: Any, **options: Any) -> Subscription:
+                kept.append(subscribe(*arguments, **options))
+                return kept[-1]
+
+            monkeypatch.setattr(transport, "subscribe", subscribe_and_keep)
+            return transport
+
+        yield open_it
+        for subscription in kept:
+            subscription.close()
+        for transport in reversed(opened):
+            disconnect(transport)
+
+    @pytest.fixture
+    def transport(self, open: Open) -> Transport:
+        """A connection without parameters."""
+        return open()
+
+    @pytest.fixture
+    def threads(self) -> Iterator[ThreadPoolExecutor]:
+        """Threads for what waits."""
+        with ThreadPoolExecutor(8, "case") as pool:
+            yield pool
+
+
+def publish(transport: Transport, topic: str, frames: Sequence[Frame], *, batch: int = 256, send_window: int = 1_000_000) -> None:
+    """Publishes and lets go."""
+    publisher = transport.publisher(topic, send_window=send_window)
+    for at in range(0, len(frames), batch):
+        publisher.publish(frames[at : at + batch])
+    publisher.close()
+
+
+def drain(subscription: Subscription, count: int, *, batch: int = 256, settle: bool = True) -> list[Delivery]:
+    """Receives exactly `count` messages; settles them batch by batch."""
+    found: list[Delivery] = []
+    while len(found) < count:
+        some = subscription.receive(min(batch, count - len(found)), LONG_MS)
+        assert some, f"{len(found)} of {count} messages came within {LONG_MS / 1000} s"
+        if settle:
+            settle_all(subscription, some)
+        found.extend(some)
+    return found
+
+
+def settle_all(subscription: Subscription, deliveries: Sequence[Delivery]) -> None:
+    """Settles deliveries of any topics."""
+    acks: dict[str, list[int]] = {}
+    for _, position, _, _, topic in deliveries:
+        acks.setdefault(topic, []).append(position)
+    subscription.settle(acks)
+
+
+def frames_of(deliveries: Sequence[Delivery]) -> list[bytes]:
+    """The frames as bytes."""
+    return [bytes(d[0]) for d in deliveries]
+
+
+def positions_of(deliveries: Sequence[Delivery]) -> list[int]:
+    """The positions."""
+    return [d[1] for d in deliveries]
+
+
+def numbered(count: int, prefix: str = "m", start: int = 0) -> list[bytes]:
+    """Frames that differ."""
+    return [f"{prefix}{n}".encode() for n in range(start, start + count)]
+
+
+__all__ = ("LONG_MS", "Open", "TransportCases", "drain", "frames_of", "numbered", "positions_of", "publish", "settle_all")
