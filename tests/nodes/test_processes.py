@@ -242,7 +242,7 @@ def test_a_full_store_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
     with Materialize(lambda data: len(data), node, topic="src"):
         pass  # its group holds what is sent from now on
     source = DataSource((payload for _ in range(400)), node, source_id="a")
-    thread = threading.Thread(target=source.run)
+    thread = threading.Thread(target=source.run, daemon=True)
     thread.start()
     seen: list[int] = []
     with source, Materialize(lambda data: seen.append(len(data)), node, topic="src") as sink:

@@ -51,6 +51,7 @@ class Node(ABC):
         self._control = Control()
         # One step at a time, whichever thread asks; re-entrant, so that a task may close its own node.
         self._step_lock = threading.RLock()
+        self._open_lock = threading.Lock()
         self._counts = Counters()
         self._worker: Worker | None = None
         self._ahead: Any = None
@@ -65,10 +66,7 @@ class Node(ABC):
     # --- opening and closing ------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        self._check()
-        if not self._opened:  # else another thread may be in `run()`, and that is no reason to wait
-            with self._step_lock:
-                self._ensure_open()
+        self._ensure_open()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -106,7 +104,10 @@ class Node(ABC):
 
     def _ensure_open(self) -> None:
         self._check()
-        if not self._opened:
+        # A lock of its own: another thread that is in `run()` is no reason to wait.
+        with self._open_lock:
+            if self._opened:
+                return
             transport = connect(self._url)
             try:
                 self._transport = transport
