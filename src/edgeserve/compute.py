@@ -15,7 +15,7 @@ from edgeserve.stage.join import Join
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.single import SingleTask
-from edgeserve.stage.steplog import open_log
+from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
 from edgeserve.transport import GroupKind, Start
 
@@ -135,7 +135,7 @@ class Compute(StageNode):
         )
         output_id = worker_id if output_id is None else output_id
         check_source_id(output_id)
-        logs = (open_log(log_path, log_filename, worker_id, "compute"), open_log(log_path, log_filename, worker_id, "output"))
+        logs = (step_log(log_path, log_filename, worker_id, "compute"), step_log(log_path, log_filename, worker_id, "output"))
         emitter = Emitter(output_id, group, gate_out, self._counts)
         self._logs = logs
         self._stage: Stage

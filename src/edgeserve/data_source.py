@@ -18,7 +18,7 @@ from edgeserve.stage.control import Stopped
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.node import Node
 from edgeserve.stage.send import Sender
-from edgeserve.stage.steplog import StepLog, open_log
+from edgeserve.stage.steplog import step_log
 from edgeserve.transport import Transport
 
 Gate: TypeAlias = Callable[[Any], Any]
@@ -66,7 +66,7 @@ class DataSource(Node):
         message_id: Callable[[Any], str | int | bytes] | None = None,
         key: Callable[[Any], Key] | None = None,
         max_lateness_ms: float = 10_000,
-        send_window: int = 10_000,
+        send_window: int = 8_000,
     ) -> None:
         super().__init__(node, pulsar_node, what="DataSource", name=source_id)
         check_source_id(source_id)
@@ -76,21 +76,21 @@ class DataSource(Node):
             raise ConfigurationError(f"max_lateness_ms={max_lateness_ms} must not be negative")
         self._stream = stream
         self._source_id, self._gate, self._topic = source_id, gate, topic
-        self._log_path, self._log_filename = log_path, log_filename
         self._event_time, self._message_id, self._key = event_time, message_id, key
         self._lateness_ns = int(max_lateness_ms * 1e6)
         self._send_window = send_window
         self._coroutines = Coroutines(f"edgeserve-{source_id}")
         self._iterator: Iterator[Any] | None = None
-        self._log: StepLog | None = None
+        self._log = step_log(log_path, log_filename, source_id, "datasource")
         self._exhausted = False
         self._sequence = 0
         self._last_event_ns = _LONG_AGO
 
     def _open(self, transport: Transport) -> None:
-        self._log = open_log(self._log_path, self._log_filename, self._source_id, "datasource")
+        if self._log is not None:
+            self._log.open()
         publisher = transport.publisher(self._topic, send_window=self._send_window)
-        self._sender = Sender(publisher, self._source_id, self._control.closing, transport.capabilities.max_frame_bytes)
+        self._sender = Sender(publisher, self._source_id, self._control, transport.capabilities.max_frame_bytes)
         # A new incarnation: eight random bytes begin all its ids.
         self._prefix = os.urandom(8)
         self._producer = self._prefix.hex()

@@ -9,7 +9,7 @@ from edgeserve.core.errors import ConfigurationError
 from edgeserve.stage.base import Options
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.sink import Sink
-from edgeserve.stage.steplog import open_log
+from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
 from edgeserve.transport import GroupKind, Start
 
@@ -88,7 +88,7 @@ class Materialize(StageNode):
             ack_timeout_ms=ack_timeout_ms,
         )
         task = Task(final_process, what="Materialize", named=False)
-        log = open_log(log_path, log_filename, topic, "destination")
+        log = step_log(log_path, log_filename, topic, "destination")
         self._logs = (log,)
         self._stage = Sink(options, self._control, self._counts, task=task, gate=gate, url=self._url, log=log)
 

@@ -7,7 +7,6 @@ the engine has one, through a fence that only the join's holder has.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +16,7 @@ import msgspec
 from edgeserve.core.codec import decode_frame, encode_frame
 from edgeserve.core.errors import CorruptMessage, MessageError
 from edgeserve.core.message import Header, Kind
+from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.settle import Settlement, flattened, owned
 from edgeserve.transport import Fence, Frame, Subscription, Transport
@@ -106,9 +106,9 @@ class Decisions(Settlement):
     """What the holder of a join has decided and not settled yet."""
 
     def __init__(
-        self, subscription: Subscription, fence: Fence, topic: str, topic_out: str, source_id: str, name: str, closing: threading.Event
+        self, subscription: Subscription, fence: Fence, topic: str, topic_out: str, source_id: str, name: str, control: Control
     ) -> None:
-        super().__init__(subscription, name, closing)
+        super().__init__(subscription, name, control)
         self.fence = fence
         self._topic, self.topic_out, self._source_id = topic, topic_out, source_id
         self._encode = msgspec.msgpack.Encoder().encode

@@ -50,6 +50,9 @@ class Direct(Stage):
     def _make_perform(self) -> Perform:
         raise NotImplementedError
 
+    def _prepare(self) -> None:
+        """Whatever else has to be opened; called when the group is joined and its ids are known."""
+
     def _end_frame(self, event_ns: int) -> Frame | None:
         """What is published when all sources have ended."""
         return None
@@ -61,9 +64,14 @@ class Direct(Stage):
 
     def open(self, transport: Transport) -> None:
         self._subscription = self._subscribe(transport)
-        self._known.update(self._subscription.settled_ids())
-        self._ends = Ends(self._subscription.attributes())
-        self._pending = Pending(self._subscription, self._topic_out, self._known, self._counts, self.options.name, self._control.closing)
+        try:
+            self._known.update(self._subscription.settled_ids())
+            self._ends = Ends(self._subscription.attributes())
+            self._prepare()
+        except BaseException:
+            self._subscription.close()
+            raise
+        self._pending = Pending(self._subscription, self._topic_out, self._known, self._counts, self.options.name, self._control)
         self._step = self._make_step()
 
     def next(self) -> Any:

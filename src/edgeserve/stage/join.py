@@ -64,14 +64,25 @@ class Join(Stage):
     def open(self, transport: Transport) -> None:
         self._transport = transport
         self._run_set.open()
-        self._enter()
+        try:
+            self._enter()
+        except BaseException:
+            self._run_set.close()
+            raise
 
     def _enter(self) -> None:
         self._subscription = self._subscribe(self._transport)
-        self._ends = Ends(self._subscription.attributes())
-        if self._subscription.active:
-            self._take_over()
-            return
+        try:
+            self._ends = Ends(self._subscription.attributes())
+            if self._subscription.active:
+                self._take_over()
+            else:
+                self._say_standby()
+        except BaseException:
+            self._subscription.close()
+            raise
+
+    def _say_standby(self) -> None:
         message = (
             f"Compute {self.options.name!r} stands by: another member of group {self.options.group!r} holds the join of topic "
             f"{self._topic!r}. It takes over when that one goes; more members do not make a join faster in this release"
@@ -86,7 +97,7 @@ class Join(Stage):
         record = last_record(self._transport, self._log_topic)
         restorable = None if record is None else dict(record.held)
         pending = Decisions(
-            self._subscription, fence, self._topic, self._topic_out, self._run_set.output_id, self.options.name, self._control.closing
+            self._subscription, fence, self._topic, self._topic_out, self._run_set.output_id, self.options.name, self._control
         )
         pending.held = dict(restorable or {})
         self._holding = Holding(

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 from edgeserve.core.errors import DiskFull, StoreFull
+from edgeserve.stage.control import Control
 
 log = logging.getLogger("edgeserve")
 
@@ -18,6 +19,7 @@ _PERIOD_S = 0.002
 _IDLE_PERIODS = 5
 _BACKOFF_S = (0.05, 1.0)
 _LOG_EVERY_S = 10.0
+_AFTER_STOP_S = 3.0
 
 NO_ROOM = (StoreFull, DiskFull)
 
@@ -70,10 +72,11 @@ class Linger:
 class Patience:
     """How a node behaves while its store has no room: it waits, says so now and then, and goes on when there is room."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, control: Control) -> None:
+        self._what, self._control = what, control
         self._delay_s = _BACKOFF_S[0]
         self._logged = -_LOG_EVERY_S
+        self._stopped_at: float | None = None
 
     def met(self, error: BaseException) -> float:
         """Notes the error; returns how many seconds to wait before the next try."""
@@ -84,8 +87,19 @@ class Patience:
         delay, self._delay_s = self._delay_s, min(self._delay_s * 2, _BACKOFF_S[1])
         return delay
 
+    def wait(self, error: BaseException) -> bool:
+        """Waits before the next try; False: no more tries, the node is closed, or was told to stop some seconds ago."""
+        delay = self.met(error)
+        if self._control.stop:
+            now = time.monotonic()
+            self._stopped_at = self._stopped_at or now
+            if now - self._stopped_at > _AFTER_STOP_S:
+                return False
+        return not self._control.closing.wait(delay)
+
     def over(self) -> None:
         """There was room."""
+        self._stopped_at = None
         if self._delay_s != _BACKOFF_S[0]:
             self._delay_s = _BACKOFF_S[0]
             self._logged = -_LOG_EVERY_S

@@ -49,9 +49,10 @@ class Node(ABC):
         self._transport: Transport | None = None
         self._opened = self._closed = False
         self._control = Control()
-        # One step at a time, whichever thread asks; re-entrant, so that a task may close its own node.
+        # One step at a time, whichever thread asks; re-entrant, so that a task may look at its own node.
         self._step_lock = threading.RLock()
         self._open_lock = threading.Lock()
+        self._stepper: int | None = None
         self._counts = Counters()
         self._worker: Worker | None = None
         self._ahead: Any = None
@@ -86,6 +87,8 @@ class Node(ABC):
             return
         self._control.closing.set()
         self._control.stop = True
+        if self._stepper == threading.get_ident():
+            return  # called by the task: the step that it is in ends first
         self._wake()
         with self._step_lock:
             if self._closed:
@@ -135,7 +138,13 @@ class Node(ABC):
         with self._step_lock:
             if self._forks != _forks or self._closed or not self._opened:
                 self._ensure_open()
-            return self._next()
+            self._stepper = threading.get_ident()
+            try:
+                return self._next()
+            finally:
+                self._stepper = None
+                if self._control.closing.is_set():
+                    self.close()
 
     def __aiter__(self) -> Self:
         return self
@@ -171,11 +180,15 @@ class Node(ABC):
         with self._step_lock:
             self._ensure_open()
             self._control.stop = self._control.closing.is_set()
+            self._stepper = threading.get_ident()
             try:
                 with self._signals():
                     self._run(until)
             finally:
+                self._stepper = None
                 self._control.stop = self._control.closing.is_set()
+                if self._control.stop:
+                    self.close()
 
     def flush(self) -> None:
         """Returns when everything handed over before is durable; raises the error of an earlier send."""
@@ -236,7 +249,16 @@ class StageNode(Node):
     _logs: tuple[StepLog | None, ...] = ()
 
     def _open(self, transport: Transport) -> None:
-        self._stage.open(transport)
+        try:
+            for log in self._logs:
+                if log is not None:
+                    log.open()
+            self._stage.open(transport)
+        except BaseException:
+            for log in self._logs:
+                if log is not None:
+                    log.close()
+            raise
 
     def _next(self) -> Any:
         return self._stage.next()

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from time import monotonic_ns
 
 from edgeserve.core.errors import SendError
+from edgeserve.stage.control import Control
 from edgeserve.stage.linger import LINGER_NS, NO_ROOM, Linger, Patience
 from edgeserve.transport import Frame, Publisher
 
@@ -17,10 +18,9 @@ BATCH_BYTES = 256 * 1024
 class Sender:
     """Gathers frames and publishes them. What could not be published stays, and is tried again by the next call."""
 
-    def __init__(self, publisher: Publisher, name: str, closing: threading.Event, max_frame_bytes: int | None) -> None:
+    def __init__(self, publisher: Publisher, name: str, control: Control, max_frame_bytes: int | None) -> None:
         self._publisher = publisher
         self._name = name
-        self._closing = closing
         self._max_frame_bytes = max_frame_bytes
         self._lock = threading.Lock()
         self._pending: list[Frame] = []
@@ -31,7 +31,7 @@ class Sender:
         self._error: Exception | None = None
         self._full = False
         self._linger = Linger(f"edgeserve-send-{name}", self._write_tail)
-        self._patience = Patience(f"source {name!r}")
+        self._patience = Patience(f"source {name!r}", control)
         self.published = 0
 
     def append(self) -> Callable[[Frame], None]:
@@ -94,7 +94,7 @@ class Sender:
                 self._patience.over()
                 return
             except NO_ROOM as exc:
-                if self._closing.wait(self._patience.met(exc)):
+                if not self._patience.wait(exc):
                     raise
 
     def close(self) -> None:

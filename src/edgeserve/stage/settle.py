@@ -11,6 +11,7 @@ from typing import cast
 
 from edgeserve.core.errors import Fenced, SendError, TransportError
 from edgeserve.core.metrics import Counters, Reason
+from edgeserve.stage.control import Control
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.linger import LINGER_NS, NO_ROOM, Linger, Patience
@@ -39,14 +40,13 @@ class Settlement(ABC):
 
     fence: Fence | None = None
 
-    def __init__(self, subscription: Subscription, name: str, closing: threading.Event) -> None:
+    def __init__(self, subscription: Subscription, name: str, control: Control) -> None:
         self._subscription = subscription
         self.lock = threading.RLock()
         self.since_ns = 0
         self.urgent = False
         self.results = self.settled = 0
-        self._closing = closing
-        self._patience = Patience(name)
+        self._patience = Patience(name, control)
         self._error: Exception | None = None
         self._retry_ns = 0
         self._linger_ns = LINGER_NS
@@ -95,7 +95,7 @@ class Settlement(ABC):
                 self._patience.over()
                 return
             except NO_ROOM as exc:
-                if not self._patient or self._closing.wait(self._patience.met(exc)):
+                if not self._patient or not self._patience.wait(exc):
                     raise
 
     def _settle(self) -> None:
@@ -134,9 +134,9 @@ class Pending(Settlement):
     """
 
     def __init__(
-        self, subscription: Subscription, topic_out: str | None, known: RecentIds, counts: Counters, name: str, closing: threading.Event
+        self, subscription: Subscription, topic_out: str | None, known: RecentIds, counts: Counters, name: str, control: Control
     ) -> None:
-        super().__init__(subscription, name, closing)
+        super().__init__(subscription, name, control)
         self._topic_out, self._known, self._counts = topic_out, known, counts
         self.frames: list[Frame | Frames | None] = []
         self.ids: list[bytes | None] = []

@@ -15,7 +15,7 @@ from edgeserve.stage.direct import Direct, Perform
 from edgeserve.stage.emit import Emitter, Frames
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.task import DEFERRED, Task
-from edgeserve.transport import Frame, Transport
+from edgeserve.transport import Frame
 
 
 class SingleTask(Direct):
@@ -40,8 +40,7 @@ class SingleTask(Direct):
         annotation = task.annotations.get(self._source, Any) if gate_in is None else Any
         self._decode = decoder_for(annotation, source=self._source)
 
-    def open(self, transport: Transport) -> None:
-        super().open(transport)
+    def _prepare(self) -> None:
         self._task.open()
 
     def _make_perform(self) -> Perform:

@@ -16,7 +16,7 @@ from edgeserve.stage.emit import Frames
 from edgeserve.stage.journal import Journal, journal_directory
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.task import DEFERRED, Task
-from edgeserve.transport import Delivery, Frame, Transport
+from edgeserve.transport import Delivery, Frame
 
 
 class Sink(Direct):
@@ -43,19 +43,18 @@ class Sink(Direct):
         self._attached_ns = 0
         self._foreign_past = False
 
-    def open(self, transport: Transport) -> None:
+    def _prepare(self) -> None:
         o = self.options
         self._journal = Journal(journal_directory(self._url, o.topics[0], o.group))
         try:
-            super().open(transport)
+            # Another host may have done what this one's journals know nothing of.
+            self._foreign_past = self._journal.fresh and len(self._known) > 0
+            self._attached_ns = time.time_ns()
+            self._learn()
+            self._task.open()
         except BaseException:
             self._journal.close()
             raise
-        # Another host may have done what this one's journals know nothing of.
-        self._foreign_past = self._journal.fresh and len(self._known) > 0
-        self._attached_ns = time.time_ns()
-        self._learn()
-        self._task.open()
 
     def _learn(self) -> None:
         self._known.update(id_ for id_ in self._journal.done if id_ not in self._known)

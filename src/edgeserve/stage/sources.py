@@ -7,7 +7,7 @@ the messages' publish times. So both depend on what is stored and not on when it
 
 from __future__ import annotations
 
-from edgeserve.core.message import WATERMARK_END, Header
+from edgeserve.core.message import WATERMARK_END, Header, TimeKind
 
 SILENT_NS = 10_000_000_000
 _MOST_PRODUCERS = 64
@@ -26,13 +26,13 @@ class _Producer:
 class SourceClock:
     """One source: the promise of its producers together."""
 
-    __slots__ = ("_current", "_name", "_newest_first", "_producers", "ended")
+    __slots__ = ("_current", "_ended_at", "_name", "_newest_first", "_producers", "ended")
 
     def __init__(self) -> None:
         self._producers: dict[str, _Producer] = {}
         self._current: _Producer | None = None
         self._name = ""
-        self._newest_first = -1
+        self._newest_first = self._ended_at = -1
         self.ended = False
 
     def observe(self, header: Header, position: int, published_ns: int) -> int | None:
@@ -40,8 +40,10 @@ class SourceClock:
         producer = self._current
         if producer is None or header.producer != self._name:
             producer = self._switch(header.producer, position)
-        if self.ended and not producer.ended:
+        if self.ended and position > self._ended_at:
             self.ended = False
+        if producer.ended and position > producer.last:
+            producer.ended, producer.watermark_ns = False, None
         if position > producer.last:
             producer.last = position
         producer.seen_ns = published_ns
@@ -51,12 +53,17 @@ class SourceClock:
         return producer.watermark_ns if len(self._producers) == 1 else self._together(published_ns)
 
     def end(self, header: Header, position: int) -> bool:
-        """Notes that a producer has ended; returns whether the source has."""
+        """Notes that a producer has ended; returns whether the source has.
+
+        One member's end of a Compute is the end of all: it comes when the whole group has settled all of its inputs.
+        """
         producer = self._switch(header.producer, position)
         producer.last = max(producer.last, position)
-        producer.ended = True
-        producer.watermark_ns = WATERMARK_END
-        self.ended = all(p.ended for p in self._producers.values() if p.last >= self._newest_first)
+        producers = self._producers.values()
+        for each in [p for p in producers if p.last <= position] if header.time_kind == TimeKind.COMPUTED else [producer]:
+            each.ended, each.watermark_ns = True, WATERMARK_END
+        self.ended = all(p.ended for p in producers if p.last >= self._newest_first)
+        self._ended_at = max(self._ended_at, position)
         return self.ended
 
     def _switch(self, name: str, position: int) -> _Producer:

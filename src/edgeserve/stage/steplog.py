@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -18,17 +18,23 @@ class StepLog:
     """Appends lines to `<log_path>/<log_filename>.<kind>`; ids are hexadecimal, times are ns since the epoch."""
 
     def __init__(self, path: str, filename: str, kind: str) -> None:
-        directory = Path(path)
-        if not directory.is_dir():
-            raise ConfigurationError(f"log_path={path!r} is not a directory: create it first")
-        self._file = (directory / f"{filename}.{kind}").open("ab")
+        self._directory, self._name = Path(path), f"{filename}.{kind}"
+        self._file: BinaryIO | None = None
         self._encode = msgspec.json.Encoder().encode
         self._lock = threading.Lock()
         self._flushed = time.monotonic()
 
+    def open(self) -> None:
+        """Opens the file: nodes do so when they connect, not when they are made."""
+        if not self._directory.is_dir():
+            raise ConfigurationError(f"log_path={str(self._directory)!r} is not a directory: create it first")
+        self._file = (self._directory / self._name).open("ab")
+
     def write(self, **line: Any) -> None:
         """One line."""
         with self._lock:
+            if self._file is None:
+                return
             self._file.write(self._encode(line) + b"\n")
             now = time.monotonic()
             if now - self._flushed >= _FLUSH_EVERY_S:
@@ -37,12 +43,14 @@ class StepLog:
 
     def close(self) -> None:
         """Idempotent."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
-def open_log(path: str | None, filename: str | None, fallback: str, kind: str) -> StepLog | None:
+def step_log(path: str | None, filename: str | None, fallback: str, kind: str) -> StepLog | None:
     """The log, or None when none is asked for."""
     return None if path is None else StepLog(path, filename or fallback, kind)
 
 
-__all__ = ("StepLog", "open_log")
+__all__ = ("StepLog", "step_log")
