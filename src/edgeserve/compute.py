@@ -154,14 +154,15 @@ class Compute(StageNode):
 
 def _policy_maker(join: Any, sources: tuple[str, ...], limits: dict[str, Any], **options: Any) -> Callable[[], Policy]:
     """A function that makes the policy, as often as the join begins anew. Makes it once now: what is wrong with it is said here."""
-    if isinstance(join, str):
-        extra = limits if join == "exact" else {}
-        if join == "exact" and options["no_overlap"]:
-            options = options | {"no_overlap": False}  # it never overlaps
-        make_policy(join, sources, **options, **extra)
-        return lambda: make_policy(join, sources, **options, **extra)
-    if not isinstance(join, Policy):
+    defaults = {"max_held": 10_000, "overflow": "drop_oldest"}
+    if join == "exact":
+        # It never overlaps, so asking for that changes nothing.
+        options = options | limits | {"no_overlap": False}
+    elif join != "latest" and limits != defaults:
         options = options | limits
+    if isinstance(join, str):
+        make_policy(join, sources, **options)
+        return lambda: make_policy(join, sources, **options)
     if isinstance(join, type) or (callable(join) and not hasattr(join, "push")):
         made = make_policy(join, sources, **options)
         return lambda: copy.deepcopy(made)

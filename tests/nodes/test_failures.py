@@ -422,3 +422,131 @@ def test_a_standby_stops_at_the_end(node: str) -> None:
             for thread in threads:
                 thread.join(20)
             assert not any(thread.is_alive() for thread in threads)
+
+
+def test_closing_from_another_thread_ends_a_waiting_step(node: str) -> None:
+    compute = Compute(lambda a: a, node).__enter__()
+    outcome: list[str] = []
+
+    def wait() -> None:
+        outcome.extend("result" for _ in compute)
+        outcome.append("ended")
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    compute.close()
+    thread.join(5)
+    assert outcome in (["ended"], [])  # [] when it was closed before the step began: then the step says ClosedError
+    assert not thread.is_alive()
+
+
+def test_a_sink_may_close_itself(node: str, send: Send) -> None:
+    send("a", range(5), topic="dst")
+    seen: list[int] = []
+
+    def final(x: int) -> None:
+        seen.append(x)
+        if x == 2:
+            sink.close()
+
+    sink = Materialize(final, node)
+    sink.run()
+    with Materialize(lambda x: x, node) as other:
+        assert next(other) == 3
+    assert seen == [0, 1, 2]
+
+
+def test_a_claim_that_expired_is_another_member_s_and_results_stay_single(node: str, send: Send, results: Results) -> None:
+    in_hand, go_on = threading.Event(), threading.Event()
+
+    def slow(a: int) -> int:
+        in_hand.set()
+        assert go_on.wait(20)
+        return a
+
+    send("a", [1])
+    with Compute(slow, node, worker_id="w", ack_timeout_ms=50) as one, Compute(lambda a: a, node, worker_id="w", timeout_ms=20_000) as two:
+        thread = threading.Thread(target=next, args=(one,))
+        thread.start()
+        assert in_hand.wait(10)
+        assert next(two) == 1
+        go_on.set()
+        thread.join(10)
+        assert one.counters["duplicate"] == 1
+    assert results() == [1]
+
+
+def test_the_end_passes_through_replicas(node: str) -> None:
+    found: list[int] = []
+    workers = [Compute(lambda a: a, node, worker_id=f"w{i}", output_id="w") for i in range(2)]
+    sink = Materialize(found.append, node)
+    with workers[0], workers[1], sink:
+        threads = [threading.Thread(target=n.run, kwargs={"until": "end"}) for n in (*workers, sink)]
+        for thread in threads:
+            thread.start()
+        with DataSource(range(3000), node, source_id="a") as source:
+            source.run()
+        for thread in threads:
+            thread.join(20)
+        assert not any(thread.is_alive() for thread in threads)
+    assert sorted(found) == list(range(3000))
+
+
+@pytest.mark.parametrize("join", ["latest", "exact"])
+def test_a_source_that_starts_over_changes_no_set(node: str, results: Results, join: str) -> None:
+    options: dict[str, Any] = {"message_id": lambda i: i, "event_time": lambda i: i}
+    for _ in range(3):
+        for name in "ab":
+            with DataSource(range(20), node, source_id=name, **options) as source:
+                for _ in range(20):
+                    next(source)
+        with Compute(lambda a, b: (a, b), node, join=join, timeout_ms=50) as compute, pytest.raises(ReceiveTimeout):
+            while True:
+                next(compute)
+    assert results() == ([(i, i) for i in range(20)] if join == "exact" else [(19, b) for b in range(20)])
+
+
+def test_a_repeat_with_a_new_arrival_time_does_not_become_the_latest(node: str, results: Results) -> None:
+    """A join that was restarted must not take the repeat of a message that it has used for the message that it holds."""
+    for name, items in (("a", [1, 2]), ("b", [5])):
+        with DataSource(items, node, source_id=name, message_id=lambda i: i) as source:
+            for _ in items:
+                next(source)
+    for more in ([], [1], []):
+        if more:
+            with DataSource([*more], node, source_id="a", message_id=lambda i: i) as source:
+                next(source)
+            with DataSource([6], node, source_id="b", message_id=lambda i: i) as source:
+                next(source)
+        with Compute(lambda a, b: (a, b), node, timeout_ms=50) as compute, pytest.raises(ReceiveTimeout):
+            while True:
+                next(compute)
+    assert results() == [(2, 5), (2, 6)]
+
+
+def test_overflow_is_counted_or_raised(node: str, send: Send) -> None:
+    send("a", range(10), event_time=lambda i: i)
+    with Compute(lambda a, b: a, node, join="exact", max_held=4, timeout_ms=30) as compute:
+        with pytest.raises(ReceiveTimeout):
+            while True:
+                next(compute)
+        assert compute.counters["overflow"] == 6
+    from edgeserve.core.errors import JoinOverflow
+
+    with Compute(lambda a, b: a, node, join="exact", group="strict", max_held=4, overflow="error") as compute:
+        assert [next(compute) for _ in range(4)] == [None] * 4
+        for _ in range(2):  # and nothing is dropped by asking again
+            with pytest.raises(JoinOverflow):
+                next(compute)
+
+
+def test_policies_of_one_s_own(node: str, send: Send) -> None:
+    from functools import partial
+
+    from edgeserve.align import Exact
+
+    for name in "ab":
+        send(name, [1, 2], key=lambda i: f"k{i}")
+    for join in (Exact(["a", "b"], on="key"), partial(Exact, on="key")):
+        with Compute(lambda a, b: (a, b), node, join=join, group=str(type(join))) as compute:
+            assert [next(compute) for _ in range(4)] == [None, None, (1, 1), (2, 2)]

@@ -3,8 +3,9 @@
 A broker may bring acknowledged messages back, and a sink may die between its function's return and the acknowledgement. The journal is
 on the host where the function had its effect, so on that host a done message is never handed over again, and only the one in hand is.
 
-File: a 64-byte head (magic, version, slot count, checksum of these), two copies of the counter of done ids, then a ring of 16-byte ids.
-The id of message number n goes to slot n % slots before the function runs; both counters become n + 1 after it.
+File: a 64-byte head (magic, version, slot count, checksum of these, two copies of the counter of done ids), then a ring of slots: a
+16-byte id and its 8-byte checksum, because an id with a flipped bit may well be the id of the next message. The id of message number n
+goes to slot n % slots before the function runs; both counters become n + 1 after it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ _HEAD = struct.Struct("<8sIIQ")
 _COUNTER_AT = 32
 _RING_AT = 64
 _ID_BYTES = 16
-_NO_ID = bytes(_ID_BYTES)
+_SLOT_BYTES = 24
+_NO_ID = bytes(_SLOT_BYTES)
 
 
 def journal_directory(url: str, topic: str, group: str) -> Path:
@@ -72,11 +74,11 @@ class Journal:
 
     def writer(self) -> tuple[Callable[[bytes], None], Callable[[], None]]:
         """(`begin(id)`, `end()`), to be called around the function. An error in between leaves the slot to the next `begin`."""
-        view, counters, slots = self._view, self._counters, self._slots
+        view, counters, slots, check = self._view, self._counters, self._slots, xxhash.xxh3_64_digest
 
         def begin(id_: bytes) -> None:
-            at = _RING_AT + self._count % slots * 16
-            view[at : at + 16] = id_
+            at = _RING_AT + self._count % slots * 24
+            view[at : at + 24] = id_ + check(id_)
 
         def end() -> None:
             self._count = count = self._count + 1
@@ -87,8 +89,8 @@ class Journal:
 
     def abandon(self) -> None:
         """Takes the id in hand out again: its function has raised and the message was given up."""
-        at = _RING_AT + self._count % self._slots * _ID_BYTES
-        self._view[at : at + _ID_BYTES] = _NO_ID
+        at = _RING_AT + self._count % self._slots * _SLOT_BYTES
+        self._view[at : at + _SLOT_BYTES] = _NO_ID
 
     def refresh(self) -> None:
         """Reads all members' journals, as they are now, into `done` and `in_hand`."""
@@ -146,12 +148,12 @@ class Journal:
                     stacklevel=2,
                 )
             os.ftruncate(self._fd, 0)
-            os.ftruncate(self._fd, _RING_AT + self._slots * _ID_BYTES)
-            os.posix_fallocate(self._fd, 0, _RING_AT + self._slots * _ID_BYTES)
+            os.ftruncate(self._fd, _RING_AT + self._slots * _SLOT_BYTES)
+            os.posix_fallocate(self._fd, 0, _RING_AT + self._slots * _SLOT_BYTES)
             os.pwrite(self._fd, _head(self._slots), 0)
         else:
             self._slots = _HEAD.unpack_from(raw)[2]
-        return mmap.mmap(self._fd, _RING_AT + self._slots * _ID_BYTES)
+        return mmap.mmap(self._fd, _RING_AT + self._slots * _SLOT_BYTES)
 
     @staticmethod
     def _fault(raw: bytes, path: Path) -> str | None:
@@ -165,7 +167,7 @@ class Journal:
             raise StoreVersion(
                 f"{path} was written in journal format {version}, this edgeserve reads up to {VERSION}: upgrade edgeserve on this host"
             )
-        if slots < 1 or len(raw) != _RING_AT + slots * _ID_BYTES:
+        if slots < 1 or len(raw) != _RING_AT + slots * _SLOT_BYTES:
             return "its length does not fit its head"
         first, second = struct.unpack_from("<QQ", raw, _COUNTER_AT)
         if first not in (second, second + 1):
@@ -180,16 +182,16 @@ def _head(slots: int) -> bytes:
 
 def _read(raw: bytes) -> tuple[list[bytes], bytes | None]:
     """(done ids, oldest first; the id in hand). The slot after the newest done id is in hand, or the oldest of the ring's last turn."""
-    slots = (len(raw) - _RING_AT) // _ID_BYTES
+    slots = (len(raw) - _RING_AT) // _SLOT_BYTES
     count = struct.unpack_from("<Q", raw, _COUNTER_AT)[0]
 
-    def slot(number: int) -> bytes:
-        at = _RING_AT + number % slots * _ID_BYTES
-        return raw[at : at + _ID_BYTES]
+    def slot(number: int) -> bytes | None:
+        at = _RING_AT + number % slots * _SLOT_BYTES
+        id_ = raw[at : at + _ID_BYTES]
+        return id_ if xxhash.xxh3_64_digest(id_) == raw[at + _ID_BYTES : at + _SLOT_BYTES] else None
 
-    done = [id_ for id_ in (slot(n) for n in range(max(0, count - slots + 1), count)) if id_ != _NO_ID]
-    hand = slot(count)
-    return done, None if hand == _NO_ID else hand
+    done = [slot(n) for n in range(max(0, count - slots + 1), count)]
+    return [id_ for id_ in done if id_ is not None], slot(count)
 
 
 __all__ = ("VERSION", "Journal", "journal_directory")

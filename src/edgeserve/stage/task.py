@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import types
 import typing
@@ -106,16 +107,26 @@ def _first_parameter(task: Any) -> list[inspect.Parameter]:
     return [p for p in parameters[:1] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
+def _closure(function: Any) -> dict[str, Any]:
+    """The names that a function takes from around it, as far as they have a value by now."""
+    names = getattr(getattr(function, "__code__", None), "co_freevars", ())
+    found = {}
+    for name, cell in zip(names, getattr(function, "__closure__", None) or (), strict=False):
+        with contextlib.suppress(ValueError):
+            found[name] = cell.cell_contents
+    return found
+
+
 def _annotation(task: Any, parameter: inspect.Parameter, what: str) -> Any:
     annotation = parameter.annotation
     if not isinstance(annotation, str):
         return annotation
     function = task if inspect.isroutine(task) else type(task).__call__
     function = inspect.unwrap(getattr(function, "__func__", function))
-    closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+    closure = _closure(function)
     holder = types.SimpleNamespace(__annotations__={parameter.name: annotation})
     try:
-        return typing.get_type_hints(holder, getattr(function, "__globals__", {}), dict(closure), include_extras=True)[parameter.name]
+        return typing.get_type_hints(holder, getattr(function, "__globals__", {}), closure, include_extras=True)[parameter.name]
     except (NameError, TypeError, SyntaxError, AttributeError) as exc:
         raise ConfigurationError(
             f"{what}: the annotation {annotation!r} of parameter {parameter.name!r} cannot be resolved ({exc}): "

@@ -1,0 +1,127 @@
+"""The sink's journal: what is done stays done, what was in hand is known, damage is never taken for truth."""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeserve.core.errors import StoreDamagedWarning, StoreVersion
+from edgeserve.stage.journal import Journal
+
+
+def id_of(number: int) -> bytes:
+    return b"message-%08d" % number
+
+
+def do(journal: Journal, numbers: range) -> None:
+    begin, end = journal.writer()
+    for number in numbers:
+        begin(id_of(number))
+        end()
+
+
+def test_done_ids_and_the_one_in_hand_outlive_the_writer(tmp_path: Path) -> None:
+    first = Journal(tmp_path, slots=100)
+    assert first.fresh
+    do(first, range(5))
+    first.writer()[0](id_of(5))
+    # No close: the process was killed, and its lock went with it.
+    second = Journal(tmp_path, slots=100)
+    assert not second.fresh
+    assert second.done == [id_of(n) for n in range(5)]
+    assert second.in_hand == {id_of(5)}
+
+
+def test_the_ring_keeps_the_newest(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, slots=8)
+    do(journal, range(20))
+    journal.close()
+    journal.close()
+    assert Journal(tmp_path, slots=8).done == [id_of(n) for n in range(13, 20)]
+
+
+def test_members_have_a_journal_each_and_read_all(tmp_path: Path) -> None:
+    one, two = Journal(tmp_path, slots=8), Journal(tmp_path, slots=8)
+    assert one.path != two.path
+    do(one, range(2))
+    do(two, range(2, 4))
+    one.refresh()
+    assert sorted(one.done) == [id_of(n) for n in range(4)]
+    one.close()
+    assert Journal(tmp_path, slots=8).path == one.path
+
+
+def test_a_message_that_was_given_up_is_not_in_hand(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, slots=8)
+    journal.writer()[0](id_of(1))
+    journal.abandon()
+    journal.refresh()
+    assert (journal.done, journal.in_hand) == ([], set())
+
+
+@pytest.mark.parametrize("damage", ["head", "short", "long", "counters", "foreign"])
+def test_a_damaged_journal_is_kept_and_begun_anew(tmp_path: Path, damage: str) -> None:
+    journal = Journal(tmp_path, slots=8)
+    do(journal, range(5))
+    path = journal.path
+    journal.close()
+    raw = bytearray(path.read_bytes())
+    if damage == "head":
+        raw[13] ^= 1
+    elif damage == "short":
+        del raw[-5:]
+    elif damage == "long":
+        raw += b"x"
+    elif damage == "counters":
+        raw[32] ^= 0x40
+    else:
+        raw = bytearray(b"something else")
+    path.write_bytes(raw)
+    with pytest.warns(StoreDamagedWarning, match="begun anew"):
+        again = Journal(tmp_path, slots=8)
+    assert again.done == []
+    assert path.with_suffix(".damaged").read_bytes() == bytes(raw)
+    do(again, range(3))
+    again.refresh()
+    assert len(again.done) == 3
+
+
+def test_a_newer_journal_is_left_alone(tmp_path: Path) -> None:
+    import xxhash
+
+    journal = Journal(tmp_path, slots=8)
+    path = journal.path
+    journal.close()
+    head = b"ESJRNL\r\n" + struct.pack("<II", 99, 8)
+    path.write_bytes(head + struct.pack("<Q", xxhash.xxh3_64_intdigest(head)) + path.read_bytes()[24:])
+    before = path.read_bytes()
+    with pytest.raises(StoreVersion, match="format 99"):
+        Journal(tmp_path, slots=8)
+    assert path.read_bytes() == before
+
+
+@settings(max_examples=150)
+@given(at=st.integers(0, 64 + 24 * 8 - 1), bit=st.integers(0, 7))
+def test_no_bit_flip_makes_an_undone_message_done(tmp_path_factory: pytest.TempPathFactory, at: int, bit: int) -> None:
+    directory = tmp_path_factory.mktemp("journal")
+    journal = Journal(directory, slots=8)
+    do(journal, range(5))
+    journal.writer()[0](id_of(5))
+    path = journal.path
+    journal.close()
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1 << bit
+    path.write_bytes(raw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StoreDamagedWarning)
+        try:
+            again = Journal(directory, slots=8)
+        except StoreVersion:
+            return
+    assert set(again.done) <= {id_of(n) for n in range(5)}
+    again.close()

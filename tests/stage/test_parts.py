@@ -1,0 +1,415 @@
+"""The stage's parts, each on its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from edgeserve.core.codec import encode_frame
+from edgeserve.core.errors import ClosedError, ConfigurationError, ForeignMessage, PayloadMismatch, SendError, StoreFull, TransportError
+from edgeserve.core.message import WATERMARK_END, Header, Kind, TimeKind
+from edgeserve.core.metrics import Counters
+from edgeserve.stage.control import Control
+from edgeserve.stage.deadletter import Asides, DeadLetter, encode_dead_letter, read_dead_letter
+from edgeserve.stage.decisions import Record, decision_topic, read_decision
+from edgeserve.stage.duplicates import RecentIds
+from edgeserve.stage.ends import Ends
+from edgeserve.stage.retry import GaveUp, try_again
+from edgeserve.stage.send import BATCH_FRAMES, Sender
+from edgeserve.stage.settle import Pending
+from edgeserve.stage.sources import SILENT_NS, SourceClock
+from edgeserve.stage.task import DEFERRED, Several, Task
+from edgeserve.transport import ClaimLost, Frame
+
+# --- duplicates -------------------------------------------------------------------------------------------------
+
+
+def test_recent_ids_keep_at_least_a_generation_and_at_most_two() -> None:
+    ids = RecentIds(generation=10)
+    names = [b"%d" % n for n in range(35)]
+    ids.update(names)
+    assert all(name in ids for name in names[-10:])
+    assert len(ids) <= 20
+    ids.discard(names[-1:])
+    assert names[-1] not in ids
+
+
+# --- retry ------------------------------------------------------------------------------------------------------
+
+
+def test_trying_again_is_bounded_and_keeps_the_last_error() -> None:
+    errors = iter([ValueError("second"), ValueError("third")])
+
+    def attempt() -> None:
+        raise next(errors)
+
+    with pytest.raises(GaveUp) as caught:
+        try_again(ValueError("first"), attempt, retries=2, backoff_s=0, closing=threading.Event())
+    assert (str(caught.value.error), caught.value.attempts, caught.value.reason) == ("third", 3, "dead_letter")
+
+
+def test_what_cannot_help_is_not_tried_again() -> None:
+    with pytest.raises(GaveUp) as caught:
+        try_again(PayloadMismatch("no"), lambda: 1, retries=5, backoff_s=60, closing=threading.Event())
+    assert (caught.value.attempts, caught.value.reason) == (1, "schema")
+
+
+def test_closing_ends_the_pause() -> None:
+    closing = threading.Event()
+    closing.set()
+    with pytest.raises(ClosedError):
+        try_again(ValueError(), lambda: 1, retries=1, backoff_s=60, closing=closing)
+
+
+# --- tasks ------------------------------------------------------------------------------------------------------
+
+
+def test_keyword_only_and_positional_only_parameters() -> None:
+    def task(a: int, /, b: int, *, c: int) -> tuple[int, int, int]:
+        return a, b, c
+
+    made = Task(task, what="Compute", named=True)
+    assert made.parameters == ("a", "b", "c")
+    assert made.call(1, 2, 3) == (1, 2, 3)
+    assert made.annotations == {"a": int, "b": int, "c": int}
+
+
+def test_an_annotation_that_cannot_be_resolved_is_named() -> None:
+    def task(a: Missing) -> None:  # type: ignore[name-defined]  # noqa: F821
+        pass
+
+    with pytest.raises(ConfigurationError, match="'Missing' of parameter 'a'"):
+        Task(task, what="Compute", named=True)
+
+
+def test_sinks_may_be_built_ins_and_classes_may_not() -> None:
+    assert Task(print, what="Materialize", named=False).call is print
+    with pytest.raises(ConfigurationError, match="instance"):
+        Task(dict, what="Materialize", named=False)
+
+
+def test_generators_and_coroutines_are_run_to_their_end() -> None:
+    async def later() -> Any:
+        return several()
+
+    def several() -> Any:
+        yield 1
+        yield None
+        yield 2
+
+    made = Task(later, what="Compute", named=False)
+    value = made.call()
+    assert type(value) in DEFERRED
+    assert made.finish(value) == Several([1, 2])
+    made.open()
+    made.close()
+
+
+# --- sources ----------------------------------------------------------------------------------------------------
+
+
+def header(producer: str, watermark_ns: int | None = None, *, kind: Kind = Kind.DATA, computed: bool = False) -> Header:
+    time_kind = TimeKind.COMPUTED if computed else TimeKind.DEVICE
+    return Header(b"i" * 16, "s", producer, 0, 0, 0, watermark_ns=watermark_ns, kind=kind, time_kind=time_kind)
+
+
+def test_a_source_promises_what_all_its_live_producers_promise() -> None:
+    clock = SourceClock()
+    assert clock.observe(header("p"), 0, 0) is None
+    assert clock.observe(header("p", 10), 1, 0) == 10
+    assert clock.observe(header("p", 5), 2, 0) == 10
+    assert clock.observe(header("q", 50), 3, 0) == 10
+    assert clock.observe(header("p", 40), 4, 0) == 40
+    clock.end(header("p", kind=Kind.END), 5)
+    assert clock.observe(header("q", 60), 6, 0) == 60
+
+
+def test_a_silent_producer_that_was_replaced_no_longer_holds_back() -> None:
+    clock = SourceClock()
+    clock.observe(header("old", 10), 0, 0)
+    assert clock.observe(header("new", 50), 1, 1) == 10
+    assert clock.observe(header("new", 60), 2, SILENT_NS + 1) == 60
+
+
+def test_a_source_has_ended_when_its_producers_have() -> None:
+    clock = SourceClock()
+    clock.observe(header("p"), 0, 0)
+    clock.observe(header("q"), 1, 0)
+    clock.observe(header("p"), 2, 0)
+    assert not clock.end(header("q", kind=Kind.END), 3)
+    assert clock.end(header("p", kind=Kind.END), 4)
+
+
+def test_a_killed_producer_does_not_hold_back_the_end_of_its_successor() -> None:
+    clock = SourceClock()
+    clock.observe(header("killed"), 0, 0)
+    clock.observe(header("again"), 1, 0)
+    assert clock.end(header("again", kind=Kind.END), 2)
+
+
+def test_the_end_of_one_member_is_the_end_of_its_group() -> None:
+    clock = SourceClock()
+    for position, producer in enumerate("pqpq"):
+        clock.observe(header(producer, computed=True), position, 0)
+    assert clock.end(header("p", kind=Kind.END, computed=True), 4)
+
+
+def test_an_ended_source_opens_again_with_a_later_message_only() -> None:
+    clock = SourceClock()
+    clock.observe(header("p", 10), 0, 0)
+    clock.end(header("p", kind=Kind.END), 5)
+    clock.observe(header("p", 10), 3, 0)
+    assert clock.ended
+    assert clock.observe(header("r", 20), 6, 0) == 20
+    assert not clock.ended
+
+
+def test_the_producers_of_a_source_are_not_remembered_for_ever() -> None:
+    clock = SourceClock()
+    for position in range(1000):
+        clock.observe(header(f"p{position}", 1), position, 0)
+    assert len(clock._producers) <= 64
+
+
+# --- ends -------------------------------------------------------------------------------------------------------
+
+
+def test_recorded_ends_reach_other_members_and_are_taken_back() -> None:
+    one, two = Ends({}), Ends({})
+    two.learn(one.record("a", "t", 7))
+    assert two.all_ended(["a"]) and not two.all_ended(["a", "b"])
+    assert one.reopen("a", "t", 6) == {}
+    two.learn(one.reopen("a", "t", 8))
+    assert not two.all_ended(["a"])
+
+
+def test_ends_found_at_the_start_are_not_believed_at_once() -> None:
+    attributes = Ends({}).record("a", "t", 7)
+    late = Ends(attributes)
+    assert late.ended and not late.all_ended(["a"])
+    late.opened -= 60
+    assert late.all_ended(["a"])
+
+
+# --- records ----------------------------------------------------------------------------------------------------
+
+
+def test_dead_letters_are_read_back() -> None:
+    letter = DeadLetter(reason="late", error="E", frames=[b"frame"], input_ids=["00"])
+    frame = encode_dead_letter(letter)
+    assert read_dead_letter(bytes(frame) if isinstance(frame, bytes) else b"".join(frame)) == letter
+
+
+def test_other_messages_are_no_dead_letters_and_no_decisions() -> None:
+    frame = encode_frame(header("p"), b"x")
+    assert isinstance(frame, bytes)
+    with pytest.raises(ForeignMessage):
+        read_dead_letter(frame)
+    with pytest.raises(ValueError, match="decision log"):
+        read_decision(frame)
+
+
+def test_a_dead_letter_says_what_the_inputs_were() -> None:
+    topic, frame = Asides("Compute", "w", "g").record("t", [b"f"], [None], ForeignMessage("what is this"))
+    assert topic == "t.g.dead-letters" and decision_topic("t", "g") == "t.g.sets"
+    letter = read_dead_letter(bytes(frame))  # type: ignore[arg-type]
+    assert (letter.reason, letter.input_ids, letter.source_ids, letter.traceback) == ("foreign", [""], [""], "")
+
+
+def test_records_are_small() -> None:
+    assert Record([], [], []).held == []
+
+
+# --- sending ----------------------------------------------------------------------------------------------------
+
+
+class FakePublisher:
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.batches: list[int] = []
+        self.error: Exception | None = None
+        self.published = threading.Event()
+
+    def publish(self, frames: Sequence[Frame]) -> None:
+        if self.error is not None:
+            raise self.error
+        self.frames += frames
+        self.batches.append(len(frames))
+        self.published.set()
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def sender(publisher: FakePublisher, limit: int | None = None) -> Sender:
+    return Sender(publisher, "s", Control(), limit)  # type: ignore[arg-type]
+
+
+def test_slow_traffic_goes_at_once_and_fast_traffic_in_batches() -> None:
+    publisher = FakePublisher()
+    sending = sender(publisher)
+    append = sending.append()
+    append(b"first")
+    assert publisher.batches == [1]
+    for number in range(5000):
+        append(b"%d" % number)
+    sending.close()
+    assert publisher.frames == [b"first", *(b"%d" % n for n in range(5000))]
+    assert max(publisher.batches) == BATCH_FRAMES
+    assert sending.published == 5001
+
+
+def test_a_tail_goes_without_another_call() -> None:
+    publisher = FakePublisher()
+    append = sender(publisher).append()
+    append(b"first")
+    publisher.published.clear()
+    append(b"tail")
+    assert publisher.published.wait(5)
+    assert publisher.frames == [b"first", b"tail"]
+
+
+def test_a_full_store_keeps_all_and_the_next_call_tries_again() -> None:
+    publisher = FakePublisher()
+    sending = sender(publisher)
+    append = sending.append()
+    publisher.error = StoreFull("full")
+    buffer = bytearray(b"large")
+    with pytest.raises(StoreFull):
+        append([b"head", buffer])
+    buffer[:] = b"reuse"  # the caller has its buffer back
+    assert sending.troubled
+    with pytest.raises(StoreFull):
+        sending.check()
+    publisher.error = None
+    sending.check()
+    append(b"next")
+    sending.close()
+    assert publisher.frames == [b"headlarge", b"next"]
+
+
+def test_an_error_of_the_background_is_raised_by_the_next_call_and_nothing_is_lost() -> None:
+    publisher = FakePublisher()
+    sending = sender(publisher)
+    append = sending.append()
+    append(b"first")
+    publisher.error = TransportError("the line is down")
+    append(b"second")
+    while not sending.troubled:
+        threading.Event().wait(0.001)
+    publisher.error = None
+    with pytest.raises(SendError, match="the line is down"):
+        sending.check()
+    sending.close()
+    assert publisher.frames == [b"first", b"second"]
+
+
+def test_what_the_engine_cannot_take_is_refused_before_it_is_kept() -> None:
+    publisher = FakePublisher()
+    sending = sender(publisher, limit=10)
+    with pytest.raises(SendError, match="exceeds the 10"):
+        sending.append()(b"x" * 11)
+    sending.close()
+    assert publisher.frames == []
+
+
+# --- settling ---------------------------------------------------------------------------------------------------
+
+
+class FakeSubscription:
+    def __init__(self) -> None:
+        self.calls: list[tuple[dict[str, list[int]], dict[str, list[Frame]], list[bytes]]] = []
+        self.errors: list[Exception] = []
+
+    def settle(self, acks: Mapping[str, Sequence[int]], outputs: Any = None, *, ids: Sequence[bytes] = (), **rest: Any) -> None:
+        if self.errors:
+            raise self.errors.pop(0)
+        self.calls.append(({t: list(p) for t, p in acks.items()}, {t: list(f) for t, f in (outputs or {}).items()}, list(ids)))
+
+
+def pending(subscription: FakeSubscription, known: RecentIds, counts: Counters) -> Pending:
+    return Pending(subscription, "out", known, counts, "w", Control())  # type: ignore[arg-type]
+
+
+def add(settlement: Pending, position: int, frame: Frame | None, id_: bytes, topic: str = "in") -> None:
+    settlement.frames.append(frame)
+    settlement.ids.append(id_)
+    settlement.topics.append(topic)
+    settlement.positions.append(position)
+
+
+def test_inputs_results_and_ids_are_settled_together() -> None:
+    subscription = FakeSubscription()
+    settlement = pending(subscription, RecentIds(), Counters())
+    add(settlement, 1, b"r1", b"i1")
+    add(settlement, 2, None, b"i2")
+    add(settlement, 9, [b"large", b"result"], b"i3", "other")
+    settlement.aside("in", 2, "dead", b"letter")
+    settlement.settle()
+    settlement.settle()
+    assert subscription.calls == [
+        ({"in": [1, 2], "other": [9]}, {"out": [b"r1", [b"large", b"result"]], "dead": [b"letter"]}, [b"i1", b"i2", b"i3"])
+    ]
+    assert (settlement.results, settlement.settled, len(settlement)) == (2, 3, 0)
+
+
+def test_inputs_that_another_member_has_are_left_out() -> None:
+    subscription, known, counts = FakeSubscription(), RecentIds([b"i1", b"i2", b"i3"]), Counters()
+    settlement = pending(subscription, known, counts)
+    for position in (1, 2, 3):
+        add(settlement, position, b"r%d" % position, b"i%d" % position)
+    subscription.errors = [ClaimLost("in", [2])]
+    settlement.settle()
+    assert subscription.calls == [({"in": [1, 3]}, {"out": [b"r1", b"r3"]}, [b"i1", b"i3"])]
+    assert counts.snapshot() == {"duplicate": 1}
+    assert b"i2" not in known and b"i1" in known
+
+
+def test_without_room_all_is_kept_and_written_later() -> None:
+    subscription = FakeSubscription()
+    settlement = pending(subscription, RecentIds(), Counters())
+    buffer = bytearray(b"large")
+    add(settlement, 1, [buffer], b"i1")
+    subscription.errors = [StoreFull("full")]
+    with pytest.raises(StoreFull):
+        settlement.settle()
+    buffer[:] = b"reuse"
+    settlement.settle()
+    assert subscription.calls == [({"in": [1]}, {"out": [b"large"]}, [b"i1"])]
+
+
+def test_run_waits_for_room() -> None:
+    subscription = FakeSubscription()
+    settlement = pending(subscription, RecentIds(), Counters())
+    settlement.owner_runs(True)
+    add(settlement, 1, b"r", b"i1")
+    subscription.errors = [StoreFull("full"), StoreFull("full")]
+    settlement.settle()
+    assert len(subscription.calls) == 1
+
+
+def test_a_tail_is_settled_without_its_owner() -> None:
+    subscription = FakeSubscription()
+    settlement = pending(subscription, RecentIds(), Counters())
+    add(settlement, 1, b"r", b"i1")
+    settlement.linger.nudge()
+    deadline = threading.Event()
+    for _ in range(2000):
+        if subscription.calls:
+            break
+        deadline.wait(0.005)
+    settlement.close()
+    assert len(subscription.calls) == 1
+
+
+def test_the_watermark_of_an_ended_source_is_the_end() -> None:
+    clock = SourceClock()
+    clock.observe(header("p", 3), 0, 0)
+    clock.end(header("p", WATERMARK_END, kind=Kind.END), 1)
+    assert clock.ended
