@@ -6,11 +6,21 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import repeat
 
-from edgeserve.core.errors import ClosedError, ConfigurationError, Fenced, GroupConflict, StoreDamaged, TransportError, UsedAfterFork
+from edgeserve.core.errors import (
+    ClosedError,
+    ConfigurationError,
+    Fenced,
+    GroupConflict,
+    StoreDamaged,
+    StoreFull,
+    TransportError,
+    UsedAfterFork,
+)
 from edgeserve.transport import log
 from edgeserve.transport.base import (
     Capabilities,
@@ -25,9 +35,11 @@ from edgeserve.transport.base import (
     Transport,
 )
 from edgeserve.transport.kv import KV, Space, Txn
-from edgeserve.transport.wake import Switchboard, Waker
+from edgeserve.transport.wake import WAKE, Switchboard, Waker
 
+SEND_WINDOW = 8_000
 _STALL_S = 1.0
+_PACKET_BYTES = 4096
 
 
 class LogEngine(Transport):
@@ -58,17 +70,17 @@ class LogEngine(Transport):
                 cache.forget()
             raise
 
-    def notify(self, addresses: Sequence[str]) -> None:
+    def notify(self, addresses: Iterable[str], with_packet: bytes = WAKE) -> None:
         """Wakes whoever waits at these addresses."""
         for address in addresses:
-            self.board.notify(address)
+            self.board.notify(address, with_packet)
 
-    def publisher(self, topic: str, *, send_window: int = 10_000) -> Publisher:
+    def publisher(self, topic: str, *, send_window: int = SEND_WINDOW) -> Publisher:
         self.check()
         log.check_name("a topic", topic)
         if send_window < 1:
             raise ConfigurationError(f"send_window= must be at least 1, not {send_window!r}")
-        publisher = _LogPublisher(self, topic, Window(self, send_window))
+        publisher = _LogPublisher(self, topic, Window(self, topic, send_window))
         self._users.add(publisher)
         return publisher
 
@@ -153,18 +165,41 @@ class LogEngine(Transport):
             live = [name for name, m in state.members.items() if self.board.alive(m.address)]
             if live:
                 raise GroupConflict(f"group {group!r} of topic {topic!r} has live members: {', '.join(live)}; stop them first")
-            head.groups.remove(group)
-            head.listeners = {a: g for a, g in head.listeners.items() if g != group}
-            log.drop_ids(txn, head, group)
-            txn.delete(Space.STATE, log.group_key(topic, group))
+            log.forget_group(txn, topic, head, group)
             log.save_head(txn, topic, head)
+
+    def forget_dead_broadcasts(self, txn: Txn, topic: str, head: log.Head) -> bool:
+        """Forgets the groups of broadcast members that were killed: nobody can come back for what they hold. The caller saves the head."""
+        cache, dead = log.StateCache(), []
+        for group in head.groups:
+            state = cache.find(txn, topic, group)
+            if state and state.kind is GroupKind.BROADCAST and not any(self.board.alive(m.address) for m in state.members.values()):
+                dead.append(group)
+        for group in dead:
+            log.forget_group(txn, topic, head, group)
+        return bool(dead)
+
+    def _make_room(self) -> bool:
+        """The store is full: whether something could be forgotten."""
+        freed = False
+        for topic in self.topics():
+            with self.write() as txn:
+                head = log.make_head(txn, topic)
+                if self.forget_dead_broadcasts(txn, topic, head):
+                    log.save_head(txn, topic, head)
+                    freed = True
+        return freed
 
     def append(self, topic: str, frames: Sequence[Frame], scratch: bytearray) -> log.Head:
         """One batch in a transaction of its own; wakes the listeners."""
-        with self.write() as txn:
-            head = log.append(txn, topic, frames, time.time_ns(), self.limits, scratch)
-        for address in head.listeners:
-            self.board.notify(address)
+        try:
+            with self.write() as txn:
+                head = log.append(txn, topic, frames, time.time_ns(), self.limits, scratch)
+        except StoreFull:
+            if not self._make_room():
+                raise
+            return self.append(topic, frames, scratch)
+        self.notify(head.listeners, packet(head, scratch))
         return head
 
     def close(self) -> None:
@@ -203,54 +238,80 @@ def first_position(txn: Txn, head: log.Head, start: Start) -> int:
     return log.position_at(txn, head, start)
 
 
+def packet(head: log.Head, scratch: bytearray) -> bytes:
+    """What the listeners of a topic are woken with: the batch just appended if it is small, so that they need not read the store for it."""
+    return log.batch_key(head.number, head.next - 1) + scratch if len(scratch) <= _PACKET_BYTES else WAKE
+
+
 class Window:
-    """Holds a sender back while live groups lag: so long as they move, and for a second at most when they don't."""
+    """Holds a sender back while live groups have not settled enough of what it sent: so long as they move, and for a second at most when
+    they don't. Only the sender's own messages count, so that one which is ahead waits for the others and never the other way round."""
 
-    def __init__(self, engine: LogEngine, size: int) -> None:
-        self._engine, self._size = engine, size
+    def __init__(self, engine: LogEngine, topic: str, size: int) -> None:
+        self._engine, self._topic, self._size = engine, topic, size
         self._cache = log.StateCache()
-        self._stalled: dict[tuple[str, str], int] = {}
+        self._stalled: dict[str, int] = {}
         self._waker: Waker | None = None
-        self._unchecked = 0
+        self._sent: deque[tuple[int, int]] = deque()
+        self._own = self._unchecked = 0
 
-    def wait(self, topic: str, head: log.Head, sent: int) -> None:
-        """Returns when no live, moving group of the topic is further behind than the window."""
+    def wait(self, head: log.Head, sent: int) -> None:
+        """Notes that messages were sent; returns when no live, moving group has more than the window of them left."""
+        self._sent.append((head.next - 1, sent))
+        self._own += sent
         self._unchecked += sent
-        if not head.listeners or self._unchecked < self._size >> 3:
+        if self._own <= self._size or self._unchecked < self._size >> 3:
             return
         self._unchecked = 0
-        for group in head.groups:
-            while self._behind(topic, group, register=False) is not None and self._wait_for(topic, group):
-                self._engine.check()
+        floors = [self._hold_back(group) for group in head.groups] if head.listeners else []
+        floor = min(floors, default=head.next)
+        while self._sent and self._sent[0][0] < floor:
+            self._own -= self._sent.popleft()[1]
 
-    def _behind(self, topic: str, group: str, *, register: bool) -> int | None:
-        """The group's progress count if the sender has to wait for it."""
+    def _hold_back(self, group: str) -> int:
+        """Waits for one group; returns the position below which it has settled everything."""
+        while True:
+            floor, settled, behind = self._look(group, register=False)
+            if not behind or self._stalled.get(group) == settled:
+                return floor
+            if self._waker is None:
+                self._waker = self._engine.board.waker()
+            self._waker.drain()
+            floor, before, behind = self._look(group, register=True)
+            if not behind:
+                return floor
+            self._waker.wait(_STALL_S)
+            self._engine.check()
+            floor, settled, behind = self._look(group, register=False)
+            if settled == before and behind:
+                self._stalled[group] = settled
+
+    def _look(self, group: str, *, register: bool) -> tuple[int, int, bool]:
+        """(floor, count of settled messages, whether the sender has to wait) of a group."""
         engine = self._engine
         with engine.write(self._cache) if register else engine.kv.read() as txn:
-            head, state = log.find_head(txn, topic), self._cache.find(txn, topic, group)
-            if head is None or state is None or state.backlog(head.next) <= self._size:
-                return None
-            if self._stalled.get((topic, group)) == state.settled:
-                return None
-            if register and self._waker is not None:
-                state.blocked[self._waker.address] = self._size * 3 // 4
-                self._cache.save(txn, topic, group, state)
+            head, state = log.find_head(txn, self._topic), self._cache.find(txn, self._topic, group)
+            if head is None or state is None:
+                return self._sent[-1][0] + 1, 0, False
+            floor = state.floor()
+            behind = self._own_above(floor) > self._size < state.backlog(head.next)
+            if behind and register and self._waker is not None:
+                state.blocked[self._waker.address] = (self._position_for(self._size * 3 // 4), self._size * 3 // 4)
+                self._cache.save(txn, self._topic, group, state)
             addresses = [m.address for m in state.members.values()]
-        return state.settled if any(engine.board.alive(a) for a in addresses) else None
+        return floor, state.settled, behind and any(engine.board.alive(a) for a in addresses)
 
-    def _wait_for(self, topic: str, group: str) -> bool:
-        """Waits until the group has caught up or moved at least; False: it stands still, go on without it."""
-        if self._waker is None:
-            self._waker = self._engine.board.waker()
-        self._waker.drain()
-        before = self._behind(topic, group, register=True)
-        if before is None:
-            return False
-        self._waker.wait(_STALL_S)
-        after = self._behind(topic, group, register=False)
-        if after == before:
-            self._stalled[topic, group] = before
-        return after is not None and after != before
+    def _own_above(self, floor: int) -> int:
+        return sum(count for last, count in self._sent if last >= floor)
+
+    def _position_for(self, most: int) -> int:
+        """The floor from which on at most `most` of the own messages are not settled."""
+        left = 0
+        for last, count in reversed(self._sent):
+            left += count
+            if left > most:
+                return last + 1
+        return 0
 
     def close(self) -> None:
         """Gives the waiting place up."""
@@ -273,7 +334,7 @@ class _LogPublisher(Publisher):
         self._check()
         if frames:
             head = self._engine.append(self._topic, frames, self._scratch)
-            self._window.wait(self._topic, head, len(frames))
+            self._window.wait(head, len(frames))
 
     def flush(self) -> None:
         """Every publish is durable when it returns."""
@@ -305,6 +366,14 @@ def append_fenced(txn: Txn, fence: Fence, frames: Sequence[Frame], limits: log.L
     return log.append(txn, fence.topic, frames, time.time_ns(), limits, scratch) if frames else head
 
 
+def unpacked(data: bytes) -> log.Batch | None:
+    """The batch that a packet carries, or None for a mere wake-up."""
+    if len(data) < log.KEY_BYTES + log.BATCH_BYTES:
+        return None
+    number, last = log.unpack_key(data[: log.KEY_BYTES])
+    return log.batch_of(number, last, data[log.KEY_BYTES :])
+
+
 def deliveries(batch: log.Batch, frames: Sequence[bytes | memoryview], lo: int, hi: int, earlier: int, topic: str) -> list[Delivery]:
     """The part [lo, hi) of a batch as deliveries."""
     lo, hi = max(lo, batch.base), min(hi, batch.last + 1)
@@ -313,4 +382,4 @@ def deliveries(batch: log.Batch, frames: Sequence[bytes | memoryview], lo: int, 
     return list(zip(frames, range(lo, hi), repeat(batch.publish_ns), repeat(earlier), repeat(topic)))
 
 
-__all__ = ("LogEngine", "Window", "append_fenced", "deliveries", "first_position")
+__all__ = ("SEND_WINDOW", "LogEngine", "Window", "append_fenced", "deliveries", "first_position", "packet", "unpacked")

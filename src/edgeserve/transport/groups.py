@@ -3,8 +3,9 @@
 Positions are claimed in ranges. A range is unclaimed (at or above `cursor`), claimed by a member, waiting to be delivered again, or
 settled (everything else). No I/O and no clock: times are handed in, in ns.
 
-A member that has the group to itself (`sole`) reads ahead of the cursor without writing a claim; it claims when it settles. A newcomer
-waits until the sole member has claimed what it read (`claim_ahead`), has gone, or has kept it waiting for its acknowledgement timeout.
+A member that has the group to itself (`sole`) reads ahead of the cursor without writing a claim, up to `sole_hi`, which it moves when it
+settles; what it has read it claims then. When a newcomer ends this (`share`), all that the sole member may have read becomes its claim,
+and it gives back what it had not read when it next looks (`term` tells it).
 """
 
 from __future__ import annotations
@@ -61,12 +62,13 @@ class GroupState(msgspec.Struct, array_like=True):
     ids_next: int = 0
     ids_kept: int = 0
     settled: int = 0
-    blocked: dict[str, int] = {}
+    blocked: dict[str, tuple[int, int]] = {}
     sole: str = ""
-    sole_until_ns: int = 0
+    sole_hi: int = 0
+    term: int = 0
 
-    def join(self, name: str, record: MemberRecord, kind: GroupKind, sole_until_ns: int = 0) -> None:
-        """Takes a member in; a sole one has until `sole_until_ns` (0: for ever) to share. The caller has removed dead ones before."""
+    def join(self, name: str, record: MemberRecord, kind: GroupKind, head: int, deadline_ns: int = 0) -> None:
+        """Takes a member in; what a sole one holds it holds until `deadline_ns` (0: for ever). The caller has removed dead ones before."""
         if self.members and kind != self.kind:
             raise GroupConflict(f"live members of the group subscribe as {self.kind.value}, not {kind.value}: use another group=")
         if kind is GroupKind.EXCLUSIVE and self.members:
@@ -80,8 +82,19 @@ class GroupState(msgspec.Struct, array_like=True):
         self.kind = kind
         self.members[name] = record
         if self.sole and kind is not GroupKind.FAILOVER:
-            self.sole_until_ns = sole_until_ns
+            self.share(head, deadline_ns)
         self.elect()
+
+    def share(self, head: int, deadline_ns: int) -> None:
+        """The sole member is so no more: it holds what it may have read."""
+        for c in self.claims:
+            c.deadline_ns = c.deadline_ns or deadline_ns
+        hi = min(self.sole_hi, head)
+        if hi > self.cursor:
+            self._add([Claim(self.cursor, hi, self.sole, deadline_ns, 0)])
+            self.cursor = hi
+        self.sole = ""
+        self.term += 1
 
     def elect(self) -> None:
         """In a failover group the longest-standing member receives; elsewhere one that is alone need not claim."""
@@ -89,7 +102,7 @@ class GroupState(msgspec.Struct, array_like=True):
             self.active = next(iter(self.members), "")
             self.epoch += 1
         if not self.sole and (self.kind is GroupKind.FAILOVER or len(self.members) == 1):
-            self.sole, self.sole_until_ns = self.active, 0
+            self.sole, self.sole_hi = self.active, self.cursor
 
     def leave(self, name: str, head: int, *, died: bool) -> None:
         """Takes a member out; what it held is delivered again, as a redelivery only if it may have been worked on."""
@@ -98,29 +111,29 @@ class GroupState(msgspec.Struct, array_like=True):
         self.give_back([c for c in self.claims if c.member == name], worked_on=died)
         if self.sole == name:
             self.sole = ""
-            if died:
-                self.suspect(head)
+            hi = min(self.sole_hi, head)
+            if died and self.cursor < hi:
+                # It may have read that far, and worked on it.
+                self.waiting.append(Waiting(self.cursor, hi, 0, 1))
+                self.waiting.sort(key=lambda w: w.lo)
+                self.cursor = hi
         self.elect()
 
-    def suspect(self, head: int) -> None:
-        """A sole member is gone without a word: everything it may have read ahead counts as delivered once."""
-        if self.cursor < head:
-            self.waiting.append(Waiting(self.cursor, head, 0, 1))
-            self.waiting.sort(key=lambda w: w.lo)
-            self.cursor = head
-
-    def claim_ahead(self, name: str, ahead: int) -> bool:
-        """The sole member claims what it has read; while others wait for it, it shares from now on. Says whether the state changed."""
+    def claim_ahead(self, name: str, ahead: int, more: int) -> None:
+        """The sole member claims what it has read below `ahead`, and may read `more` than that without asking."""
         if self.sole != name:
-            return False
-        shares = self.kind is not GroupKind.FAILOVER and len(self.members) > 1
-        if shares:
-            self.sole = ""
+            return
         if ahead > self.cursor:
             self._add([Claim(self.cursor, ahead, name, 0, 0)])
             self.cursor = ahead
-            return True
-        return shares
+        self.sole_hi = max(self.sole_hi, self.cursor + more)
+
+    def give_back_unread(self, name: str, ahead: int) -> bool:
+        """A member that was sole gives back what it had not read when a newcomer made it share. Says whether there was any."""
+        unread = [(max(c.lo, ahead), c.hi) for c in self.claims if c.member == name and c.hi > ahead]
+        for lo, hi in unread:
+            self.unclaim(name, lo, hi)
+        return bool(unread)
 
     def give_back(self, claims: Sequence[Claim], *, worked_on: bool) -> None:
         """Puts claims into the queue of what is delivered again."""
@@ -129,11 +142,8 @@ class GroupState(msgspec.Struct, array_like=True):
         self.waiting.extend(Waiting(c.lo, c.hi, 0, c.deliveries + worked_on) for c in claims)
         self.waiting.sort(key=lambda w: w.lo)
 
-    def expire(self, head: int, now_ns: int) -> bool:
+    def expire(self, now_ns: int) -> bool:
         """Takes back claims whose time is up; says whether there were any."""
-        if self.sole and 0 < self.sole_until_ns <= now_ns:
-            self.sole = ""
-            self.suspect(head)
         late = [c for c in self.claims if c.deadline_ns and c.deadline_ns <= now_ns]
         if late:
             self.give_back(late, worked_on=True)
@@ -256,12 +266,18 @@ class GroupState(msgspec.Struct, array_like=True):
         """How many positions are in members' hands."""
         return sum(c.hi - c.lo for c in self.claims)
 
+    def unblock(self, head: int) -> list[str]:
+        """The senders that need not wait for this group any more: the floor has reached theirs, or the backlog is short."""
+        floor, backlog = self.floor(), self.backlog(head)
+        ready = [address for address, (position, most) in self.blocked.items() if floor >= position or backlog <= most]
+        for address in ready:
+            del self.blocked[address]
+        return ready
+
     def next_change_ns(self) -> int | None:
         """When a claim expires or a redelivery is due, whichever comes first."""
         times = [c.deadline_ns for c in self.claims if c.deadline_ns]
         times.extend(w.due_ns for w in self.waiting)
-        if self.sole and self.sole_until_ns:
-            times.append(self.sole_until_ns)
         return min(times, default=None)
 
     def info(self, head: int) -> GroupInfo:

@@ -27,6 +27,8 @@ _KEY = struct.Struct(">IQ")
 _IDS_KEY = struct.Struct(">IQQ")
 _BATCH = struct.Struct("<QQQI")
 _CHUNK = struct.Struct("<QQ")
+KEY_BYTES = _KEY.size
+BATCH_BYTES = _BATCH.size
 _CHECK = struct.Struct("<Q")
 _encode = msgspec.msgpack.Encoder().encode
 _encode_into = msgspec.msgpack.Encoder().encode_into
@@ -324,6 +326,12 @@ def unpack_key(key: bytes) -> tuple[int, int]:
     return number, last
 
 
+def batch_of(number: int, last: int, raw: bytes) -> Batch:
+    """A batch from its stored value, not checked yet."""
+    _, base, publish_ns, _ = _BATCH.unpack_from(raw)
+    return Batch(number, last, base, publish_ns, raw)
+
+
 def batches(txn: Txn, number: int) -> Iterator[tuple[Batch, int]]:
     """All batches of a topic without their frames, each with its size in bytes."""
     for key, value in txn.scan(Space.LOG, _KEY.pack(number, 0), _KEY.pack(number + 1, 0)):
@@ -370,15 +378,20 @@ def read_ids(txn: Txn, head: Head, group: str, first: int, stop: int) -> list[by
     return ids
 
 
-def drop_ids(txn: Txn, head: Head, group: str) -> None:
-    """Deletes all ids of a group that is forgotten."""
+def forget_group(txn: Txn, topic: str, head: Head, group: str) -> None:
+    """Deletes all that is kept for a group. The caller saves the head."""
+    head.groups.remove(group)
+    head.listeners = {a: g for a, g in head.listeners.items() if g != group}
+    txn.delete(Space.STATE, group_key(topic, group))
     tag = xxhash.xxh3_64_intdigest(group.encode())
     for key, _ in list(txn.scan(Space.IDS, _IDS_KEY.pack(head.number, tag, 0), _IDS_KEY.pack(head.number, tag, 2**63))):
         txn.delete(Space.IDS, bytes(key))
 
 
 __all__ = (
+    "BATCH_BYTES",
     "DISK_FORMAT",
+    "KEY_BYTES",
     "TOTAL_KEY",
     "VERSION_KEY",
     "Batch",
@@ -388,10 +401,11 @@ __all__ = (
     "age",
     "append",
     "batch_key",
+    "batch_of",
     "batches",
     "check_name",
-    "drop_ids",
     "find_head",
+    "forget_group",
     "group_key",
     "head_key",
     "intact",

@@ -6,18 +6,20 @@ import logging
 import os
 import time
 import warnings
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, GroupConflict, StoreDamagedWarning, StoreFull
 from edgeserve.transport import log
 from edgeserve.transport.base import Delivery, Fence, Frame, GroupKind, Start, Subscription
-from edgeserve.transport.engine import LogEngine, Window, append_fenced, deliveries, first_position
+from edgeserve.transport.engine import SEND_WINDOW, LogEngine, Window, append_fenced, deliveries, first_position, packet, unpacked
 from edgeserve.transport.groups import Claim, GroupState, MemberRecord
-from edgeserve.transport.kv import Space, Txn
+from edgeserve.transport.kv import Txn
 
 _log = logging.getLogger(__name__)
 _LOOK_AROUND_S = 1.0
 _CLAIM_BYTES = 8 << 20
+_MOST_MAIL = 64
 
 
 class LogSubscription(Subscription):
@@ -40,10 +42,16 @@ class LogSubscription(Subscription):
         self._ack_timeout_ns = (ack_timeout_ms or 0) * 1_000_000
         self._cache = log.StateCache()
         self._scratch = bytearray()
-        self._windows = Window(engine, 10_000)
+        self._windows: dict[str, Window] = {}
+        self._mail: dict[int, deque[log.Batch]] = {}
+        self._numbers: dict[str, int] = {}
+        self._look_first = False
         self._paused: set[str] = set()
         self._ids_seen = dict.fromkeys(topics, 0)
-        self._ahead = dict.fromkeys(topics, 0)
+        # While this member has the group to itself: below which position it has read; else -1. And the term that this is of.
+        self._ahead = dict.fromkeys(topics, -1)
+        self._term = dict.fromkeys(topics, -1)
+        self._more = 0
         self._woken = self._closed = False
         self._looked = time.monotonic()
         self._waker = engine.board.waker()
@@ -58,6 +66,8 @@ class LogSubscription(Subscription):
         with self._engine.write(self._cache) as txn:
             for topic in self._topics:
                 head = log.make_head(txn, topic)
+                if self._kind is GroupKind.BROADCAST:
+                    self._engine.forget_dead_broadcasts(txn, topic, head)
                 state = self._cache.find(txn, topic, self._group)
                 if state is None:
                     state = GroupState(self._kind, first_position(txn, head, start))
@@ -65,8 +75,11 @@ class LogSubscription(Subscription):
                 self._bury_the_dead(head, state, also=self._name)
                 if self._name in state.members:
                     raise GroupConflict(f"group {self._group!r} has a live member {self._name!r} on {topic!r}: give this one another name")
-                state.join(self._name, record, self._kind, record.joined_ns + self._ack_timeout_ns if self._ack_timeout_ns else 0)
+                deadline_ns = record.joined_ns + self._ack_timeout_ns if self._ack_timeout_ns else 0
+                state.join(self._name, record, self._kind, head.next, deadline_ns)
                 head.listeners[record.address] = self._group
+                self._numbers[topic] = head.number
+                self._mail[head.number] = deque(maxlen=_MOST_MAIL)
                 log.save_head(txn, topic, head)
                 self._save(txn, topic, state)
         for state in self._states.values():
@@ -115,10 +128,11 @@ class LogSubscription(Subscription):
         self._check()
         if max_messages < 1:
             raise ConfigurationError(f"receive() must ask for at least 1 message, not {max_messages!r}")
+        self._more = max_messages
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         while True:
             if timeout_ms != 0:
-                self._waker.drain()
+                self._collect(self._waker.drain())
             if self._woken:
                 self._woken = False
                 return []
@@ -129,6 +143,7 @@ class LogSubscription(Subscription):
             for topic in self._turn:
                 if topic not in self._paused and len(found) < max_messages:
                     found.extend(self._claim(topic, max_messages - len(found)))
+            self._look_first = False
             if len(self._turn) > 1:
                 # Whoever was asked first is asked last the next time: a topic that is always full does not starve the others.
                 self._turn = (*self._turn[1:], self._turn[0])
@@ -144,7 +159,36 @@ class LogSubscription(Subscription):
             seconds = min(seconds, (min(due) - time.time_ns()) / 1e9 + 0.0005)
         return max(seconds, 0.0)
 
+    def _collect(self, packets: Sequence[bytes]) -> None:
+        """Keeps the batches that came with wake-ups."""
+        for data in packets:
+            batch = unpacked(data)
+            if batch is None:
+                self._look_first = True
+            elif batch.topic_number in self._mail:
+                self._mail[batch.topic_number].append(batch)
+
+    def _from_mail(self, topic: str, most: int) -> list[Delivery]:
+        """What the sole member can take without a look at the store: the batch that is next came with a wake-up. Whether it really was
+        the sole member still, and these positions its own, is found out when it settles."""
+        mail, state = self._mail[self._numbers[topic]], self._states[topic]
+        if state.sole != self._name or state.term != self._term[topic] or state.waiting:
+            return []
+        lo = max(self._ahead[topic], state.cursor)
+        while mail and mail[0].last < lo:
+            mail.popleft()
+        if not mail or mail[0].base != lo or mail[0].last >= min(lo + most, state.sole_hi):
+            return []
+        batch = mail.popleft()
+        frames = batch.frames()
+        if frames is None:
+            return []
+        self._ahead[topic] = batch.last + 1
+        return deliveries(batch, frames, batch.base, batch.last + 1, 0, topic)
+
     def _claim(self, topic: str, most: int) -> list[Delivery]:
+        if self._mail[self._numbers[topic]] and not self._look_first and (found := self._from_mail(topic, most)):
+            return found
         now_ns = time.time_ns()
         with self._engine.kv.read() as txn:
             head, state = log.find_head(txn, topic), self._find(txn, topic)
@@ -152,31 +196,36 @@ class LogSubscription(Subscription):
                 return []
             change = state.next_change_ns()
             overdue = change is not None and change <= now_ns
-            if not overdue and state.sole == self._name and (len(state.members) == 1 or self._kind is GroupKind.FAILOVER):
-                batches, lo, hi = self._read_ahead(txn, topic, head, state, most)
-            elif overdue or state.available(self._name, head.next, now_ns):
-                lo = -1
-            else:
+            ahead, lo = self._ahead[topic], -1
+            if state.sole == self._name and state.term == self._term[topic]:
+                lo = max(ahead, state.cursor)
+                hi = min(head.next, lo + most)
+                if lo >= hi and not overdue:
+                    return []
+                if overdue or hi > state.sole_hi:
+                    lo = -1
+                else:
+                    batches, hi = self._read_ahead(txn, head, lo, hi)
+            elif not (overdue or (ahead >= 0 and state.term != self._term[topic]) or state.available(self._name, head.next, now_ns)):
                 return []
-        return self._decode(topic, [(Claim(lo, hi, self._name, 0, 0), batches)]) if lo >= 0 else self._claim_for_good(topic, most, now_ns)
-
-    def _read_ahead(self, txn: Txn, topic: str, head: log.Head, state: GroupState, most: int) -> tuple[list[log.Batch], int, int]:
-        """The sole member reads on without a write: it claims when it settles."""
-        lo = max(self._ahead[topic], state.cursor)
-        hi = min(head.next, lo + most)
-        batches = log.read(txn, head.number, lo, hi, _CLAIM_BYTES) if lo < hi else []
-        if batches and batches[-1].last + 1 < hi:
-            hi = batches[-1].last + 1
+        if lo < 0:
+            return self._claim_for_good(topic, most, now_ns)
         self._ahead[topic] = hi
-        return batches, lo, hi
+        return self._decode(topic, [(Claim(lo, hi, self._name, 0, 0), batches)])
+
+    def _read_ahead(self, txn: Txn, head: log.Head, lo: int, hi: int) -> tuple[list[log.Batch], int]:
+        """The sole member reads on without a write: it claims when it settles."""
+        batches = log.read(txn, head.number, lo, hi, _CLAIM_BYTES)
+        return batches, min(hi, batches[-1].last + 1) if batches else hi
 
     def _claim_for_good(self, topic: str, most: int, now_ns: int) -> list[Delivery]:
         reads: list[tuple[Claim, list[log.Batch]]] = []
         with self._engine.write(self._cache) as txn:
             head, state = log.make_head(txn, topic), self._find(txn, topic)
-            shared = state.claim_ahead(self._name, self._ahead[topic])
-            state.expire(head.next, now_ns)
-            deadline_ns = now_ns + self._ack_timeout_ns if self._ack_timeout_ns and self._kind is GroupKind.SHARED else 0
+            unread = self._catch_up(topic, state, 0)
+            state.expire(now_ns)
+            timed = self._ack_timeout_ns and self._kind is GroupKind.SHARED and state.sole != self._name
+            deadline_ns = now_ns + self._ack_timeout_ns if timed else 0
             budget = _CLAIM_BYTES
             for claim in state.claim(self._name, head.next, now_ns, most, deadline_ns):
                 batches = log.read(txn, head.number, claim.lo, claim.hi, budget) if budget > 0 else []
@@ -188,11 +237,29 @@ class LogSubscription(Subscription):
                     budget = 0
                 if claim.hi > claim.lo:
                     reads.append((claim, batches))
-            state.elect()
+            state.claim_ahead(self._name, state.cursor, most)
             self._save(txn, topic, state)
-        if shared:
+        self._ahead[topic] = state.cursor if state.sole == self._name else -1
+        self._term[topic] = state.term
+        if unread:
             self._notify_members(state)
         return self._decode(topic, reads)
+
+    def _catch_up(self, topic: str, state: GroupState, more: int) -> bool:
+        """Writes down how far this member has read while it was alone; if it is no more, gives back the rest. Whether there was any."""
+        ahead = self._ahead[topic]
+        if ahead < 0:
+            return False
+        if state.term == self._term[topic]:
+            state.claim_ahead(self._name, ahead, more)
+            return False
+        return state.give_back_unread(self._name, ahead)
+
+    def _caught_up(self, topic: str) -> None:
+        """After the commit of what `_catch_up` did."""
+        state = self._states[topic]
+        if state.term != self._term[topic]:
+            self._term[topic], self._ahead[topic] = state.term, -1
 
     def _decode(self, topic: str, reads: Sequence[tuple[Claim, list[log.Batch]]]) -> list[Delivery]:
         found: list[Delivery] = []
@@ -255,30 +322,36 @@ class LogSubscription(Subscription):
         self._check_topics(acks)
         wake: set[str] = set()
         heads: dict[str, log.Head] = {}
+        packets: dict[str, bytes] = {}
         with engine.write(self._cache) as txn:
             if fence is not None:
                 wake.update(append_fenced(txn, fence, decisions, engine.limits, self._scratch).listeners)
             for topic, frames in (outputs or {}).items():
                 if frames:
                     heads[topic] = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch)
-                    wake.update(heads[topic].listeners)
-            for topic in self._topics:
-                positions = acks.get(topic, ())
+                    packets[topic] = packet(heads[topic], self._scratch)
+            touched = [t for t in self._topics if acks.get(t) or (t == self._topics[0] and (ids or attributes))]
+            for topic in touched:
                 first = topic == self._topics[0]
-                if positions or (first and (ids or attributes)):
-                    wake.update(self._settle_topic(txn, topic, positions, ids if first else (), attributes if first else None))
+                wake.update(self._settle_topic(txn, topic, acks.get(topic, ()), ids if first else (), attributes if first else None))
+        for topic in touched:
+            self._caught_up(topic)
         if ids and self._ids_seen[self._topics[0]] == self._states[self._topics[0]].ids_next - 1:
             self._ids_seen[self._topics[0]] += 1
-        engine.notify(list(wake))
         for topic, head in heads.items():
-            self._windows.wait(topic, head, len((outputs or {})[topic]))
+            engine.notify(head.listeners, packets[topic])
+        engine.notify(wake)
+        for topic, head in heads.items():
+            if topic not in self._windows:
+                self._windows[topic] = Window(engine, topic, SEND_WINDOW)
+            self._windows[topic].wait(head, len((outputs or {})[topic]))
 
     def _settle_topic(
         self, txn: Txn, topic: str, positions: Sequence[int], ids: Sequence[bytes], attributes: Mapping[str, bytes] | None
     ) -> set[str]:
         state = self._find(txn, topic)
         wake: set[str] = set()
-        if state.claim_ahead(self._name, self._ahead[topic]) and len(state.members) > 1:
+        if self._catch_up(topic, state, self._more):
             wake.update(m.address for name, m in state.members.items() if name != self._name)
         state.settle(self._name, topic, positions)
         if ids:
@@ -287,10 +360,7 @@ class LogSubscription(Subscription):
             state.attributes.update(attributes)
             wake.update(m.address for name, m in state.members.items() if name != self._name)
         if state.blocked:
-            backlog = state.backlog(log.make_head(txn, topic).next)
-            ready = [a for a, threshold in state.blocked.items() if backlog <= threshold]
-            wake.update(ready)
-            state.blocked = {a: t for a, t in state.blocked.items() if a not in ready}
+            wake.update(state.unblock(log.make_head(txn, topic).next))
         self._save(txn, topic, state)
         return wake
 
@@ -300,9 +370,10 @@ class LogSubscription(Subscription):
         due_ns = time.time_ns() + int(delay_ms * 1e6) if delay_ms else 0
         with self._engine.write(self._cache) as txn:
             state = self._find(txn, topic)
-            state.claim_ahead(self._name, self._ahead[topic])
+            self._catch_up(topic, state, self._more)
             state.nack(self._name, topic, positions, due_ns)
             self._save(txn, topic, state)
+        self._caught_up(topic)
         self._notify_members(state)
 
     def flush(self) -> None:
@@ -353,7 +424,8 @@ class LogSubscription(Subscription):
             # The others find the address dead, and take over as they would after a kill.
             _log.warning("group %r was left without a word: %s", self._group, exc)
         finally:
-            self._windows.close()
+            for window in self._windows.values():
+                window.close()
             self._waker.close()
 
     def _leave(self, txn: Txn, topic: str) -> GroupState | None:
@@ -363,9 +435,7 @@ class LogSubscription(Subscription):
         if state is not None:
             state.leave(self._name, head.next, died=False)
             if self._kind is GroupKind.BROADCAST:
-                head.groups.remove(self._group)
-                txn.delete(Space.STATE, log.group_key(topic, self._group))
-                log.drop_ids(txn, head, self._group)
+                log.forget_group(txn, topic, head, self._group)
             else:
                 self._cache.save(txn, topic, self._group, state)
         log.save_head(txn, topic, head)

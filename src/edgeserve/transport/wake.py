@@ -18,7 +18,9 @@ from pathlib import Path
 
 from edgeserve.core.errors import ConfigurationError, DiskFull
 
+WAKE = b"w"
 _MAX_SOCKET_PATH_BYTES = 100
+_MAX_PACKET_BYTES = 65_536
 
 
 class Waker(ABC):
@@ -31,8 +33,8 @@ class Waker(ABC):
         """Waits until notified or until the time is over. Notifications since the last `drain` count."""
 
     @abstractmethod
-    def drain(self) -> None:
-        """Forgets notifications so far: call it before looking for work, then `wait`."""
+    def drain(self) -> list[bytes]:
+        """Takes the notifications so far, as what they carried: call it before looking for work, then `wait`. Carrying is best effort."""
 
     @abstractmethod
     def close(self) -> None:
@@ -46,7 +48,7 @@ class Switchboard(ABC):
     def waker(self) -> Waker: ...
 
     @abstractmethod
-    def notify(self, address: str) -> None: ...
+    def notify(self, address: str, packet: bytes = WAKE) -> None: ...
 
     @abstractmethod
     def alive(self, address: str) -> bool: ...
@@ -65,8 +67,9 @@ class _EventWaker(Waker):
     def wait(self, seconds: float) -> None:
         self.event.wait(seconds)
 
-    def drain(self) -> None:
+    def drain(self) -> list[bytes]:
         self.event.clear()
+        return [WAKE]
 
     def close(self) -> None:
         self._board.wakers.pop(self.address, None)
@@ -82,7 +85,7 @@ class ThreadSwitchboard(Switchboard):
     def waker(self) -> Waker:
         return _EventWaker(self)
 
-    def notify(self, address: str) -> None:
+    def notify(self, address: str, packet: bytes = WAKE) -> None:
         waker = self.wakers.get(address)
         if waker:
             waker.event.set()
@@ -127,14 +130,13 @@ class _SocketWaker(Waker):
     def wait(self, seconds: float) -> None:
         self._poll.poll(seconds * 1000)
 
-    def drain(self) -> None:
-        if not self._poll.poll(0):
-            return
+    def drain(self) -> list[bytes]:
+        packets: list[bytes] = []
         try:
             while True:
-                self._socket.recv(16)
+                packets.append(self._socket.recv(_MAX_PACKET_BYTES))
         except BlockingIOError:
-            return
+            return packets
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:
@@ -162,9 +164,9 @@ class SocketSwitchboard(Switchboard):
     def waker(self) -> Waker:
         return _SocketWaker(self._directory)
 
-    def notify(self, address: str) -> None:
+    def notify(self, address: str, packet: bytes = WAKE) -> None:
         try:
-            self._socket.sendto(b"w", os.path.join(self._directory, address))
+            self._socket.sendto(packet, os.path.join(self._directory, address))
         except BlockingIOError:
             return  # its queue is full of wake-ups already
         except OSError as exc:
@@ -190,4 +192,4 @@ class SocketSwitchboard(Switchboard):
             self._fd = None
 
 
-__all__ = ("SocketSwitchboard", "Switchboard", "ThreadSwitchboard", "Waker")
+__all__ = ("WAKE", "SocketSwitchboard", "Switchboard", "ThreadSwitchboard", "Waker")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
@@ -15,6 +16,33 @@ LONG_MS = 20_000
 """A wait that only a broken engine sees the end of."""
 
 Open = Callable[..., Transport]
+
+
+@contextmanager
+def opening(to_url: Callable[..., str]) -> Iterator[Open]:
+    """Connections, and the subscriptions made with them, that live until the block's end even if nobody holds them."""
+    opened: list[Transport] = []
+    kept: list[Subscription] = []
+
+    def open_it(**parameters: object) -> Transport:
+        transport = connect(to_url(**parameters))
+        opened.append(transport)
+        subscribe = transport.subscribe
+
+        def subscribe_and_keep(*arguments: Any, **options: Any) -> Subscription:
+            kept.append(subscribe(*arguments, **options))
+            return kept[-1]
+
+        vars(transport)["subscribe"] = subscribe_and_keep
+        return transport
+
+    try:
+        yield open_it
+    finally:
+        for subscription in kept:
+            subscription.close()
+        for transport in reversed(opened):
+            disconnect(transport)
 
 
 class TransportCases:
@@ -30,28 +58,10 @@ class TransportCases:
         return f"{url}?{urlencode(parameters)}" if parameters else url
 
     @pytest.fixture
-    def open(self, url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
+    def open(self, url: str) -> Iterator[Open]:
         """Opens connections: `open()`, or `open(retention_mb=1)`. They and their subscriptions end with the test, and not before."""
-        opened: list[Transport] = []
-        kept: list[Subscription] = []
-
-        def open_it(**parameters: object) -> Transport:
-            transport = connect(self.with_parameters(url, **parameters))
-            opened.append(transport)
-            subscribe = transport.subscribe
-
-            def subscribe_and_keep(*arguments: Any, **options: Any) -> Subscription:
-                kept.append(subscribe(*arguments, **options))
-                return kept[-1]
-
-            monkeypatch.setattr(transport, "subscribe", subscribe_and_keep)
-            return transport
-
-        yield open_it
-        for subscription in kept:
-            subscription.close()
-        for transport in reversed(opened):
-            disconnect(transport)
+        with opening(lambda **parameters: self.with_parameters(url, **parameters)) as open_it:
+            yield open_it
 
     @pytest.fixture
     def transport(self, open: Open) -> Transport:
@@ -108,4 +118,4 @@ def numbered(count: int, prefix: str = "m", start: int = 0) -> list[bytes]:
     return [f"{prefix}{n}".encode() for n in range(start, start + count)]
 
 
-__all__ = ("LONG_MS", "Open", "TransportCases", "drain", "frames_of", "numbered", "positions_of", "publish", "settle_all")
+__all__ = ("LONG_MS", "Open", "TransportCases", "drain", "frames_of", "numbered", "opening", "positions_of", "publish", "settle_all")

@@ -48,7 +48,7 @@ def open_environment(path: Path, map_bytes: int, *, durable: bool, readonly: boo
         sync=durable,
         metasync=durable,
         meminit=False,
-        max_spare_txns=4,
+        max_spare_txns=0,
         readonly=readonly,
         lock=not readonly,
         create=not readonly,
