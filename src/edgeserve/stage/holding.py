@@ -21,12 +21,14 @@ from edgeserve.stage.decisions import Decisions, unit
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.retry import GaveUp
-from edgeserve.stage.runset import Input, Outcome, RunSet
+from edgeserve.stage.runset import Input, RunSet
 from edgeserve.stage.skew import SkewWatch
 from edgeserve.stage.sources import SourceClock
 from edgeserve.transport import Delivery, Frame, Subscription
 
 _NO_PROMISE = -(2**63)
+_BARREN = 3
+"""So many messages in a row without a set make it worth to ask why."""
 
 
 class Holding:
@@ -74,17 +76,19 @@ class Holding:
         self._told: dict[str, int] = {}
         self.untold = 0
         self.ends = Ends(subscription.attributes())
+        # Sources that have ended, as far as this member has read: their next message opens them again.
+        self._gone = {source for source in self._parameters if source in self.ends.ended}
         self._begin()
-        ended = [source for source in self._parameters if source in self.ends.ended]
-        for source in ended:
+        for source in self._gone:
             self._clocks[source].ended = True
-            if len(ended) < len(self._parameters):  # else whoever comes next begins a new round
+            if len(self._gone) < len(self._parameters):  # else whoever comes next begins a new round
                 self._mark(source, WATERMARK_END)
 
     def _begin(self) -> None:
         self.policy = self._make_policy()
         self._skew = SkewWatch(self.policy, self._options.name)
         self.push = self._make_push()
+        self.run_due = self._make_run_due()
 
     @property
     def held(self) -> int:
@@ -95,13 +99,14 @@ class Holding:
 
     def _make_push(self) -> Callable[[Delivery], Any]:
         """The function that takes one delivered message into the policy. A closure: its names cost least there."""
-        known, held, clocks, marks, policy, told = self.known, self._held, self._clocks, self._marks, self.policy, self._told
+        known, held, clocks, marks, policy = self.known, self._held, self._clocks, self._marks, self.policy
         push_item, drain, enqueue, release, refused = policy.push, policy.drain, self._enqueue, self._release, self._skew.look
         max_age_ms, now_ns, data, gated = self._options.drop_if_older_than_ms, time.time_ns, int(Kind.DATA), self._run_set.gated
         max_age_ns = None if max_age_ms is None else int(max_age_ms * 1e6)
-        drops_late, ended = isinstance(policy, Exact), self.ends.ended
+        drops_late, gone, barren = isinstance(policy, Exact), self._gone, 0
 
         def push(delivery: Delivery) -> Any:
+            nonlocal barren
             frame, position, published_ns, deliveries, _ = delivery
             try:
                 header, payload = decode_frame(frame)
@@ -118,7 +123,7 @@ class Holding:
             watermark_ns = clock.observe(header, position, published_ns)
             if watermark_ns is not None:
                 marks[source] = watermark_ns
-            if (source in ended or told.get(source) == WATERMARK_END) and not clock.ended:
+            if gone and source in gone and not clock.ended:
                 self._reopen(source, position)
             if id_ in known.new or id_ in known.old:
                 return self._known_id(delivery, header, payload)
@@ -139,9 +144,12 @@ class Holding:
                 known.discard((id_,))
                 raise
             if sets:
+                barren = 0
                 enqueue(sets)
-            elif refused is not None:
-                refused()
+            else:
+                barren += 1
+                if barren >= _BARREN and refused is not None:
+                    refused()
             released = drain()
             if released:
                 release(released)
@@ -167,22 +175,26 @@ class Holding:
 
     def _release(self, released: Sequence[Released]) -> None:
         """Settles what the policy lets go of and no set needs any more."""
-        acks: list[int] = []
-        ids: list[bytes] = []
-        drops: list[tuple[bytes, str]] = []
+        free: list[Input] | None = None
+        drops: list[tuple[bytes, str]] | None = None
         for source, _, item, reason in released:
             item.released = True
             if reason:
                 self._counts.count(reason, edge=source)
+                drops = drops or []
                 drops.append((item.header.id, reason))
             if not item.uses:
-                acks.append(item.position)
-                del self._held[item.position]
-                if not item.decided:
-                    item.decided = True
-                    ids.append(item.header.id)
-        if acks or drops:
-            self.pending.units.append(unit(acks, ids, drops=drops))
+                free = free or []
+                free.append(item)
+        if free is None and drops is None:
+            return  # all of them are in sets that are due
+        ids: list[bytes] = []
+        for item in free or ():
+            del self._held[item.position]
+            if not item.decided:
+                item.decided = True
+                ids.append(item.header.id)
+        self.pending.units.append(unit([item.position for item in free or ()], ids, drops=drops))
 
     def _gate(self, item: Input) -> bool:
         """Runs `gate_in`; False when the input ends here."""
@@ -240,43 +252,41 @@ class Holding:
 
     # --- run ----------------------------------------------------------------------------------------------------
 
-    def run_due(self) -> Any:
-        """Runs the first set that is due; returns its result, or `Raised`."""
-        due = self.due
-        joined = due[0]
-        # Sets that are due already, or wait for a timer, may lie behind the watermark: no promise while there are any.
-        promise = None
-        if len(due) == 1 and len(self._marks) == len(self._parameters) and self.policy.next_due_ns() is None:
-            promise = min(self._marks.values())
-        outcome = self._run_set(joined, promise, self._give_up)
-        due.popleft()
-        self._decide(joined, outcome)
-        frames = outcome[3]
-        if frames is not None and type(frames) is not bytes:
-            self.pending.urgent = True
-        return outcome[0]
+    def _make_run_due(self) -> Callable[[], Any]:
+        """The function that runs the first set that is due and decides its inputs; returns the result, or `Raised`."""
+        due, marks, held, pending, width = self.due, self._marks, self._held, self.pending, len(self._parameters)
+        run, next_due_ns, units = self._run_set.make(self._give_up), self.policy.next_due_ns, self.pending.units
 
-    def _decide(self, joined: JoinSet, outcome: Outcome) -> None:
-        """Notes that a set has run."""
-        acks: list[int] = []
-        ids: list[bytes] = []
-        kept: list[tuple[int, bytes]] = []
-        for member in joined[0].values():
-            if member is None:
-                continue
-            item = member[1]
-            item.uses -= 1
-            gone = item.released and not item.uses
-            if gone:
-                acks.append(item.position)
-                del self._held[item.position]
-            if not item.decided:
-                item.decided = True
-                ids.append(item.header.id)
-                if not gone:
-                    kept.append((item.position, item.header.id))
-        _, set_id, members, frames, aside = outcome
-        self.pending.units.append(unit(acks, ids, kept, frames, (set_id, members), None, aside))
+        def run_due() -> Any:
+            joined = due[0]
+            # Sets that are due already, or wait for a timer, may lie behind the watermark: no promise while there are any.
+            promise = min(marks.values()) if len(due) == 1 and len(marks) == width and next_due_ns() is None else None
+            result, set_id, members, frames, aside = run(joined, promise)
+            due.popleft()
+            acks: list[int] = []
+            ids: list[bytes] = []
+            kept: list[tuple[int, bytes]] | None = None
+            for member in joined[0].values():
+                if member is None:
+                    continue
+                item = member[1]
+                item.uses = uses = item.uses - 1
+                gone = item.released and not uses
+                if gone:
+                    acks.append(item.position)
+                    del held[item.position]
+                if not item.decided:
+                    item.decided = True
+                    ids.append(item.header.id)
+                    if not gone:
+                        kept = kept or []
+                        kept.append((item.position, item.header.id))
+            units.append(unit(acks, ids, kept, frames, (set_id, members), None, aside))
+            if frames is not None and type(frames) is not bytes:
+                pending.urgent = True
+            return result
+
+        return run_due
 
     def _give_up(self, inputs: Sequence[Input], error: GaveUp) -> tuple[tuple[str, Frame], Raised | None]:
         """The record of a set that cannot be run, and what `next` makes of it."""
@@ -307,6 +317,7 @@ class Holding:
         elif (topic, position, header.source_id) not in self.ends.held:
             self.ends.held.append((topic, position, header.source_id))
             if clock.end(header, position):
+                self._gone.add(header.source_id)
                 self._mark(header.source_id, WATERMARK_END)
         return CONTROL
 
@@ -314,9 +325,11 @@ class Holding:
         """A new incarnation of a source that had ended. After the end of all of them it begins a new round, and opens all."""
         if all(name in self.ends.ended for name in self._parameters):
             attributes = self.ends.reopen_all()
+            self._gone.clear()
             for clock in self._clocks.values():
                 clock.ended = False
         else:
+            self._gone.discard(source)
             self._mark(source, _NO_PROMISE)
             del self._marks[source]
             attributes = self.ends.reopen(source, self._topic, position)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from edgeserve.align import JoinSet
@@ -99,80 +100,89 @@ class RunSet:
         item.value = self._gate_in(decode_value(item.header.schema, item.payload))
         return item.value is not None
 
-    def __call__(self, joined: JoinSet, promise_ns: int | None, give_up: GiveUp) -> Outcome:
-        """Runs one set, again if need be; what cannot be run is put aside."""
-        members = joined[0]
-        inputs: list[Input | None] = []
-        headers: list[Header] = []
-        ids: list[bytes] = []
-        redelivered = 0
-        for name in self.parameters:
-            member = members.get(name)
-            if member is None:
-                inputs.append(None)
-                continue
-            item = member[1]
-            header = item.header
-            inputs.append(item)
-            headers.append(header)
-            ids.append(header.id)
-            redelivered += item.deliveries
-        of = set_id(ids)
-        current = self.current
-        current.headers, current.join_id, current.redelivered = headers, of, redelivered > 0
-        complete = len(headers) == len(inputs)
-        current.missing = () if complete else tuple(n for n in self.parameters if members.get(n) is None)
-        try:
-            result, frames = self._attempt(inputs, headers, of, promise_ns)
-        except Exception as error:
-            if isinstance(error, ClosedError) and self._closing.is_set():
-                raise
-            try:
-                o = self._options
-                result, frames = try_again(
-                    error,
-                    lambda: self._attempt(inputs, headers, of, promise_ns),
-                    retries=o.retries,
-                    backoff_s=o.retry_backoff_ms / 1000,
-                    closing=self._closing,
-                )
-            except GaveUp as gave_up:
-                aside, raised = give_up([item for item in inputs if item is not None], gave_up)
-                return _new(Outcome, (raised, of, ids, None, aside))
-        return _new(Outcome, (result, of, ids, frames, None))
+    def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
+        """The function that runs a set, again if need be; what cannot be run is put aside. A closure: it runs for every set."""
+        parameters, current, attempt, options, closing = self.parameters, self.current, self._make_attempt(), self._options, self._closing
+        backoff_s = options.retry_backoff_ms / 1000
 
-    def _attempt(
-        self, inputs: Sequence[Input | None], headers: Sequence[Header], of: bytes, promise_ns: int | None
-    ) -> tuple[Any, Frame | Frames | None]:
-        values = [
-            None if item is None else decode(item.header.schema, item.payload) if item.value is None else item.value
-            for decode, item in zip(self._decoders, inputs, strict=True)
-        ]
-        start_ns = time.time_ns() if self._logs[0] is not None else 0
-        result = self._task.call(*values)
-        if type(result) in DEFERRED:
-            result = self._task.finish(result)
-        if self._logs[0] is not None:
-            self._logs[0].write(**_line(of, headers), start_ns=start_ns, end_ns=time.time_ns())
-        if result is None:
-            return None, None
-        first = headers[0]
-        event_ns, key = first.event_ns, first.key
-        oldest_ns = event_ns if first.oldest_ns is None else first.oldest_ns
-        for h in headers[1:]:
-            if h.event_ns > event_ns:
-                event_ns = h.event_ns
-            older_ns = h.event_ns if h.oldest_ns is None else h.oldest_ns
-            if older_ns < oldest_ns:
-                oldest_ns = older_ns
-            if h.key != key:
-                key = None
-        if promise_ns is not None:
-            promise_ns = None if promise_ns == WATERMARK_END else min(promise_ns, event_ns)
-        value, frames = self._emit(result, of, event_ns, oldest_ns, promise_ns, key)
-        if self._logs[1] is not None and frames is not None:
-            self._logs[1].write(**_line(of, headers), sent_ns=time.time_ns(), results=len(frames) if type(frames) is Frames else 1)
-        return value, frames
+        def run(joined: JoinSet, promise_ns: int | None) -> Outcome:
+            members = joined[0]
+            inputs: list[Input | None] = []
+            headers: list[Header] = []
+            ids: list[bytes] = []
+            redelivered = 0
+            for name in parameters:
+                member = members.get(name)
+                if member is None:
+                    inputs.append(None)
+                    continue
+                item = member[1]
+                header = item.header
+                inputs.append(item)
+                headers.append(header)
+                ids.append(header.id)
+                redelivered += item.deliveries
+            of = set_id(ids)
+            current.headers = headers
+            current.join_id = of
+            current.redelivered = redelivered > 0
+            if len(headers) != len(inputs) or current.missing:
+                current.missing = tuple([n for n in parameters if members.get(n) is None])
+            try:
+                result, frames = attempt(inputs, headers, of, promise_ns)
+            except Exception as error:
+                if isinstance(error, ClosedError) and closing.is_set():
+                    raise
+                again = partial(attempt, inputs, headers, of, promise_ns)
+                try:
+                    result, frames = try_again(error, again, retries=options.retries, backoff_s=backoff_s, closing=closing)
+                except GaveUp as gave_up:
+                    aside, raised = give_up([item for item in inputs if item is not None], gave_up)
+                    return _new(Outcome, (raised, of, ids, None, aside))
+            return _new(Outcome, (result, of, ids, frames, None))
+
+        return run
+
+    def _make_attempt(self) -> Callable[..., tuple[Any, Frame | Frames | None]]:
+        decoders, call, finish, emit, (steps, outputs) = self._decoders, self._task.call, self._task.finish, self._emit, self._logs
+
+        def attempt(
+            inputs: Sequence[Input | None], headers: Sequence[Header], of: bytes, promise_ns: int | None
+        ) -> tuple[Any, Frame | Frames | None]:
+            values = [
+                None if item is None else decode(item.header.schema, item.payload) if item.value is None else item.value
+                for decode, item in zip(decoders, inputs, strict=True)
+            ]
+            start_ns = 0 if steps is None else time.time_ns()
+            result = call(*values)
+            if type(result) in DEFERRED:
+                result = finish(result)
+            if steps is not None:
+                steps.write(**_line(of, headers), start_ns=start_ns, end_ns=time.time_ns())
+            if result is None:
+                return None, None
+            first = headers[0]
+            event_ns, oldest_ns, key = first.event_ns, first.oldest_ns, first.key
+            if oldest_ns is None:
+                oldest_ns = event_ns
+            for header in headers[1:]:
+                member_ns, member_oldest_ns = header.event_ns, header.oldest_ns
+                if member_ns > event_ns:
+                    event_ns = member_ns
+                if member_oldest_ns is None:
+                    member_oldest_ns = member_ns
+                if member_oldest_ns < oldest_ns:
+                    oldest_ns = member_oldest_ns
+                if header.key != key:
+                    key = None
+            if promise_ns is not None and promise_ns > event_ns:
+                promise_ns = None if promise_ns == WATERMARK_END else event_ns
+            value, frames = emit(result, of, event_ns, oldest_ns, promise_ns, key)
+            if outputs is not None and frames is not None:
+                outputs.write(**_line(of, headers), sent_ns=time.time_ns(), results=len(frames) if type(frames) is Frames else 1)
+            return value, frames
+
+        return attempt
 
 
 def _line(of: bytes, headers: Sequence[Header]) -> dict[str, Any]:
