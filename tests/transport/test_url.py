@@ -1,0 +1,38 @@
+"""Node URLs, and who is behind their schemes."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgeserve.core.errors import ConfigurationError, UnknownScheme
+from edgeserve.transport import connect
+from edgeserve.transport.url import parse
+
+
+@pytest.mark.parametrize("text", ["", "local", "local:", "/tmp/x", "localhost:6650", None, 7])
+def test_what_is_no_url(text: object) -> None:
+    with pytest.raises(ConfigurationError, match="a node is a URL"):
+        connect(text)  # type: ignore[arg-type]
+
+
+def test_an_unknown_scheme_is_told_the_known_ones() -> None:
+    with pytest.raises(UnknownScheme, match=r"nonsense://.*local://, memory://") as error:
+        connect("nonsense://x")
+    assert isinstance(error.value, ConfigurationError)
+
+
+def test_the_parts() -> None:
+    url = parse("local:///tmp/x?size_mb=1.5&durability=disk")
+    assert (url.scheme, url.path, url.parameters) == ("local", "/tmp/x", {"size_mb": "1.5", "durability": "disk"})
+    assert url.number("size_mb", 3) == 1.5
+    assert url.number("retention_mb", 3) == 3
+
+
+def test_a_part_that_would_be_left_out_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="#"):
+        connect("memory://a#b")
+
+
+def test_a_durability_that_is_none() -> None:
+    with pytest.raises(ConfigurationError, match="'process' or 'disk'"):
+        connect("local:///tmp/x?durability=maybe")
