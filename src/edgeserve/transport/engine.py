@@ -193,7 +193,7 @@ class LogEngine(Transport):
     def append(self, topic: str, frames: Sequence[Frame], scratch: bytearray) -> log.Head:
         """One batch in a transaction of its own; wakes the listeners."""
         try:
-            with self.write() as txn:
+            with self.kv.write() as txn:
                 head = log.append(txn, topic, frames, time.time_ns(), self.limits, scratch)
         except StoreFull:
             if not self._make_room():

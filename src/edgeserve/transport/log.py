@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import msgspec
 import xxhash
@@ -22,7 +23,8 @@ from edgeserve.transport.url import NodeURL
 DISK_FORMAT = 1
 IDS_KEPT = 131_072
 MAX_NAME_BYTES = 200
-VERSION_KEY, TOTAL_KEY = b"v", b"t"
+VERSION_KEY = b"v"
+_CHECK_ROOM_BYTES = 1 << 20
 _KEY = struct.Struct(">IQ")
 _IDS_KEY = struct.Struct(">IQQ")
 _BATCH = struct.Struct("<QQQI")
@@ -102,14 +104,16 @@ def check_name(what: str, name: str) -> None:
         raise ConfigurationError(f"{what} must be 1 to {MAX_NAME_BYTES} bytes of UTF-8 without NUL, not {name!r}")
 
 
+_seed = lru_cache(4096)(xxhash.xxh3_64_intdigest)
+
+
 def _checked(key: bytes, body: bytes) -> bytes:
-    return _CHECK.pack(xxhash.xxh3_64_intdigest(body, xxhash.xxh3_64_intdigest(key))) + body
+    return _CHECK.pack(xxhash.xxh3_64_intdigest(body, _seed(key))) + body
 
 
 def intact(key: bytes, raw: bytes | memoryview) -> bool:
     """Whether a value of STATE or IDS belongs under this key as it is."""
-    view = memoryview(raw)
-    return len(view) >= 8 and _CHECK.unpack_from(view)[0] == xxhash.xxh3_64_intdigest(view[8:], xxhash.xxh3_64_intdigest(key))
+    return len(raw) >= 8 and bool(_CHECK.unpack_from(raw)[0] == xxhash.xxh3_64_intdigest(raw[8:], _seed(key)))
 
 
 def _unchecked(what: str, key: bytes, raw: bytes | memoryview) -> memoryview:
@@ -118,11 +122,13 @@ def _unchecked(what: str, key: bytes, raw: bytes | memoryview) -> memoryview:
     return memoryview(raw)[8:]
 
 
+@lru_cache(4096)
 def head_key(topic: str) -> bytes:
     """The key of a topic's head."""
     return b"h" + topic.encode()
 
 
+@lru_cache(4096)
 def group_key(topic: str, group: str) -> bytes:
     """The key of a group's state."""
     return b"g%b\0%b" % (topic.encode(), group.encode())
@@ -135,9 +141,15 @@ def name_key(number: int) -> bytes:
 
 def find_head(txn: Txn, topic: str) -> Head | None:
     """The topic's head, or None."""
+    # The two keys read in every transaction are checked in place: a call costs more than the check.
     key = head_key(topic)
     raw = txn.get(Space.STATE, key)
-    return None if raw is None else _decode_head(_unchecked(f"the head of topic {topic!r}", key, raw))
+    if raw is None:
+        return None
+    body = raw[8:]
+    if len(raw) < 8 or _CHECK.unpack_from(raw)[0] != xxhash.xxh3_64_intdigest(body, _seed(key)):
+        _unchecked(f"the head of topic {topic!r}", key, raw)
+    return _decode_head(body)
 
 
 def save_head(txn: Txn, topic: str, head: Head) -> None:
@@ -231,22 +243,24 @@ def append(txn: Txn, topic: str, frames: Sequence[Frame], now_ns: int, limits: L
     checksum = xxhash.xxh3_64_intdigest(view[8:], head.number << 40 ^ last)
     view.release()
     _CHECK.pack_into(scratch, 0, checksum)
-    total = int.from_bytes(txn.get(Space.STATE, TOTAL_KEY) or b"\0", "big")
-    if total + len(scratch) > limits.store_bytes:
-        trimmed = _trim_all(txn, now_ns, limits)
-        total -= trimmed
+    step = min(_CHECK_ROOM_BYTES, limits.store_bytes >> 6)
+    if (head.stored_bytes + len(scratch)) // step != head.stored_bytes // step and stored(txn) + len(scratch) > limits.store_bytes:
+        _trim_all(txn, now_ns, limits)
         head = make_head(txn, topic)
-        if total + len(scratch) > limits.store_bytes:
+        if stored(txn) + len(scratch) > limits.store_bytes:
             raise StoreFull(_full_message(txn, limits))
     txn.put(Space.LOG, _KEY.pack(head.number, last), scratch)
     head.next = last + 1
     head.stored_bytes += len(scratch)
-    total += len(scratch)
     if head.stored_bytes > limits.retention_bytes or head.next >> 8 != base >> 8:
-        total -= trim(txn, topic, head, limits.retention_bytes, now_ns - limits.retention_ns, most=16)
-    txn.put(Space.STATE, TOTAL_KEY, total.to_bytes(8, "big"))
+        trim(txn, topic, head, limits.retention_bytes, now_ns - limits.retention_ns, most=16)
     save_head(txn, topic, head)
     return head
+
+
+def stored(txn: Txn) -> int:
+    """The bytes of all topics' messages."""
+    return sum(_decode_head(_unchecked("a topic's head", key, raw)).stored_bytes for key, raw in txn.scan(Space.STATE, b"h", b"i"))
 
 
 def trim(txn: Txn, topic: str, head: Head, keep_bytes: int, older_than_ns: int, most: int) -> int:
@@ -347,18 +361,18 @@ def position_at(txn: Txn, head: Head, start_ns: int) -> int:
     return head.next
 
 
-def keep_ids(txn: Txn, head: Head, group: str, state: GroupState, ids: Sequence[bytes]) -> None:
+def keep_ids(txn: Txn, number: int, group: str, state: GroupState, ids: Sequence[bytes]) -> None:
     """Appends settled ids; lets old ones go that no unsettled message can be a duplicate of."""
     tag = xxhash.xxh3_64_intdigest(group.encode())
     body = _CHUNK.pack(state.cursor, len(ids)) + b"".join(ids)
-    at = _IDS_KEY.pack(head.number, tag, state.ids_next)
+    at = _IDS_KEY.pack(number, tag, state.ids_next)
     txn.put(Space.IDS, at, _checked(at, body))
     state.ids_next += 1
     state.ids_kept += len(ids)
     if state.ids_next % 64 or state.ids_kept <= IDS_KEPT:
         return
     floor, doomed = state.floor(), []
-    for key, value in txn.scan(Space.IDS, _IDS_KEY.pack(head.number, tag, 0), _IDS_KEY.pack(head.number, tag, state.ids_next)):
+    for key, value in txn.scan(Space.IDS, _IDS_KEY.pack(number, tag, 0), _IDS_KEY.pack(number, tag, state.ids_next)):
         cursor, count = _CHUNK.unpack_from(value, 8)
         if state.ids_kept - count < IDS_KEPT or cursor > floor:
             break
@@ -392,7 +406,6 @@ __all__ = (
     "BATCH_BYTES",
     "DISK_FORMAT",
     "KEY_BYTES",
-    "TOTAL_KEY",
     "VERSION_KEY",
     "Batch",
     "Head",
@@ -419,6 +432,7 @@ __all__ = (
     "read_version",
     "save_head",
     "save_name",
+    "stored",
     "trim",
     "unpack_key",
     "version_record",

@@ -52,6 +52,7 @@ class LogSubscription(Subscription):
         self._ahead = dict.fromkeys(topics, -1)
         self._term = dict.fromkeys(topics, -1)
         self._more = 0
+        self._skipped = False
         self._woken = self._closed = False
         self._looked = time.monotonic()
         self._waker = engine.board.waker()
@@ -147,6 +148,9 @@ class LogSubscription(Subscription):
             if len(self._turn) > 1:
                 # Whoever was asked first is asked last the next time: a topic that is always full does not starve the others.
                 self._turn = (*self._turn[1:], self._turn[0])
+            if self._skipped and not found:
+                self._skipped = False  # damage is no end: what comes after it may be there
+                continue
             if found or (deadline is not None and now >= deadline):
                 return found
             self._waker.wait(self._patience(now, deadline))
@@ -279,6 +283,7 @@ class LogSubscription(Subscription):
                 StoreDamagedWarning,
                 stacklevel=2,
             )
+            self._skipped = True
             self.settle({topic: gone})
         return found
 
@@ -334,13 +339,13 @@ class LogSubscription(Subscription):
             for topic in touched:
                 first = topic == self._topics[0]
                 wake.update(self._settle_topic(txn, topic, acks.get(topic, ()), ids if first else (), attributes if first else None))
+        for topic, head in heads.items():
+            engine.notify(head.listeners, packets[topic])
+        engine.notify(wake)
         for topic in touched:
             self._caught_up(topic)
         if ids and self._ids_seen[self._topics[0]] == self._states[self._topics[0]].ids_next - 1:
             self._ids_seen[self._topics[0]] += 1
-        for topic, head in heads.items():
-            engine.notify(head.listeners, packets[topic])
-        engine.notify(wake)
         for topic, head in heads.items():
             if topic not in self._windows:
                 self._windows[topic] = Window(engine, topic, SEND_WINDOW)
@@ -355,7 +360,7 @@ class LogSubscription(Subscription):
             wake.update(m.address for name, m in state.members.items() if name != self._name)
         state.settle(self._name, topic, positions)
         if ids:
-            log.keep_ids(txn, log.make_head(txn, topic), self._group, state, ids)
+            log.keep_ids(txn, self._numbers[topic], self._group, state, ids)
         if attributes:
             state.attributes.update(attributes)
             wake.update(m.address for name, m in state.members.items() if name != self._name)

@@ -21,6 +21,7 @@ from edgeserve.core.errors import ConfigurationError, DiskFull
 WAKE = b"w"
 _MAX_SOCKET_PATH_BYTES = 100
 _MAX_PACKET_BYTES = 65_536
+_MOST_CONNECTED = 256
 
 
 class Waker(ABC):
@@ -158,19 +159,29 @@ class SocketSwitchboard(Switchboard):
             if not os.path.isdir(self._directory):
                 os.close(self._fd)
                 raise ConfigurationError(f"the store's path {directory} is too long for a UNIX socket (100 bytes): use a shorter one")
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
+        self._connected: dict[str, socket.socket] = {}
 
     def waker(self) -> Waker:
         return _SocketWaker(self._directory)
 
     def notify(self, address: str, packet: bytes = WAKE) -> None:
+        # Connected once: a path is looked up by the kernel anew for each datagram.
+        socket_ = self._connected.get(address)
         try:
-            self._socket.sendto(packet, os.path.join(self._directory, address))
+            if socket_ is None:
+                if len(self._connected) >= _MOST_CONNECTED:
+                    self._connected.clear()
+                socket_ = self._connected[address] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                socket_.setblocking(False)
+                socket_.connect(os.path.join(self._directory, address))
+            socket_.send(packet)
         except BlockingIOError:
             return  # its queue is full of wake-ups already
         except OSError as exc:
-            if exc.errno not in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOBUFS):
+            self._connected.pop(address, None)
+            if socket_ is not None:
+                socket_.close()
+            if exc.errno not in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOBUFS, errno.ENOTCONN):
                 raise
 
     def alive(self, address: str) -> bool:
@@ -186,7 +197,8 @@ class SocketSwitchboard(Switchboard):
         return True
 
     def close(self) -> None:
-        self._socket.close()
+        while self._connected:
+            self._connected.popitem()[1].close()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None

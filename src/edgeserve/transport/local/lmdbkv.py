@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import logging
+import mmap
 import os
 import struct
 import threading
 import time
 import weakref
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,16 @@ class LmdbTxn:
                         return
                     yield bytes(key), value
 
-    def seal(self) -> None:
-        """Before the commit: notes the sum and the commit's number. A page that fell back to an older state shows by them."""
-        raw = self._txn.get(CENSUS, db=self._dbs[0])
+    def seal(self) -> int:
+        """Before the commit: notes the sum and the commit's number; returns the number. A page that fell back shows by them."""
+        db = self._dbs[0]
+        raw = self._txn.get(CENSUS, db=db)
+        number: int = self._txn.id()
         known = read_census(raw)
-        number = self._txn.id()
         # A record that is damaged stays so: it must not be made good by the change of one commit.
-        words = (self.census ^ known[0], number) if known else (self.census, number if raw is None else 0)
-        self._txn.put(CENSUS, _CENSUS.pack(*words, _check(*words)), db=self._dbs[0])
+        census, noted = (self.census ^ known[0], number) if known else (self.census, number if raw is None else 0)
+        self._txn.put(CENSUS, _CENSUS.pack(census, noted, _check(census, noted)), db=db)
+        return number
 
 
 def read_mark(path: Path) -> int | None:
@@ -134,6 +137,16 @@ def read_mark(path: Path) -> int | None:
         return 0
     number = int.from_bytes(raw[:8], "little")
     return number if raw == _mark(number) else None
+
+
+def _open_mark(path: Path) -> mmap.mmap:
+    """The mark as memory: its disk space is there before, so that writing to it cannot fail."""
+    with open(path, "a+b") as file:
+        if os.fstat(file.fileno()).st_size != 2 * _WORD.size:
+            file.truncate(0)
+            file.write(_mark(0))
+            file.flush()
+        return mmap.mmap(file.fileno(), 2 * _WORD.size)
 
 
 def _mark(number: int) -> bytes:
@@ -152,6 +165,47 @@ def read_census(raw: bytes | memoryview | None) -> tuple[int, int] | None:
     return (census, number) if check == _check(census, number) else None
 
 
+class _Write:
+    """A write transaction. A class and not a generator: this is on the way of every message, and calls are what it costs."""
+
+    __slots__ = ("_generation", "_kv", "_raw", "_token", "_txn")
+
+    def __init__(self, kv: LmdbKV) -> None:
+        self._kv = kv
+
+    def __enter__(self) -> LmdbTxn:
+        kv = self._kv
+        self._token = kv.enter()
+        self._generation = kv.generation
+        try:
+            self._raw = kv.env.begin(write=True, buffers=True)
+        except lmdb.Error as exc:
+            kv.live.discard(self._token)
+            raise kv.named(exc, self._generation) from exc
+        self._txn = LmdbTxn(self._raw, kv.dbs)
+        return self._txn
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        kv, raw, number = self._kv, self._raw, 0
+        try:
+            if kind is None and self._txn.changed:
+                number = self._txn.seal()
+                raw.commit()
+            else:
+                # Nothing changed: such a transaction takes no number.
+                raw.abort()
+        except lmdb.Error as exc:
+            with suppress(lmdb.Error):
+                raw.abort()
+            kv.live.discard(self._token)
+            raise kv.named(exc, self._generation) from exc
+        kv.live.discard(self._token)
+        if number:
+            kv.note(number)
+        elif isinstance(error, lmdb.Error):
+            raise kv.named(error, self._generation) from error
+
+
 class LmdbKV(KV):
     """Transactions on LMDB. `mark` keeps the number of the last commit beside the data, so that a later start can tell when the newest
     commits are missing."""
@@ -159,87 +213,69 @@ class LmdbKV(KV):
     def __init__(self, root: Path, map_bytes: int, *, durable: bool) -> None:
         self._root, self._map_bytes, self._durable = root, map_bytes, durable
         self._pid = os.getpid()
-        self._env: Any = None
-        self._dbs: list[Any] = []
-        self._writes = self._generation = 0
-        self._live: set[object] = set()
+        self.env: Any = None
+        self.dbs: list[Any] = []
+        self._writes = self.generation = 0
+        self.live: set[object] = set()
         self._gate: threading.Event | None = None
         self._gate_lock = threading.RLock()
         self._closed = False
-        self._mark = -1
+        self._mark: mmap.mmap | None = None
         try:
             reserve_lock_file(root / DATA)
-            self._env, self._dbs = open_environment(root / DATA, map_bytes, durable=durable)
-            self._env.reader_check()
-            self._mark = os.open(root / MARK, os.O_RDWR | os.O_CREAT, 0o600)
+            self.env, self.dbs = open_environment(root / DATA, map_bytes, durable=durable)
+            self.env.reader_check()
+            self._mark = _open_mark(root / MARK)
         except (lmdb.Error, OSError) as exc:
-            if self._env is not None:
-                self._env.close()
-            raise self._named(exc) from exc
+            if self.env is not None:
+                self.env.close()
+            raise self.named(exc) from exc
         _kvs.add(self)
 
-    @contextmanager
-    def write(self) -> Iterator[Txn]:
-        token = self._enter()
-        generation, number = self._generation, 0
-        try:
-            with self._env.begin(write=True, buffers=True) as raw:
-                txn = LmdbTxn(raw, self._dbs)
-                yield txn
-                # A transaction that changes nothing takes no number.
-                if txn.changed:
-                    txn.seal()
-                    number = raw.id()
-        except lmdb.Error as exc:
-            self._live.discard(token)
-            raise self._named(exc, generation) from exc
-        finally:
-            self._live.discard(token)
-        if number:
-            self._note(number)
-        self._writes += 1
-        if self._writes % _CHECK_READERS_EVERY == 0:
-            self._env.reader_check()
+    def write(self) -> _Write:
+        return _Write(self)
 
     @contextmanager
     def read(self) -> Iterator[Txn]:
-        token = self._enter()
-        generation = self._generation
+        token = self.enter()
+        generation = self.generation
         try:
-            with self._env.begin(buffers=True) as raw:
-                yield LmdbTxn(raw, self._dbs)
+            with self.env.begin(buffers=True) as raw:
+                yield LmdbTxn(raw, self.dbs)
         except lmdb.Error as exc:
-            self._live.discard(token)
-            raise self._named(exc, generation) from exc
+            self.live.discard(token)
+            raise self.named(exc, generation) from exc
         finally:
-            self._live.discard(token)
+            self.live.discard(token)
 
-    def _enter(self) -> object:
+    def enter(self) -> object:
         """Marks a transaction as open; waits while the environment is being replaced or the process forks."""
         token = object()
         while True:
-            self._live.add(token)
+            self.live.add(token)
             gate = self._gate
             if gate is None:
                 break
-            self._live.discard(token)
+            self.live.discard(token)
             gate.wait(_GATE_S)
-        if self._env is None:
-            self._live.discard(token)
+        if self.env is None:
+            self.live.discard(token)
             if self._closed:
                 raise ClosedError(f"the store in {self._root} is closed")
             try:
-                self._repair(self._generation)
+                self._repair(self.generation)
             except lmdb.Error as exc:
-                raise self._named(exc) from exc
-            return self._enter()
+                raise self.named(exc) from exc
+            return self.enter()
         return token
 
-    def _note(self, number: int) -> None:
-        try:
-            os.pwrite(self._mark, _mark(number), 0)
-        except OSError:
-            return  # the mark only tells that something is missing: without it the data is as good
+    def note(self, number: int) -> None:
+        """After a commit."""
+        if self._mark is not None:
+            self._mark[:] = _mark(number)
+        self._writes += 1
+        if self._writes % _CHECK_READERS_EVERY == 0:
+            self.env.reader_check()
 
     @contextmanager
     def closed_gate(self) -> Iterator[bool]:
@@ -249,9 +285,9 @@ class LmdbKV(KV):
             gate = self._gate = outer or threading.Event()
             deadline = time.monotonic() + _GATE_S
             try:
-                while self._live and time.monotonic() < deadline:
+                while self.live and time.monotonic() < deadline:
                     time.sleep(0.0001)
-                yield not self._live
+                yield not self.live
             finally:
                 self._gate = outer
                 if outer is None:
@@ -260,19 +296,19 @@ class LmdbKV(KV):
     def _repair(self, generation: int) -> None:
         """After a commit that failed half-way LMDB refuses the environment: opens it anew."""
         with self.closed_gate() as quiet:
-            if not quiet or generation != self._generation or self._closed:
+            if not quiet or generation != self.generation or self._closed:
                 return
-            if self._env is not None:
-                self._env.close()
-                self._env = None
-            self._env, self._dbs = open_environment(self._root / DATA, self._map_bytes, durable=self._durable)
-            self._generation += 1
+            if self.env is not None:
+                self.env.close()
+                self.env = None
+            self.env, self.dbs = open_environment(self._root / DATA, self._map_bytes, durable=self._durable)
+            self.generation += 1
 
-    def _named(self, exc: lmdb.Error | OSError, generation: int = -1) -> TransportError:
+    def named(self, exc: lmdb.Error | OSError, generation: int = -1) -> TransportError:
         """The error in our words; what LMDB cannot go on after is repaired on the way."""
         where = f"the store in {self._root}"
         if isinstance(exc, lmdb.MapFullError):
-            freed = self._env.reader_check()
+            freed = self.env.reader_check()
             return StoreFull(
                 f"{where} reached its map of {self._map_bytes >> 20} MiB ({freed} dead readers cleared); nothing of this was written"
             )
@@ -291,20 +327,21 @@ class LmdbKV(KV):
 
     def leave_to_parent(self) -> None:
         """In the child of a fork: lets go of what is the parent's, so that the store can be opened anew here."""
-        if not self._live and self._env is not None:
-            self._env.close()
-            os.close(self._mark)
-        self._env, self._dbs, self._mark, self._closed = None, [], -1, True
+        if not self.live and self.env is not None:
+            self.env.close()
+        self.env, self.dbs, self._mark, self._closed = None, [], None, True
 
     def close(self) -> None:
         if self._closed or self._pid != os.getpid():
             return
         with self.closed_gate():
             self._closed = True
-            if self._env is not None:
-                self._env.close()
-                self._env = None
-            os.close(self._mark)
+            if self.env is not None:
+                self.env.close()
+                self.env = None
+            if self._mark is not None:
+                self._mark.close()
+                self._mark = None
         _kvs.discard(self)
 
 

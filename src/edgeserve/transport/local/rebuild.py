@@ -64,8 +64,6 @@ def _intact(space: Space, key: bytes, value: bytes) -> bool:
             return False
         number, last = log.unpack_key(key)
         return log.Batch(number, last, 0, 0, value).frames() is not None
-    if space is Space.STATE and key == log.TOTAL_KEY:
-        return len(value) == 8
     return log.intact(key, value)
 
 
@@ -127,7 +125,7 @@ def search(source_path: Path, target: _Target) -> Report:
             for key, value in pages.values(content):
                 # The numbers that keys of LOG and IDS begin with are small.
                 space = Space.STATE if key[:1] > b"\0" else Space.LOG if len(key) == 12 else Space.IDS
-                if key == log.TOTAL_KEY or not _intact(space, key, value):
+                if not _intact(space, key, value):
                     continue
                 if space is not Space.STATE:
                     target.put(space, key, value)
@@ -143,20 +141,16 @@ def search(source_path: Path, target: _Target) -> Report:
 def complete(txn: LmdbTxn) -> list[str]:
     """Makes the copy consistent (a lost head is found again by its name) and says what is missing in it."""
     missing: list[str] = []
-    stored_total = 0
     names = {bytes(v[8:]).decode(): int.from_bytes(k[1:], "big") for k, v in txn.scan(Space.STATE, b"m", b"n")}
     heads = {bytes(k[1:]).decode() for k, _ in txn.scan(Space.STATE, b"h", b"i")}
     numbers = set()
     for topic in sorted(heads | set(names)):
-        number, stored = _complete_topic(txn, topic, names.get(topic), missing)
-        numbers.add(number)
-        stored_total += stored
+        numbers.add(_complete_topic(txn, topic, names.get(topic), missing))
     _drop_orphans(txn, numbers, missing)
-    txn.put(Space.STATE, log.TOTAL_KEY, stored_total.to_bytes(8, "big"))
     return missing
 
 
-def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[str]) -> tuple[int, int]:
+def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[str]) -> int:
     head = log.find_head(txn, topic)
     prefix = log.group_key(topic, "")
     groups = {bytes(k[len(prefix) :]).decode() for k, _ in txn.scan(Space.STATE, prefix, prefix + b"\xff")}
@@ -173,6 +167,8 @@ def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[
             continue
         if batch.base > expected:
             missing.append(f"positions {expected} to {batch.base - 1} of topic {topic!r}")
+            if expected == head.first:
+                head.first = batch.base
         elif head.first <= batch.base < expected:
             needless.append(log.batch_key(head.number, batch.last))
             continue
@@ -181,6 +177,8 @@ def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[
         txn.delete(Space.LOG, key)
     if expected < head.next:
         missing.append(f"positions {expected} to {head.next - 1} of topic {topic!r}")
+        if expected == head.first:
+            head.first = head.next
     head.next, head.stored_bytes, head.listeners = max(head.next, expected), stored, {}
     for group in list(head.groups):
         if group not in groups:
@@ -189,7 +187,7 @@ def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[
     for group in groups.difference(head.groups):
         txn.delete(Space.STATE, log.group_key(topic, group))
     log.save_head(txn, topic, head)
-    return head.number, stored
+    return head.number
 
 
 def _drop_orphans(txn: LmdbTxn, numbers: set[int], missing: list[str]) -> None:
