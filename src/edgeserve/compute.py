@@ -44,7 +44,7 @@ class Compute(StageNode):
         log_path: directory of logs, `<log_filename>.compute` of every step and `<log_filename>.output` of every result; None: no logs.
         log_filename: default: the worker id.
         drop_if_older_than_ms: drops messages published longer ago than this, counted as 'late'.
-        log_verbose: logs steps without a result too.
+        log_verbose: logs each message of a join too, whether it completes a set or not.
         group: members of a group share the work; default: one group per pair of topic_in and topic_out.
         join: 'latest', 'exact', or a Policy made with the parameter names as its sources.
         start: where a new group begins: 'earliest', 'latest' or a publish time in ns.
@@ -140,7 +140,7 @@ class Compute(StageNode):
         self._logs = logs
         self._stage: Stage
         if joins:
-            run_set = RunSet(options, self._control.closing, task=work, emitter=emitter, gate_in=gate_in, logs=logs)
+            run_set = RunSet(options, self._control.closing, task=work, emitter=emitter, gate_in=gate_in, logs=logs, verbose=log_verbose)
             self._stage = Join(options, self._control, self._counts, run_set=run_set, make_policy=policy, topic_out=topic_out)
         else:
             self._stage = SingleTask(

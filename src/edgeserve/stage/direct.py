@@ -83,6 +83,8 @@ class Direct(Stage):
             while True:
                 if not ready:
                     pending.settle()
+                    if self._ends.held:
+                        self._write_ends()
                     if not self._await(deadline):
                         raise StopIteration
                 delivery = ready.pop()
@@ -131,7 +133,7 @@ class Direct(Stage):
         """Steps through what is ready. This loop is where the throughput is made or lost."""
         ready, pending, step, control = self._ready, self._pending, self._step, self._control
         pop, positions, settle = ready.pop, pending.positions, pending.settle
-        if pending.linger.asleep:
+        if len(ready) > 1 and pending.linger.asleep:
             pending.linger.nudge()
         pending.since_ns = since = monotonic_ns()
         while ready:
@@ -252,7 +254,7 @@ class Direct(Stage):
             self._counts.count(Reason.DUPLICATE, edge=topic)
             self._keep(delivery, None)
             return
-        self._counts.count(error.reason, edge=topic if header is None else header.source_id)
+        self._counts.count(error.reason, edge=topic)  # by topic: strangers may have any number of source ids
         self._pending.aside(topic, position, *self._aside.record(topic, [frame], [header], error))
         self._keep(delivery, id_)
 

@@ -5,6 +5,7 @@ An input stays unacknowledged until the policy has released it and every set wit
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from edgeserve.stage.retry import GaveUp
 from edgeserve.stage.runset import Input, RunSet
 from edgeserve.stage.skew import SkewWatch
 from edgeserve.stage.sources import SourceClock
+from edgeserve.stage.steplog import StepLog
 from edgeserve.transport import Delivery, Frame, Subscription
 
 _NO_PROMISE = -(2**63)
@@ -88,6 +90,8 @@ class Holding:
         self.policy = self._make_policy()
         self._skew = SkewWatch(self.policy, self._options.name)
         self.push = self._make_push()
+        if self._run_set.verbose is not None:
+            self.push = self._logged(self.push, self._run_set.verbose)
         self.run_due = self._make_run_due()
 
     @property
@@ -156,6 +160,19 @@ class Holding:
             return None
 
         return push
+
+    def _logged(self, push: Callable[[Delivery], Any], steps: StepLog) -> Callable[[Delivery], Any]:
+        """`log_verbose`: a line for each message, whether it makes a set due or not."""
+
+        def logged(delivery: Delivery) -> Any:
+            outcome = push(delivery)
+            with contextlib.suppress(MessageError):
+                header, _ = decode_frame(delivery[0])
+                line = {"msg_id": header.id.hex(), "source_id": header.source_id, "event_ns": header.event_ns}
+                steps.write(**line, received_ns=time.time_ns(), sets_due=len(self.due))
+            return outcome
+
+        return logged
 
     def advance(self, now_ns: int) -> None:
         """Tells the policy the time."""
@@ -246,7 +263,7 @@ class Holding:
             self._counts.count(Reason.DUPLICATE, edge=header.source_id)
             self._ack(position)
             return
-        self._counts.count(error.reason, edge=topic if header is None else header.source_id)
+        self._counts.count(error.reason, edge=topic)  # by topic: strangers may have any number of source ids
         aside = self._aside.record(topic, [frame], [header], error)
         self._ack(position, None if header is None else header.id, error.reason, aside)
 

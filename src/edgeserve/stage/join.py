@@ -217,7 +217,7 @@ class Join(Stage):
             return
         pending, due, run_due, next_due_ns = holding.pending, holding.due, holding.run_due, holding.policy.next_due_ns
         units = pending.units
-        if pending.linger.asleep:
+        if (ready or due) and pending.linger.asleep:
             pending.linger.nudge()
         while True:
             if type(outcome) is Raised:

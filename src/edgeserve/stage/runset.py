@@ -62,6 +62,7 @@ class RunSet:
         current: what `edgeserve.context()` tells the task.
         parameters: the sources, in the order of the task's parameters.
         output_id: source id of the results.
+        verbose: the log of messages that make no set due.
         gated: whether inputs pass a `gate_in` when they arrive.
     """
 
@@ -74,7 +75,9 @@ class RunSet:
         emitter: Emitter,
         gate_in: Callable[[Any], Any] | None,
         logs: tuple[StepLog | None, StepLog | None],
+        verbose: bool = False,
     ) -> None:
+        self.verbose = logs[0] if verbose else None
         self._options, self._closing = options, closing
         self.current = Current()
         self._task, self._emitter, self._gate_in, self._logs = task, emitter, gate_in, logs
