@@ -7,7 +7,6 @@ transaction undone, not a signal. What LMDB does write through memory, its lock 
 from __future__ import annotations
 
 import errno
-import logging
 import mmap
 import os
 import struct
@@ -25,7 +24,6 @@ import xxhash
 from edgeserve.core.errors import ClosedError, DiskFull, StoreDamaged, StoreFull, TransportError
 from edgeserve.transport.kv import KV, Space, Txn
 
-_log = logging.getLogger(__name__)
 DATA = "data"
 MARK = "mark"
 CENSUS = b"c"
@@ -39,8 +37,8 @@ _kvs: weakref.WeakSet[LmdbKV] = weakref.WeakSet()
 _paused: list[tuple[LmdbKV, AbstractContextManager[bool]]] = []
 
 
-def open_environment(path: Path, map_bytes: int, *, durable: bool, readonly: bool = False) -> tuple[Any, list[Any]]:
-    """An LMDB environment and its spaces. The map is address space, not memory or disk."""
+def open_environment(path: Path, map_bytes: int, *, durable: bool, readonly: bool = False, alone: bool = False) -> tuple[Any, list[Any]]:
+    """An LMDB environment and its spaces. The map is address space, not memory or disk. `alone`: nobody else has it open, ever."""
     env = lmdb.open(
         str(path),
         map_size=map_bytes,
@@ -51,7 +49,7 @@ def open_environment(path: Path, map_bytes: int, *, durable: bool, readonly: boo
         meminit=False,
         max_spare_txns=0,
         readonly=readonly,
-        lock=not readonly,
+        lock=not (readonly or alone),
         create=not readonly,
         readahead=False,
     )
@@ -168,7 +166,7 @@ def read_census(raw: bytes | memoryview | None) -> tuple[int, int] | None:
 class _Write:
     """A write transaction. A class and not a generator: this is on the way of every message, and calls are what it costs."""
 
-    __slots__ = ("_generation", "_kv", "_raw", "_token", "_txn")
+    __slots__ = ("_kv", "_raw", "_token", "_txn")
 
     def __init__(self, kv: LmdbKV) -> None:
         self._kv = kv
@@ -176,12 +174,10 @@ class _Write:
     def __enter__(self) -> LmdbTxn:
         kv = self._kv
         self._token = kv.enter()
-        self._generation = kv.generation
         try:
             self._raw = kv.env.begin(write=True, buffers=True)
         except lmdb.Error as exc:
-            kv.live.discard(self._token)
-            raise kv.named(exc, self._generation) from exc
+            self._token, self._raw = kv.begin_again(exc, self._token, write=True)
         self._txn = LmdbTxn(self._raw, kv.dbs)
         return self._txn
 
@@ -198,12 +194,16 @@ class _Write:
             with suppress(lmdb.Error):
                 raw.abort()
             kv.live.discard(self._token)
-            raise kv.named(exc, self._generation) from exc
+            raise kv.named(exc) from exc
+        except BaseException:
+            raw.abort()
+            kv.live.discard(self._token)
+            raise
         kv.live.discard(self._token)
         if number:
             kv.note(number)
         elif isinstance(error, lmdb.Error):
-            raise kv.named(error, self._generation) from error
+            raise kv.named(error) from error
 
 
 class LmdbKV(KV):
@@ -215,7 +215,7 @@ class LmdbKV(KV):
         self._pid = os.getpid()
         self.env: Any = None
         self.dbs: list[Any] = []
-        self._writes = self.generation = 0
+        self._writes = 0
         self.live: set[object] = set()
         self._gate: threading.Event | None = None
         self._gate_lock = threading.RLock()
@@ -238,13 +238,15 @@ class LmdbKV(KV):
     @contextmanager
     def read(self) -> Iterator[Txn]:
         token = self.enter()
-        generation = self.generation
         try:
-            with self.env.begin(buffers=True) as raw:
+            try:
+                raw = self.env.begin(buffers=True)
+            except lmdb.Error as exc:
+                token, raw = self.begin_again(exc, token, write=False)
+            with raw:
                 yield LmdbTxn(raw, self.dbs)
         except lmdb.Error as exc:
-            self.live.discard(token)
-            raise self.named(exc, generation) from exc
+            raise self.named(exc) from exc
         finally:
             self.live.discard(token)
 
@@ -262,12 +264,23 @@ class LmdbKV(KV):
             self.live.discard(token)
             if self._closed:
                 raise ClosedError(f"the store in {self._root} is closed")
-            try:
-                self._repair(self.generation)
-            except lmdb.Error as exc:
-                raise self.named(exc) from exc
+            self._open_anew(None)
             return self.enter()
         return token
+
+    def begin_again(self, exc: lmdb.Error, token: object, *, write: bool) -> tuple[object, Any]:
+        """A transaction could not begin. After a commit that failed half-way LMDB refuses the environment: then it is opened anew."""
+        broken = self.env
+        self.live.discard(token)
+        if not isinstance(exc, lmdb.PanicError):
+            raise self.named(exc) from exc
+        self._open_anew(broken)
+        token = self.enter()
+        try:
+            return token, self.env.begin(write=write, buffers=True)
+        except lmdb.Error as again:
+            self.live.discard(token)
+            raise self.named(again) from again
 
     def note(self, number: int) -> None:
         """After a commit."""
@@ -293,30 +306,26 @@ class LmdbKV(KV):
                 if outer is None:
                     gate.set()
 
-    def _repair(self, generation: int) -> None:
-        """After a commit that failed half-way LMDB refuses the environment: opens it anew."""
+    def _open_anew(self, broken: Any) -> None:
         with self.closed_gate() as quiet:
-            if not quiet or generation != self.generation or self._closed:
+            if not quiet or self.env is not broken or self._closed:
                 return
-            if self.env is not None:
-                self.env.close()
+            if broken is not None:
                 self.env = None
-            self.env, self.dbs = open_environment(self._root / DATA, self._map_bytes, durable=self._durable)
-            self.generation += 1
+                broken.close()
+            try:
+                self.env, self.dbs = open_environment(self._root / DATA, self._map_bytes, durable=self._durable)
+            except lmdb.Error as exc:
+                raise self.named(exc) from exc
 
-    def named(self, exc: lmdb.Error | OSError, generation: int = -1) -> TransportError:
-        """The error in our words; what LMDB cannot go on after is repaired on the way."""
+    def named(self, exc: lmdb.Error | OSError) -> TransportError:
+        """The error in our words."""
         where = f"the store in {self._root}"
         if isinstance(exc, lmdb.MapFullError):
             freed = self.env.reader_check()
             return StoreFull(
                 f"{where} reached its map of {self._map_bytes >> 20} MiB ({freed} dead readers cleared); nothing of this was written"
             )
-        if isinstance(exc, lmdb.PanicError) and generation >= 0:
-            try:
-                self._repair(generation)
-            except lmdb.Error as again:
-                _log.warning("%s could not be opened anew: %s", where, again)
         if _no_space(exc) or (isinstance(exc, OSError | lmdb.DiskError | lmdb.PanicError) and _low(self._root)):
             return DiskFull(f"no space left on the filesystem of {self._root}; nothing of this was written: free some and go on ({exc})")
         if isinstance(exc, lmdb.MapResizedError):

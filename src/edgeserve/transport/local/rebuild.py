@@ -32,7 +32,7 @@ class _Target:
 
     def __init__(self, path: Path) -> None:
         path.mkdir(mode=0o700, exist_ok=True)
-        self.env, self._dbs = open_environment(path, _TARGET_BYTES, durable=False)
+        self.env, self._dbs = open_environment(path, _TARGET_BYTES, durable=False, alone=True)
         self._raw = self.env.begin(write=True, buffers=True)
         self.txn = LmdbTxn(self._raw, self._dbs)
         self._pending = 0
