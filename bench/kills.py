@@ -33,7 +33,8 @@ from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
 from edgeserve.transport import connect, disconnect
 
-SCENARIOS = [(kind, victim) for kind in ("single", "exact") for victim in ("task", "source", "sink", "all")] + [("latest", "task"), ("latest", "all")]
+SCENARIOS = [(kind, victim) for kind in ("single", "exact") for victim in ("task", "source", "sink", "all")]
+SCENARIOS += [("latest", "task"), ("latest", "all")]
 SPREAD = 40  # latest: a partner may be this many numbers away
 
 
@@ -152,7 +153,8 @@ class Run:
             "task": lambda: cx.Process(target=task, args=(self.node, self.root, kind)),
         }
         for name in names:
-            self.make[f"source-{name}"] = lambda name=name: cx.Process(target=source, args=(self.node, self.root, name, messages, rate, seed))
+            details = (self.node, self.root, name, messages, rate, seed)
+            self.make[f"source-{name}"] = lambda details=details: cx.Process(target=source, args=details)
         self.roles = {name: make() for name, make in self.make.items()}
 
     def start_again(self, names: list[str]) -> bool:
@@ -160,7 +162,8 @@ class Run:
         alive = [n for n in names if self.roles[n].is_alive()]
         for name in alive:
             os.kill(self.roles[name].pid, signal.SIGSTOP)
-        asked = [n for n in alive if n == self.victim or (self.victim == "source" and n.startswith("source")) or (self.victim == "all" and n == "task")]
+        kind = "task" if self.victim == "all" else self.victim
+        asked = [n for n in alive if n.startswith(kind)]
         proven = in_time(2.0, asked, self.node, self.root)
         for name in alive:
             os.kill(self.roles[name].pid, signal.SIGKILL if proven else signal.SIGCONT)
@@ -216,7 +219,8 @@ class Run:
             unflagged += (a, b) in seen and not flagged
             seen.add((a, b))
         allowed = kills if self.victim in ("sink", "all") else 0
-        self.summary = f"{len(calls)} calls, {sum(lost.values())} lost, {len(wrong)} wrong, {doubled} doubled ({unflagged} of them unflagged, {allowed} flagged allowed)"
+        self.summary = f"{len(calls)} calls, {sum(lost.values())} lost, {len(wrong)} wrong, "
+        self.summary += f"{doubled} doubled ({unflagged} of them unflagged, {allowed} flagged allowed)"
         found = []
         if lost:
             found.append(f"lost {sum(lost.values())}: {sorted(lost)[:5]}")

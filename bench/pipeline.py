@@ -166,7 +166,10 @@ def main() -> None:
     rows, short = [], []
     sys.stdout.write(f"{'':9} {'':9} {'bytes':>9} {'per s':>9} {'(min-max)':>19} {'p50 ms':>8} {'(min-max)':>17} {'p99 ms':>8}\n")
     for (kind, mode, size), found in runs.items():
-        spread = {f: (min(r[f] for r in found), statistics.median(r[f] for r in found), max(r[f] for r in found)) for f in ("per_s", "p50_ms", "p99_ms")}
+        spread = {}
+        for figure in ("per_s", "p50_ms", "p99_ms"):
+            values = [r[figure] for r in found]
+            spread[figure] = (min(values), statistics.median(values), max(values))
         low, rate_, high = spread["per_s"]
         sys.stdout.write(f"{kind:9} {mode:9} {size:9,} {rate_:9,.0f} {f'({low:,.0f}-{high:,.0f})':>19} ")
         p50 = spread["p50_ms"]
