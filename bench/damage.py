@@ -36,10 +36,10 @@ TOPICS = ("a", "b", "ünï/c", "big", "log")
 
 @dataclass
 class Store:
-    """A store to damage: its folder, an older state of its data file, and what was published, as digests by topic and position."""
+    """A store to damage: its folder, older states of its data file, and what was published, as digests by topic and position."""
 
     folder: Path
-    older: bytes
+    older: list[bytes]
     published: dict[str, list[str]]
     settled: dict[str, int]
     sealed: bool
@@ -85,11 +85,11 @@ def build(folder: Path, seed: int, *, sealed: bool) -> Store:
     published: dict[str, list[str]] = {topic: [] for topic in TOPICS}
     groups = {topic: transport.subscribe([topic], "g", member="old") for topic in TOPICS[:3]}
     fence = transport.fence("log", "holder")
-    older = b""
-    for step in range(rng.randrange(40, 90)):
+    older, steps = [], rng.randrange(40, 90)
+    for step in range(steps):
+        if step in (30, steps - 4, steps - 2, steps - 1):
+            older.append((live / "data" / "data.mdb").read_bytes())
         _step(transport, rng, published, fence, groups)
-        if step == 30:
-            older = (live / "data" / "data.mdb").read_bytes()
     settled = {topic: group.floor(topic) for topic, group in groups.items()}
     kept = folder / "kept"
     if not sealed:
@@ -152,6 +152,14 @@ def _torn(data: bytearray, rng: random.Random, older: bytes) -> None:
             data[at : at + PAGE] = older[at : at + PAGE]
 
 
+def _one_page_older(data: bytearray, rng: random.Random, older: bytes) -> None:
+    """The likeliest after a power cut: all was written but a page or two of the tree."""
+    at_both = range(2 * PAGE, min(len(data), len(older)) - PAGE + 1, PAGE)
+    pages = [at for at in at_both if data[at + 10] & older[at + 10] & 0x03 and data[at : at + PAGE] != older[at : at + PAGE]]
+    for at in rng.sample(pages, min(len(pages), rng.choice((1, 1, 2)))):
+        data[at : at + PAGE] = older[at : at + PAGE]
+
+
 def damage(store: Store, folder: Path, kind: str, rng: random.Random) -> None:
     """Damages one copy; see `KINDS`."""
     file = folder / "data" / "data.mdb"
@@ -170,9 +178,11 @@ def damage(store: Store, folder: Path, kind: str, rng: random.Random) -> None:
         case "pages swapped":
             _pages_swapped(data, rng)
         case "pages of an older state":
-            _torn(data, rng, store.older)
+            _torn(data, rng, rng.choice(store.older))
+        case "a tree page of an older state":
+            _one_page_older(data, rng, rng.choice(store.older))
         case "the whole older state":
-            data[:] = store.older
+            data[:] = rng.choice(store.older)
         case "garbage at the end":
             data += rng.randbytes(rng.choice((1, 100, 10 * PAGE)))
         case "garbage instead":
@@ -208,6 +218,7 @@ KINDS = (
     "a range zeroed",
     "pages swapped",
     "pages of an older state",
+    "a tree page of an older state",
     "the whole older state",
     "garbage at the end",
     "garbage instead",
@@ -343,15 +354,15 @@ def examine(store: Store, kind: str, seed: int, folder: Path, looker: Looker) ->
     return outcome
 
 
-def run(files: int, seed: int, folder: Path, workers: int = 2) -> list[Outcome]:
-    """Examines that many files, all kinds in turn, half of them sealed."""
+def run(files: int, seed: int, folder: Path, workers: int = 2, kinds: tuple[str, ...] = KINDS) -> list[Outcome]:
+    """Examines that many files, the kinds in turn, half of them sealed."""
     stores = [build(folder / f"store-{n}", seed + n, sealed=n % 2 == 0) for n in range(max(2, min(8, files // 10)))]
 
     def share(worker: int) -> list[Outcome]:
         looker, outcomes = Looker(), []
         try:
             for n in range(worker, files, workers):
-                kind, store = KINDS[n % len(KINDS)], stores[n // len(KINDS) % len(stores)]
+                kind, store = kinds[n % len(kinds)], stores[n // len(kinds) % len(stores)]
                 outcome = examine(store, kind, seed * 1_000_003 + n, folder / f"file-{n}", looker)
                 outcome.failures = [f"file {n}: {text}" for text in outcome.failures]
                 outcomes.append(outcome)
@@ -383,6 +394,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--files", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kind", choices=KINDS, action="append", help="only this kind of damage; may be given again")
     parser.add_argument("--json", type=Path, help="write the outcomes there")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -391,7 +403,7 @@ def main() -> int:
         return 0
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="edgeserve-damage-") as folder:
-        outcomes = run(options.files, options.seed, Path(folder))
+        outcomes = run(options.files, options.seed, Path(folder), kinds=tuple(options.kind or KINDS))
     print(table(outcomes))
     failures = [text for o in outcomes for text in o.failures]
     print(f"{len(outcomes)} files in {time.monotonic() - started:.0f} s, {len(failures)} failures", *failures[:40], sep="\n  ")

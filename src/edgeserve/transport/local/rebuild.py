@@ -1,7 +1,7 @@
 """The child that copies what is intact from one LMDB environment into another: `main([SOURCE, TARGET, "copy" | "search"])`.
 
-`copy` follows the file's structure with LMDB and may die of it, by a signal. `search` takes the file for a heap of pages and finds what is
-intact without LMDB: all that was ever written and not yet overwritten, of which the newest state counts.
+`copy` follows the file's structure with LMDB and may die of it, by a signal. `search` takes the file for a heap of pages and adds what is
+intact, without LMDB: all that was ever written and not yet overwritten, of which the newest state counts.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def _intact(space: Space, key: bytes, value: bytes) -> bool:
             return False
         number, last = log.unpack_key(key)
         return log.Batch(number, last, 0, 0, value).frames() is not None
-    return log.intact(key, value)
+    here = len(key) == 20 if space is Space.IDS else key[:1] in (b"g", b"h", b"m", log.VERSION_KEY)
+    return here and log.intact(key, value)
 
 
 def _entries(source: Any, db: Any) -> Iterator[tuple[bytes, bytes]]:
@@ -102,9 +103,9 @@ def copy(source_path: Path, target: _Target) -> Report:
             else:
                 report.damaged += 1
         if count != expected[space]:
-            report.missing.append(f"{abs(expected[space] - count)} values of the {space.name.lower()} space")
+            report.doubts.append(f"{abs(expected[space] - count)} values of the {space.name.lower()} space")
     if written != (census, report.commit) and any(expected):
-        report.missing.append("some of the newest changes of topics and groups (parts of the file are older than others)")
+        report.doubts.append("some of the newest changes of topics and groups (parts of the file are older than others)")
     return report
 
 
@@ -116,8 +117,9 @@ def _refuse_other_versions(raw: bytes | None) -> None:
 
 
 def search(source_path: Path, target: _Target) -> Report:
-    """Finds what is intact in the pages. Of a state that is there more than once, the newest counts."""
-    newest: dict[bytes, tuple[Any, bytes]] = {}
+    """Finds what is intact in the pages and not copied yet. Of a state that is there more than once, the newest counts."""
+    copied = [(key, bytes(value)) for key, value in target.txn.scan(Space.STATE, b"", b"\xff") if key != CENSUS]
+    newest: dict[bytes, tuple[Any, bytes]] = {key: (log.age(key, value), value) for key, value in copied}
     with open(source_path / "data.mdb", "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return Report()

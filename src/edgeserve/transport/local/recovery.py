@@ -1,8 +1,8 @@
 """A store that was not closed well is rebuilt from what is intact in it, in a child process.
 
 LMDB keeps no checksums of its pages, and a damaged page can bring down the process that follows it. So the copying is done by a child
-(`rebuild.py`); if it dies, another one searches the file page by page without LMDB. Every value is checked against its key on the way,
-what belongs together is compared, and what is missing is named.
+(`rebuild.py`); if it dies or misses something, another one searches the file page by page without LMDB. Every value is checked against
+its key on the way, what belongs together is compared, and what is missing is named.
 """
 
 from __future__ import annotations
@@ -35,12 +35,13 @@ NO_SPACE, OTHER_VERSION = 3, 4
 
 
 class Report(msgspec.Struct):
-    """What a child says of its step. `commit`: the newest one that the file's structure knows; 0 when that was not followed."""
+    """What a child says of its step: how many values could not be read, the newest commit that the file knows, what is missing, and what
+    lets one doubt that nothing else is."""
 
     damaged: int = 0
     commit: int = 0
-    version: int = DISK_FORMAT
     missing: list[str] = []
+    doubts: list[str] = []
 
 
 def _digest(path: Path) -> str:
@@ -144,18 +145,19 @@ def _sync(path: Path) -> None:
 def _rebuild(root: Path, mark: int | None, *, changed: bool, restarted: bool) -> None:
     started = time.monotonic()
     report = _child(root, "copy")
-    followed = report is not None
-    if report is None:
-        shutil.rmtree(root / _REBUILT, ignore_errors=True)
-        report = _child(root, "search") or Report(missing=["everything"])
-        report.missing.append("the file's structure")
-    missing = report.missing
+    doubts = report.doubts if report else ["the file's structure"]
     if mark is None:
-        missing.append("the mark of the newest commit")
-    elif followed and mark > report.commit:
-        missing.append(f"the newest {mark - report.commit} commits")
+        doubts.append("the mark of the newest commit")
+    elif report and mark > report.commit:
+        doubts.append(f"the newest {mark - report.commit} commits")
+    if not report:
+        shutil.rmtree(root / _REBUILT, ignore_errors=True)
+    if doubts or not report or report.damaged or report.missing:
+        found = _child(root, "search") or Report(missing=["everything"])
+        report = Report(report.damaged if report else 0, missing=found.missing)
     if restarted:
-        missing.append("perhaps the newest commits (the machine was restarted while the store was open; durability=disk prevents that)")
+        doubts.append("perhaps the newest commits (the machine was restarted while the store was open; durability=disk prevents that)")
+    missing = doubts + report.missing
     bad = bool(missing or report.damaged or changed)
     kept = root / (f"{_DAMAGED}-{time.time_ns()}" if bad else _OLD)
     for folder in (_REBUILT, DATA):
