@@ -15,7 +15,7 @@ log = logging.getLogger("edgeserve")
 LINGER_NS = 1_000_000
 """A batch younger than this may wait for more."""
 
-_PERIOD_S = 0.002
+_PERIOD_S = 0.004
 _IDLE_PERIODS = 5
 _BACKOFF_S = (0.05, 1.0)
 _LOG_EVERY_S = 10.0
@@ -30,6 +30,9 @@ class Linger:
     Args:
         name: the thread's.
         write: writes what is old enough and says whether anything is left; takes its own lock.
+
+    Attributes:
+        period_s: how often. Each time costs the owner its hold on the interpreter, so an owner that writes in time itself makes it longer.
     """
 
     def __init__(self, name: str, write: Callable[[], bool]) -> None:
@@ -38,6 +41,7 @@ class Linger:
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.asleep = True
+        self.period_s = _PERIOD_S
 
     def nudge(self) -> None:
         """There is something to write. Callers look at `asleep` first: it is nearly always False when traffic is fast."""
@@ -59,7 +63,7 @@ class Linger:
             self._wanted.wait()
             self.asleep = False
             idle = 0
-            while idle < _IDLE_PERIODS and not self._ended.wait(_PERIOD_S):
+            while idle < _IDLE_PERIODS and not self._ended.wait(self.period_s):
                 idle = 0 if self._write() else idle + 1
             self._wanted.clear()
             self.asleep = True

@@ -1,4 +1,4 @@
-"""The sending side of a data source: frames gathered into batches, at once when traffic is slow, 256 at a time when it is not."""
+"""The sending side of a data source: frames gathered into batches, at once when traffic is slow, some hundreds at a time when it is not."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from edgeserve.stage.control import Control
 from edgeserve.stage.linger import LINGER_NS, NO_ROOM, Linger, Patience
 from edgeserve.transport import Frame, Publisher
 
-BATCH_FRAMES = 256
-BATCH_BYTES = 256 * 1024
+BATCH_FRAMES = 512
+BATCH_BYTES = 512 * 1024
+_OLDEST_NS = 2_000_000
 
 
 class Sender:
@@ -58,7 +59,7 @@ class Sender:
                         if linger.asleep:
                             linger.nudge()
                         return
-                elif count < BATCH_FRAMES and self._bytes < BATCH_BYTES and whole:
+                elif count < BATCH_FRAMES and self._bytes < BATCH_BYTES and whole and monotonic_ns() - self._since_ns < _OLDEST_NS:
                     return
                 publish()
 
@@ -128,7 +129,7 @@ class Sender:
             return False
         with self._lock:
             now = monotonic_ns()
-            if self._pending and now - self._since_ns >= LINGER_NS and now >= self._retry_ns:
+            if self._pending and now - self._since_ns >= _OLDEST_NS and now >= self._retry_ns:
                 try:
                     self._publish()
                 except NO_ROOM as exc:

@@ -160,29 +160,51 @@ class SocketSwitchboard(Switchboard):
                 os.close(self._fd)
                 raise ConfigurationError(f"the store's path {directory} is too long for a UNIX socket (100 bytes): use a shorter one")
         self._connected: dict[str, socket.socket] = {}
+        self._lock = threading.Lock()
+        self._closed = False
 
     def waker(self) -> Waker:
         return _SocketWaker(self._directory)
 
     def notify(self, address: str, packet: bytes = WAKE) -> None:
-        # Connected once: a path is looked up by the kernel anew for each datagram.
-        socket_ = self._connected.get(address)
         try:
-            if socket_ is None:
-                if len(self._connected) >= _MOST_CONNECTED:
-                    self._connected.clear()
-                socket_ = self._connected[address] = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                socket_.setblocking(False)
-                socket_.connect(os.path.join(self._directory, address))
-            socket_.send(packet)
+            (self._connected.get(address) or self._connect(address)).send(packet)
         except BlockingIOError:
             return  # its queue is full of wake-ups already
         except OSError as exc:
-            self._connected.pop(address, None)
-            if socket_ is not None:
-                socket_.close()
-            if exc.errno not in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOBUFS, errno.ENOTCONN):
+            gone = self._connected.pop(address, None)
+            if gone is not None:
+                gone.close()
+            if exc.errno == errno.EBADF:
+                # Another thread has just closed this side: the store, or all connections because there were too many.
+                if not self._closed:
+                    self.notify(address, packet)
+            elif exc.errno not in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOBUFS, errno.ENOTCONN):
                 raise
+
+    def _connect(self, address: str) -> socket.socket:
+        """Connected once: otherwise the kernel looks the path up anew for each datagram."""
+        with self._lock:
+            if address in self._connected:
+                return self._connected[address]
+            if len(self._connected) >= _MOST_CONNECTED:
+                self._disconnect()
+            made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            try:
+                made.setblocking(False)
+                made.connect(os.path.join(self._directory, address))
+            except OSError:
+                made.close()
+                raise
+            if self._closed:
+                made.close()
+            else:
+                self._connected[address] = made
+            return made
+
+    def _disconnect(self) -> None:
+        while self._connected:
+            self._connected.popitem()[1].close()
 
     def alive(self, address: str) -> bool:
         path = os.path.join(self._directory, address)
@@ -197,8 +219,9 @@ class SocketSwitchboard(Switchboard):
         return True
 
     def close(self) -> None:
-        while self._connected:
-            self._connected.popitem()[1].close()
+        with self._lock:
+            self._closed = True
+            self._disconnect()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
