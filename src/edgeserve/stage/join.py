@@ -32,6 +32,9 @@ from edgeserve.transport import ClaimLost, Delivery, Transport
 log = logging.getLogger("edgeserve")
 
 _TELL_EVERY = 64
+_STRIDE = 16
+"""So many messages that make no set are taken before the loop looks at the clock again."""
+
 _LOST = (Fenced, ClaimLost)
 
 
@@ -212,30 +215,41 @@ class Join(Stage):
         if self._holding is not None:
             self._holding.pending.owner_runs(True)
         outcome = self._step(None)
-        holding, control, ready, take = self._holding, self._control, self._ready, self._take
+        holding, control, ready = self._holding, self._control, self._ready
         if holding is None:
             return
-        pending, due, run_due, next_due_ns = holding.pending, holding.due, holding.run_due, holding.policy.next_due_ns
-        units = pending.units
+        pending, due, push, run_due, next_due_ns = holding.pending, holding.due, holding.push, holding.run_due, holding.policy.next_due_ns
+        units, pop = pending.units, ready.pop
         if (ready or due) and pending.linger.asleep:
             pending.linger.nudge()
         while True:
             if type(outcome) is Raised:
                 pending.settle()
                 raise outcome.error
-            if units:
-                if len(units) >= MOST_PENDING or pending.urgent or monotonic_ns() - pending.since_ns > OLDEST_PENDING_NS:
-                    pending.settle()
-            else:
+            if not units:
                 pending.since_ns = monotonic_ns()
+            elif len(units) >= MOST_PENDING or pending.urgent or monotonic_ns() - pending.since_ns > OLDEST_PENDING_NS:
+                pending.settle()
             if control.stop or not (ready or due):
                 return
             if due:
                 outcome = run_due()
-            elif next_due_ns() is not None:
+                continue
+            if next_due_ns() is not None:
                 outcome = self._step(None)
-            else:
-                outcome = take(holding)
+                continue
+            if holding.untold >= _TELL_EVERY:
+                holding.tell()
+            for _ in range(min(len(ready), _STRIDE)):
+                delivery = pop()
+                try:
+                    outcome = push(delivery)
+                except BaseException:
+                    ready.append(delivery)
+                    raise
+                holding.untold += 1
+                if due or next_due_ns() is not None:
+                    break
 
     def _settle_at_end(self) -> None:
         holding = self._holding

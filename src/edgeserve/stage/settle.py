@@ -18,10 +18,10 @@ from edgeserve.stage.linger import LINGER_NS, NO_ROOM, Linger, Patience
 from edgeserve.transport import ClaimLost, Fence, Frame, Subscription
 
 MOST_PENDING = 256
-OLDEST_PENDING_NS = 3_000_000
+OLDEST_PENDING_NS = 8_000_000
 """`run()` settles when the oldest unsettled input began this long ago, though more are ready."""
 
-_STUCK_NS = 10_000_000
+_STUCK_NS = 20_000_000
 
 
 class Settlement(ABC):
@@ -86,6 +86,7 @@ class Settlement(ABC):
     def owner_runs(self, runs: bool) -> None:
         """In `run()` the owner settles in time itself, unless the task is stuck: the thread would only be in its way."""
         self._linger_ns = _STUCK_NS if runs else LINGER_NS
+        self.linger.period_s = (_STUCK_NS if runs else LINGER_NS) / 1e9 * 2
         self._patient = runs
 
     def _patiently(self, write: Callable[[], None]) -> None:
