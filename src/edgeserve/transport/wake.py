@@ -35,7 +35,8 @@ class Waker(ABC):
 
     @abstractmethod
     def drain(self) -> list[bytes]:
-        """Takes the notifications so far, as what they carried: call it before looking for work, then `wait`. Carrying is best effort."""
+        """Takes notifications, as what they carried: call it before looking for work, then `wait`, which ends at once while there are
+        more. Carrying is best effort."""
 
     @abstractmethod
     def close(self) -> None:
@@ -132,12 +133,11 @@ class _SocketWaker(Waker):
         self._poll.poll(seconds * 1000)
 
     def drain(self) -> list[bytes]:
-        packets: list[bytes] = []
+        # One at a time: to find the queue empty costs as much as to take a packet from it.
         try:
-            while True:
-                packets.append(self._socket.recv(_MAX_PACKET_BYTES))
+            return [self._socket.recv(_MAX_PACKET_BYTES)]
         except BlockingIOError:
-            return packets
+            return []
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:

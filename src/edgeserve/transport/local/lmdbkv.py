@@ -31,6 +31,8 @@ _MAX_READERS = 1024
 _LOCK_BYTES = 128 + 64 * _MAX_READERS + 4096
 _CENSUS = struct.Struct("<QQQ")
 _WORD = struct.Struct("<Q")
+_MARK = struct.Struct("<QQ")
+_ALL_BITS = 2**64 - 1
 _CHECK_READERS_EVERY = 256
 _GATE_S = 1.0
 _kvs: weakref.WeakSet[LmdbKV] = weakref.WeakSet()
@@ -140,15 +142,15 @@ def read_mark(path: Path) -> int | None:
 def _open_mark(path: Path) -> mmap.mmap:
     """The mark as memory: its disk space is there before, so that writing to it cannot fail."""
     with open(path, "a+b") as file:
-        if os.fstat(file.fileno()).st_size != 2 * _WORD.size:
+        if os.fstat(file.fileno()).st_size != _MARK.size:
             file.truncate(0)
             file.write(_mark(0))
             file.flush()
-        return mmap.mmap(file.fileno(), 2 * _WORD.size)
+        return mmap.mmap(file.fileno(), _MARK.size)
 
 
 def _mark(number: int) -> bytes:
-    return _WORD.pack(number) + _WORD.pack(_check(0, number))
+    return _MARK.pack(number, number ^ _ALL_BITS)
 
 
 def _check(census: int, number: int) -> int:
