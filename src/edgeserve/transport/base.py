@@ -153,7 +153,8 @@ class Subscription(ABC):
         Raises:
             ClaimLost: some positions are not this member's any more; nothing was written.
             Fenced: the fence is lost; nothing was written.
-            StoreFull, DiskFull: no room; nothing was written, and the same call may be repeated.
+            StoreFull, DiskFull: no room; nothing was written, and the same call may be repeated. What acknowledges messages finds room
+                for its outputs in a store that is full for publishers.
         """
 
     @abstractmethod

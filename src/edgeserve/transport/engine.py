@@ -356,14 +356,16 @@ class _LogFence(Fence):
         self._engine.notify(list(head.listeners))
 
 
-def append_fenced(txn: Txn, fence: Fence, frames: Sequence[Frame], limits: log.Limits, scratch: bytearray) -> log.Head:
+def append_fenced(
+    txn: Txn, fence: Fence, frames: Sequence[Frame], limits: log.Limits, scratch: bytearray, *, works_off: bool = False
+) -> log.Head:
     """Appends to the fence's log inside a transaction, or raises `Fenced`."""
     head = log.make_head(txn, fence.topic)
     if head.fence_epoch != fence.epoch:
         raise Fenced(
             f"the log {fence.topic!r} is held by {head.fence_holder!r} since epoch {head.fence_epoch}, not epoch {fence.epoch} any more"
         )
-    return log.append(txn, fence.topic, frames, time.time_ns(), limits, scratch) if frames else head
+    return log.append(txn, fence.topic, frames, time.time_ns(), limits, scratch, works_off=works_off) if frames else head
 
 
 def unpacked(data: bytes) -> log.Batch | None:

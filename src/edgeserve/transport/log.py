@@ -227,15 +227,20 @@ class StateCache:
         self._known.clear()
 
 
-def append(txn: Txn, topic: str, frames: Sequence[Frame], now_ns: int, limits: Limits, scratch: bytearray) -> Head:
-    """Appends a batch, trims what retention lets go, and returns the topic's new head."""
+def append(
+    txn: Txn, topic: str, frames: Sequence[Frame], now_ns: int, limits: Limits, scratch: bytearray, *, works_off: bool = False
+) -> Head:
+    """Appends a batch, trims what retention lets go, and returns the topic's new head.
+
+    What works off a full store must have room for its results, or it could never be emptied: `works_off` may fill it twice over.
+    """
     gathered = [f if isinstance(f, bytes) else b"".join(f) for f in frames]
     _encode_into(gathered, scratch, _BATCH.size)
     if len(frames) > 1 and (len(scratch) > _BATCH_BYTES or len(frames) > _BATCH_FRAMES):
         # A reader takes up whole batches, however little it asks for.
         half = len(frames) // 2
-        append(txn, topic, gathered[:half], now_ns, limits, scratch)
-        return append(txn, topic, gathered[half:], now_ns, limits, scratch)
+        append(txn, topic, gathered[:half], now_ns, limits, scratch, works_off=works_off)
+        return append(txn, topic, gathered[half:], now_ns, limits, scratch, works_off=works_off)
     head = make_head(txn, topic)
     base, last = head.next, head.next + len(frames) - 1
     _BATCH.pack_into(scratch, 0, 0, base, now_ns, len(frames))
@@ -244,10 +249,11 @@ def append(txn: Txn, topic: str, frames: Sequence[Frame], now_ns: int, limits: L
     view.release()
     _CHECK.pack_into(scratch, 0, checksum)
     step = min(_CHECK_ROOM_BYTES, limits.store_bytes >> 6)
-    if (head.stored_bytes + len(scratch)) // step != head.stored_bytes // step and stored(txn) + len(scratch) > limits.store_bytes:
+    room = limits.store_bytes << works_off
+    if (head.stored_bytes + len(scratch)) // step != head.stored_bytes // step and stored(txn) + len(scratch) > room:
         _trim_all(txn, now_ns, limits)
         head = make_head(txn, topic)
-        if stored(txn) + len(scratch) > limits.store_bytes:
+        if stored(txn) + len(scratch) > room:
             raise StoreFull(_full_message(txn, limits))
     txn.put(Space.LOG, _KEY.pack(head.number, last), scratch)
     head.next = last + 1

@@ -328,17 +328,21 @@ class LogSubscription(Subscription):
         wake: set[str] = set()
         heads: dict[str, log.Head] = {}
         packets: dict[str, bytes] = {}
+        looks_first, self._look_first = self._look_first, True  # unless this commits, what is known of the state is wrong
         with engine.write(self._cache) as txn:
-            if fence is not None:
-                wake.update(append_fenced(txn, fence, decisions, engine.limits, self._scratch).listeners)
-            for topic, frames in (outputs or {}).items():
-                if frames:
-                    heads[topic] = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch)
-                    packets[topic] = packet(heads[topic], self._scratch)
+            # First what is done, so that in a full store its room is there for the results.
             touched = [t for t in self._topics if acks.get(t) or (t == self._topics[0] and (ids or attributes))]
             for topic in touched:
                 first = topic == self._topics[0]
                 wake.update(self._settle_topic(txn, topic, acks.get(topic, ()), ids if first else (), attributes if first else None))
+            works_off = any(acks.values())
+            if fence is not None:
+                wake.update(append_fenced(txn, fence, decisions, engine.limits, self._scratch, works_off=works_off).listeners)
+            for topic, frames in (outputs or {}).items():
+                if frames:
+                    heads[topic] = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch, works_off=works_off)
+                    packets[topic] = packet(heads[topic], self._scratch)
+        self._look_first = looks_first
         for topic, head in heads.items():
             engine.notify(head.listeners, packets[topic])
         engine.notify(wake)

@@ -74,6 +74,22 @@ class LimitCases(TransportCases):
         publisher.publish([_KB])
         assert len(drain(subscription, sent // 2 + 1)) == sent // 2 + 1
 
+    def test_a_store_that_is_full_of_a_tasks_inputs_can_be_worked_off(self, open: Open) -> None:
+        transport = open(size_mb=1, retention_mb=0.1)
+        transport.subscribe(["in"], "g").close()
+        transport.subscribe(["out"], "sink").close()
+        sent = 0
+        with pytest.raises(StoreFull):
+            while sent < 5_000:
+                publish(transport, "in", [_KB] * 100, batch=100)
+                sent += 100
+        one, sink = transport.subscribe(["in"], "g"), transport.subscribe(["out"], "sink")
+        for _ in range(sent // 20):
+            found = one.receive(20, LONG_MS)
+            one.settle({"in": positions_of(found)}, {"out": frames_of(found)}, ids=[b"i" * 16] * len(found))
+        assert len(drain(sink, sent)) == sent
+        publish(transport, "in", [_KB] * 100, batch=100)
+
     def test_settling_into_a_full_store_writes_nothing_and_may_be_repeated(self, open: Open) -> None:
         transport = open(size_mb=1, retention_mb=0.1)
         transport.subscribe(["out"], "slow").close()
@@ -81,7 +97,7 @@ class LimitCases(TransportCases):
         one = transport.subscribe(["in"], "g")
         one.receive(2, LONG_MS)
         publish(transport, "out", [_KB] * 900, batch=100)
-        outputs = {"out": [_KB * 150]}
+        outputs = {"out": [_KB * 1_500]}
         for _ in range(2):
             with pytest.raises(StoreFull):
                 one.settle({"in": [0]}, outputs, ids=[b"i" * 16])
