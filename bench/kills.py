@@ -101,34 +101,43 @@ def sink(node: str, root: Path, kind: str) -> None:
         materialize.run(until="end")
 
 
-def durable_outputs(node: str) -> list[list[int]]:
-    """The results in the output topic, in stored order."""
+def stored(node: str, topic: str) -> Iterator[tuple[bytes, Any]]:
+    """(id, payload) of the data messages of a topic, in stored order."""
     transport, decode = connect(node), decoder_for()
     try:
-        found = []
-        for frame, _, _ in transport.read("out"):
+        for frame, _, _ in transport.read(topic):
             header, payload = decode_frame(frame)
             if header.kind == 0:
-                found.append(list(decode(header.schema, payload)))
-        return found
+                yield header.id, decode(header.schema, payload)
     finally:
         disconnect(transport)
 
 
-def holds_work(victim: str, node: str, root: Path) -> bool:
+def durable_outputs(node: str) -> list[list[int]]:
+    """The results in the output topic, in stored order."""
+    return [list(pair) for _, pair in stored(node, "out")]
+
+
+def stored_inputs(node: str) -> list[tuple[str, int]]:
+    """(source, number) of the inputs in the input topic, in stored order."""
+    return [(item["source"], item["n"]) for _, item in stored(node, "in")]
+
+
+def holds_work(victim: str, node: str, root: Path, messages: int) -> bool:
     """Whether the stopped victim began something whose outcome is not durable, told from files and the topic alone."""
     if victim == "sink":
         return len(lines(root / "sink")) > len(lines(root / "sink-done"))
     if victim.startswith("source"):
-        return True  # it is in the middle of its stream, which it will send again from the beginning
+        sent = [n for header_source, n in stored_inputs(node) if header_source == victim.removeprefix("source-")]
+        return bool(sent) and max(sent) < messages - 1  # in the middle of its stream, which it will send again from the beginning
     begun = {tuple(v) if isinstance(v, list) else (v, v) for v in lines(root / "begun-task")}
     return bool(begun - {tuple(v) for v in durable_outputs(node)})
 
 
-def in_time(seconds: float, victims: list[str], node: str, root: Path) -> bool:
+def in_time(seconds: float, victims: list[str], node: str, root: Path, messages: int) -> bool:
     """Asks `holds_work` in a process of its own: a stopped victim may hold a lock that the answer needs; then it is "not proven"."""
     cx = mp.get_context("fork")
-    asker = cx.Process(target=lambda: os._exit(0 if any(holds_work(v, node, root) for v in victims) else 1))
+    asker = cx.Process(target=lambda: os._exit(0 if any(holds_work(v, node, root, messages) for v in victims) else 1))
     asker.start()
     asker.join(seconds)
     asker.kill()
@@ -164,7 +173,7 @@ class Run:
             os.kill(self.roles[name].pid, signal.SIGSTOP)
         kind = "task" if self.victim == "all" else self.victim
         asked = [n for n in alive if n.startswith(kind)]
-        proven = in_time(2.0, asked, self.node, self.root)
+        proven = in_time(2.0, asked, self.node, self.root, self.messages)
         for name in alive:
             os.kill(self.roles[name].pid, signal.SIGKILL if proven else signal.SIGCONT)
         if proven:
@@ -233,23 +242,15 @@ class Run:
 
 def oracle(node: str) -> list[tuple[int, int]]:
     """`latest`, from the input topic alone: after each message in stored order, the newest of both if close enough. Each id once."""
-    transport, decode = connect(node), decoder_for()
     newest: dict[str, int] = {}
     sets, ids = [], set()
-    try:
-        for frame, _, _ in transport.read("in"):
-            header, payload = decode_frame(frame)
-            if header.kind != 0 or header.id in ids:
-                continue
-            ids.add(header.id)
-            item = decode(header.schema, payload)
-            if item["n"] < newest.get(item["source"], -1):
-                continue
-            newest[item["source"]] = item["n"]
-            if len(newest) == 2 and abs(newest["a"] - newest["b"]) <= SPREAD:
-                sets.append((newest["a"], newest["b"]))
-    finally:
-        disconnect(transport)
+    for id_, item in stored(node, "in"):
+        if id_ in ids or item["n"] < newest.get(item["source"], -1):
+            continue
+        ids.add(id_)
+        newest[item["source"]] = item["n"]
+        if len(newest) == 2 and abs(newest["a"] - newest["b"]) <= SPREAD:
+            sets.append((newest["a"], newest["b"]))
     return sets
 
 
