@@ -125,3 +125,17 @@ def test_no_bit_flip_makes_an_undone_message_done(tmp_path_factory: pytest.TempP
             return
     assert set(again.done) <= {id_of(n) for n in range(5)}
     again.close()
+
+
+def test_a_kill_between_the_two_counters_forgets_no_done_id(tmp_path: Path) -> None:
+    first = Journal(tmp_path, slots=100)
+    do(first, range(3))
+    path = first.path
+    first.close()
+    raw = bytearray(path.read_bytes())
+    struct.pack_into("<QQ", raw, 32, 3, 2)
+    path.write_bytes(raw)
+    second = Journal(tmp_path, slots=100)
+    do(second, range(3, 5))
+    second.close()
+    assert Journal(tmp_path, slots=100).done == [id_of(n) for n in range(5)]

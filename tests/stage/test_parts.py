@@ -408,6 +408,25 @@ def test_a_tail_is_settled_without_its_owner() -> None:
     assert len(subscription.calls) == 1
 
 
+def test_the_thread_does_not_take_back_that_a_result_is_urgent() -> None:
+    class Meanwhile(FakeSubscription):
+        def settle(self, *args: Any, **rest: Any) -> None:
+            super().settle(*args, **rest)
+            if len(self.calls) == 1:
+                settlement.urgent = True
+                add(settlement, 2, [b"the task's own", b"buffers"], b"i2")
+
+    subscription = Meanwhile()
+    settlement = pending(subscription, RecentIds(), Counters())
+    add(settlement, 1, b"r1", b"i1")
+    settlement._write_tail()
+    assert settlement.urgent
+    assert len(settlement) == 1
+    settlement.settle()
+    assert not settlement.urgent
+    assert len(settlement) == 0
+
+
 def test_the_watermark_of_an_ended_source_is_the_end() -> None:
     clock = SourceClock()
     clock.observe(header("p", 3), 0, 0)

@@ -62,7 +62,7 @@ class Journal:
             raise
         self._view = memoryview(self._map)
         self._counters = self._view[_COUNTER_AT : _COUNTER_AT + 16].cast("Q")
-        self._count = self._counters[1]
+        self._count = self._counters[0]  # ahead of the other after a kill between the two
         self.done: list[bytes] = []
         self.in_hand: set[bytes] = set()
         self.refresh()

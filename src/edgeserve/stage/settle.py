@@ -73,6 +73,8 @@ class Settlement(ABC):
                 raise error
             raise SendError(f"settling earlier results failed, they are kept and tried again: {error}") from error
         self._patiently(self._settle)
+        # Not by the thread: the stage may just have said so of a result that came after what the thread has written.
+        self.urgent = False
 
     def write_control(self, acks: Mapping[str, list[int]], outputs: Mapping[str, list[Frame]], attributes: Mapping[str, bytes]) -> None:
         """Settles control messages, which have no ids and no results."""
@@ -104,7 +106,6 @@ class Settlement(ABC):
             while n := len(self):
                 try:
                     self._write(n)
-                    self.urgent = False
                     return
                 except ClaimLost as lost:
                     self._lost(lost, n)

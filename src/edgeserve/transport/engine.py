@@ -239,8 +239,13 @@ def first_position(txn: Txn, head: log.Head, start: Start) -> int:
 
 
 def packet(head: log.Head, scratch: bytearray) -> bytes:
-    """What the listeners of a topic are woken with: the batch just appended if it is small, so that they need not read the store for it."""
-    return log.batch_key(head.number, head.next - 1) + scratch if len(scratch) <= _PACKET_BYTES else WAKE
+    """What the listeners of a topic are woken with: the batch just appended if it is small, so that they need not read the store for it.
+
+    Not where a group has several: one that does not know yet that it is no longer alone would take what another may claim.
+    """
+    if len(scratch) > _PACKET_BYTES or len(set(head.listeners.values())) < len(head.listeners):
+        return WAKE
+    return log.batch_key(head.number, head.next - 1) + scratch
 
 
 class Window:
@@ -260,6 +265,9 @@ class Window:
         self._sent.append((head.next - 1, sent))
         self._own += sent
         self._unchecked += sent
+        while self._own - self._sent[0][1] > 2 * self._size:
+            # A group that stands this far back is too far back whatever the exact number; it may never move again.
+            self._own -= self._sent.popleft()[1]
         if self._own <= self._size or self._unchecked < self._size >> 3:
             return
         self._unchecked = 0

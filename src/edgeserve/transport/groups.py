@@ -274,8 +274,10 @@ class GroupState(msgspec.Struct, array_like=True):
             del self.blocked[address]
         return ready
 
-    def next_change_ns(self) -> int | None:
-        """When a claim expires or a redelivery is due, whichever comes first."""
+    def next_change_ns(self, name: str) -> int | None:
+        """When a claim expires or a redelivery is due, whichever comes first; None for others while there is a sole member."""
+        if self.sole not in ("", name):
+            return None
         times = [c.deadline_ns for c in self.claims if c.deadline_ns]
         times.extend(w.due_ns for w in self.waiting)
         return min(times, default=None)

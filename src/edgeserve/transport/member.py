@@ -45,7 +45,8 @@ class LogSubscription(Subscription):
         self._windows: dict[str, Window] = {}
         self._mail: dict[int, deque[log.Batch]] = {}
         self._numbers: dict[str, int] = {}
-        self._look_first = False
+        # Topics whose state as it was last seen may not be what is stored.
+        self._unsure = set(topics)
         self._paused: set[str] = set()
         self._ids_seen = dict.fromkeys(topics, 0)
         # While this member has the group to itself: below which position it has read; else -1. And the term that this is of.
@@ -144,7 +145,6 @@ class LogSubscription(Subscription):
             for topic in self._turn:
                 if topic not in self._paused and len(found) < max_messages:
                     found.extend(self._claim(topic, max_messages - len(found)))
-            self._look_first = False
             if len(self._turn) > 1:
                 # Whoever was asked first is asked last the next time: a topic that is always full does not starve the others.
                 self._turn = (*self._turn[1:], self._turn[0])
@@ -158,7 +158,7 @@ class LogSubscription(Subscription):
 
     def _patience(self, now: float, deadline: float | None) -> float:
         seconds = _LOOK_AROUND_S if deadline is None else min(_LOOK_AROUND_S, deadline - now)
-        due = [c for s in self._states.values() if (c := s.next_change_ns()) is not None]
+        due = [c for t, s in self._states.items() if t not in self._paused and (c := s.next_change_ns(self._name)) is not None]
         if due:
             seconds = min(seconds, (min(due) - time.time_ns()) / 1e9 + 0.0005)
         return max(seconds, 0.0)
@@ -168,7 +168,7 @@ class LogSubscription(Subscription):
         for data in packets:
             batch = unpacked(data)
             if batch is None:
-                self._look_first = True
+                self._unsure.update(self._topics)
             elif batch.topic_number in self._mail:
                 self._mail[batch.topic_number].append(batch)
 
@@ -191,14 +191,15 @@ class LogSubscription(Subscription):
         return deliveries(batch, frames, batch.base, batch.last + 1, 0, topic)
 
     def _claim(self, topic: str, most: int) -> list[Delivery]:
-        if self._mail[self._numbers[topic]] and not self._look_first and (found := self._from_mail(topic, most)):
+        if self._mail[self._numbers[topic]] and topic not in self._unsure and (found := self._from_mail(topic, most)):
             return found
         now_ns = time.time_ns()
         with self._engine.kv.read() as txn:
             head, state = log.find_head(txn, topic), self._find(txn, topic)
             if head is None:
                 return []
-            change = state.next_change_ns()
+            self._unsure.discard(topic)
+            change = state.next_change_ns(self._name)
             overdue = change is not None and change <= now_ns
             ahead, lo = self._ahead[topic], -1
             if state.sole == self._name and state.term == self._term[topic]:
@@ -224,6 +225,7 @@ class LogSubscription(Subscription):
 
     def _claim_for_good(self, topic: str, most: int, now_ns: int) -> list[Delivery]:
         reads: list[tuple[Claim, list[log.Batch]]] = []
+        self._unsure.add(topic)
         with self._engine.write(self._cache) as txn:
             head, state = log.make_head(txn, topic), self._find(txn, topic)
             unread = self._catch_up(topic, state, 0)
@@ -243,6 +245,7 @@ class LogSubscription(Subscription):
                     reads.append((claim, batches))
             state.claim_ahead(self._name, state.cursor, most)
             self._save(txn, topic, state)
+        self._unsure.discard(topic)
         self._ahead[topic] = state.cursor if state.sole == self._name else -1
         self._term[topic] = state.term
         if unread:
@@ -296,6 +299,7 @@ class LogSubscription(Subscription):
             others = [m.address for name, m in state.members.items() if name != self._name]
             if all(self._engine.board.alive(a) for a in others):
                 continue
+            self._unsure.add(topic)
             with self._engine.write(self._cache) as txn:
                 head, state = log.make_head(txn, topic), self._find(txn, topic)
                 self._bury_the_dead(head, state)
@@ -328,7 +332,7 @@ class LogSubscription(Subscription):
         wake: set[str] = set()
         heads: dict[str, log.Head] = {}
         packets: dict[str, bytes] = {}
-        looks_first, self._look_first = self._look_first, True  # unless this commits, what is known of the state is wrong
+        unsure, self._unsure = self._unsure, set(self._topics)  # unless this commits, what is known of the state is wrong
         with engine.write(self._cache) as txn:
             # First what is done, so that in a full store its room is there for the results.
             touched = [t for t in self._topics if acks.get(t) or (t == self._topics[0] and (ids or attributes))]
@@ -342,7 +346,7 @@ class LogSubscription(Subscription):
                 if frames:
                     heads[topic] = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch, works_off=works_off)
                     packets[topic] = packet(heads[topic], self._scratch)
-        self._look_first = looks_first
+        self._unsure = unsure
         for topic, head in heads.items():
             engine.notify(head.listeners, packets[topic])
         engine.notify(wake)
@@ -377,6 +381,7 @@ class LogSubscription(Subscription):
         self._check()
         self._check_topics((topic,))
         due_ns = time.time_ns() + int(delay_ms * 1e6) if delay_ms else 0
+        self._unsure.add(topic)
         with self._engine.write(self._cache) as txn:
             state = self._find(txn, topic)
             self._catch_up(topic, state, self._more)

@@ -1,0 +1,112 @@
+"""A member that has its group to itself takes what comes with wake-ups: never what may be another's, and never past a write that failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeserve.core.errors import DiskFull
+from edgeserve.transport import GroupKind, Subscription, connect, disconnect
+from edgeserve.transport.engine import LogEngine
+from edgeserve.transport.member import LogSubscription
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[LogEngine]:
+    engine = connect(f"local://{tmp_path / 'store'}")
+    assert isinstance(engine, LogEngine)
+    yield engine
+    disconnect(engine)
+
+
+@pytest.fixture
+def join(engine: LogEngine) -> Iterator[Callable[..., Subscription]]:
+    """Joins a group of topic a; leaves it when the test has ended."""
+    with ExitStack() as members:
+
+        def join(group: str = "g", kind: GroupKind = GroupKind.SHARED) -> Subscription:
+            return members.enter_context(closing(engine.subscribe(["a"], group, kind=kind)))
+
+        yield join
+
+
+def take(member: Subscription, most: int = 64, timeout_ms: float = 100) -> list[int]:
+    return [delivery[1] for delivery in member.receive(most, timeout_ms)]
+
+
+def warm(engine: LogEngine, member: Subscription, most: int) -> None:
+    """One after the other, until messages come with wake-ups."""
+    for _ in range(3):
+        engine.publisher("a").publish([b"m"])
+        member.settle({"a": take(member, most)})
+
+
+def test_what_comes_after_a_newcomer_is_taken_once_though_its_wake_up_is_late(
+    engine: LogEngine, join: Callable[..., Subscription], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = join()
+    warm(engine, first, 64)
+    with monkeypatch.context() as late:
+
+        def no_notify(addresses: Iterable[str], with_packet: bytes = b"") -> None:
+            pass
+
+        late.setattr(engine, "notify", no_notify)
+        second = join()
+    engine.publisher("a").publish([b"new"])
+    taken = [take(first), take(second)]
+    assert sorted(taken) == [[], [3]]
+
+
+def test_a_claim_that_failed_is_not_skipped(engine: LogEngine, join: Callable[..., Subscription], monkeypatch: pytest.MonkeyPatch) -> None:
+    member = join()
+    assert isinstance(member, LogSubscription)
+    warm(engine, member, 4)
+    engine.publisher("a").publish([b"m"] * 20)
+    take_packets = member._waker.drain
+    take_packets()
+    with monkeypatch.context() as full:
+
+        def save(*_: Any) -> None:
+            raise DiskFull("no space left")
+
+        full.setattr(member._cache, "save", save)
+        with pytest.raises(DiskFull):
+            member.receive(32, 0)
+    engine.publisher("a").publish([b"last"])
+    assert take(member, 32) == list(range(3, 24))
+
+
+def test_a_stand_by_does_not_wait_for_what_is_due_to_another(
+    engine: LogEngine, join: Callable[..., Subscription], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, third = (join(kind=GroupKind.FAILOVER) for _ in range(3))
+    engine.publisher("a").publish([b"m"] * 10)
+    take(first)
+    first.close()  # the second has not noticed yet that all of it is due to it
+    looks = 0
+    read = engine.kv.read
+
+    def counted() -> Any:
+        nonlocal looks
+        looks += 1
+        return read()
+
+    monkeypatch.setattr(engine.kv, "read", counted)
+    assert take(third, timeout_ms=300) == []
+    assert looks < 10
+
+
+def test_a_group_that_nobody_works_for_costs_a_sender_no_memory(engine: LogEngine, join: Callable[..., Subscription]) -> None:
+    join("gone").close()
+    live = join("live")
+    publisher: Any = engine.publisher("a", send_window=50)
+    for _ in range(40):
+        for _ in range(25):
+            publisher.publish([b"m"])
+        live.settle({"a": take(live, timeout_ms=0)})
+    assert len(publisher._window._sent) <= 2 * 50 + 1
