@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ import pytest
 import edgeserve
 from edgeserve import Compute, DataSource, Materialize
 from edgeserve.core.codec import encode_frame
-from edgeserve.core.errors import GroupConflict, ReceiveTimeout, SkewWarning, StandbyWarning, UnsupportedType
+from edgeserve.core.errors import DiskFull, GroupConflict, ReceiveTimeout, SkewWarning, StandbyWarning, UnsupportedType
 from edgeserve.core.message import Header
 from edgeserve.stage.deadletter import DeadLetter
 from edgeserve.transport import Transport
+from edgeserve.transport.member import LogSubscription
 
 DeadLetters = Callable[[str], list[DeadLetter]]
 Send = Callable[..., None]
@@ -550,3 +552,21 @@ def test_policies_of_one_s_own(node: str, send: Send) -> None:
     for join in (Exact(["a", "b"], on="key"), partial(Exact, on="key")):
         with Compute(lambda a, b: (a, b), node, join=join, group=str(type(join))) as compute:
             assert [next(compute) for _ in range(4)] == [None, None, (1, 1), (2, 2)]
+
+
+def test_run_waits_for_room_to_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"local://{tmp_path / 'store'}"
+    with DataSource(range(5), url, source_id="a", topic="t") as source:
+        list(source)
+    claim, failures = LogSubscription._claim_for_good, [DiskFull("no space left")]
+
+    def full_at_first(self: LogSubscription, *args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return claim(self, *args)
+
+    monkeypatch.setattr(LogSubscription, "_claim_for_good", full_at_first)
+    got: list[int] = []
+    with Materialize(got.append, url, topic="t") as sink:
+        sink.run(until="end")
+    assert got == list(range(5))

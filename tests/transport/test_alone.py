@@ -110,3 +110,19 @@ def test_a_group_that_nobody_works_for_costs_a_sender_no_memory(engine: LogEngin
             publisher.publish([b"m"])
         live.settle({"a": take(live, timeout_ms=0)})
     assert len(publisher._window._sent) <= 2 * 50 + 1
+
+
+def test_a_full_disk_while_a_sender_is_held_back_is_no_error_of_the_send(
+    engine: LogEngine, join: Callable[..., Subscription], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = join()
+    publisher = engine.publisher("a", send_window=10)
+
+    def write(*_: Any) -> Any:
+        raise DiskFull("no space left")
+
+    with monkeypatch.context() as full:
+        full.setattr(engine, "write", write)
+        publisher.publish([b"m"] * 20)
+    assert take(member) == list(range(20))
+    publisher.close()

@@ -14,6 +14,7 @@ from edgeserve.core.metrics import Counters
 from edgeserve.stage.context import Current
 from edgeserve.stage.control import SLICE_MS, Control
 from edgeserve.stage.deadletter import Asides
+from edgeserve.stage.linger import NO_ROOM, Patience
 from edgeserve.transport import Delivery, GroupKind, Start, Subscription, Transport
 
 _FEWEST, _MOST, _FIRST_BATCH = 1, 1024, 16
@@ -75,6 +76,8 @@ class Stage(ABC):
         self._ready: list[Delivery] = []
         self._batch, self._asked, self._batch_began_ns = _FIRST_BATCH, _FIRST_BATCH, 0
         self.received = 0
+        self._runs = False
+        self._patience = Patience(options.name, control)
         self._subscription: Subscription
         self._aside = Asides(options.what, options.name, options.group)
         self._max_age_ns = None if options.drop_if_older_than_ms is None else int(options.drop_if_older_than_ms * 1e6)
@@ -125,7 +128,14 @@ class Stage(ABC):
         """Fetches the next batch into `_ready`, which is empty; False when none came in time."""
         if self.received and len(self._ready) == 0:
             self._adapt()
-        batch = self._subscription.receive(self._batch, timeout_ms)
+        try:
+            batch = self._subscription.receive(self._batch, timeout_ms)
+        except NO_ROOM as exc:
+            # A claim is a write too. In `run()` a disk without room is waited for, as when settling.
+            if not self._runs or not self._patience.wait(exc):
+                raise
+            return False
+        self._patience.over()
         if not batch:
             return False
         self._asked, self._batch_began_ns = len(batch), monotonic_ns()

@@ -111,6 +111,7 @@ class Direct(Stage):
     def run(self, until: str | None) -> None:
         token = CURRENT.set(self.current)
         self._until_end = until == "end"
+        self._runs = True
         self._pending.owner_runs(True)
         try:
             while not self._control.stop:
@@ -123,7 +124,7 @@ class Direct(Stage):
                 self._run_batch()
         finally:
             CURRENT.reset(token)
-            self._until_end = False
+            self._until_end = self._runs = False
             self._pending.settle()
             if self._ends.held:
                 self._write_ends()

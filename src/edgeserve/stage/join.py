@@ -197,6 +197,7 @@ class Join(Stage):
     def run(self, until: str | None) -> None:
         token = CURRENT.set(self.current)
         self._until_end = until == "end"
+        self._runs = True
         try:
             while not self._control.stop:
                 try:
@@ -207,7 +208,7 @@ class Join(Stage):
                     break
         finally:
             CURRENT.reset(token)
-            self._until_end = False
+            self._until_end = self._runs = False
             self._settle_at_end()
 
     def _run_some(self) -> None:

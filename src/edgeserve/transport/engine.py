@@ -14,6 +14,7 @@ from itertools import repeat
 from edgeserve.core.errors import (
     ClosedError,
     ConfigurationError,
+    DiskFull,
     Fenced,
     GroupConflict,
     StoreDamaged,
@@ -282,10 +283,13 @@ class Window:
             floor, settled, behind = self._look(group, register=False)
             if not behind or self._stalled.get(group) == settled:
                 return floor
-            if self._waker is None:
-                self._waker = self._engine.board.waker()
-            self._waker.drain()
-            floor, before, behind = self._look(group, register=True)
+            try:
+                if self._waker is None:
+                    self._waker = self._engine.board.waker()
+                self._waker.drain()
+                floor, before, behind = self._look(group, register=True)
+            except (StoreFull, DiskFull):
+                return floor  # no room to ask to be woken; what was sent is stored, so this is no error of the send
             if not behind:
                 return floor
             self._waker.wait(_STALL_S)
