@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeserve.testing.transport import TransportContract
+from edgeserve.testing.transport import SettlingCases, TransportContract
 
 
 class TestMemory(TransportContract):
@@ -20,3 +20,9 @@ class TestLocal(TransportContract):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
         return f"local://{tmp_path}/store"
+
+
+class TestLocalOnDisk(SettlingCases):
+    @pytest.fixture
+    def url(self, tmp_path: Path) -> str:
+        return f"local://{tmp_path}/store?durability=disk"

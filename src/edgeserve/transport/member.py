@@ -262,12 +262,6 @@ class LogSubscription(Subscription):
             return False
         return state.give_back_unread(self._name, ahead)
 
-    def _caught_up(self, topic: str) -> None:
-        """After the commit of what `_catch_up` did."""
-        state = self._states[topic]
-        if state.term != self._term[topic]:
-            self._term[topic], self._ahead[topic] = state.term, -1
-
     def _decode(self, topic: str, reads: Sequence[tuple[Claim, list[log.Batch]]]) -> list[Delivery]:
         found: list[Delivery] = []
         gone: list[int] = []
@@ -350,8 +344,6 @@ class LogSubscription(Subscription):
         for topic, head in heads.items():
             engine.notify(head.listeners, packets[topic])
         engine.notify(wake)
-        for topic in touched:
-            self._caught_up(topic)
         if ids and self._ids_seen[self._topics[0]] == self._states[self._topics[0]].ids_next - 1:
             self._ids_seen[self._topics[0]] += 1
         for topic, head in heads.items():
@@ -387,7 +379,6 @@ class LogSubscription(Subscription):
             self._catch_up(topic, state, self._more)
             state.nack(self._name, topic, positions, due_ns)
             self._save(txn, topic, state)
-        self._caught_up(topic)
         self._notify_members(state)
 
     def flush(self) -> None:

@@ -7,6 +7,7 @@ wait, and a socket whose process died refuses the connection, which is how death
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 import socket
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from edgeserve.core.errors import ConfigurationError, DiskFull
 
+_log = logging.getLogger("edgeserve")
 WAKE = b"w"
 _MAX_SOCKET_PATH_BYTES = 100
 _MAX_PACKET_BYTES = 65_536
@@ -180,7 +182,8 @@ class SocketSwitchboard(Switchboard):
                 if not self._closed:
                     self.notify(address, packet)
             elif exc.errno not in (errno.ECONNREFUSED, errno.ENOENT, errno.ENOBUFS, errno.ENOTCONN):
-                raise
+                # What it tells of is committed: an error here must not look like one of the commit.
+                _log.warning("a member could not be woken, it looks again within a second: %s", exc)
 
     def _connect(self, address: str) -> socket.socket:
         """Connected once: otherwise the kernel looks the path up anew for each datagram."""

@@ -49,6 +49,19 @@ class GroupCases(TransportCases):
         assert frames_of(drain(two, 20)) == numbered(20, start=10)
         assert one.receive(1, 0) == []
 
+    def test_a_member_that_comes_later_does_not_wait_for_one_that_is_busy(self, transport: Transport) -> None:
+        publish(transport, "a", numbered(100))
+        one = transport.subscribe(["a"], "g")
+        drain(one, 10, batch=5)
+        held = one.receive(5, LONG_MS)
+        two = transport.subscribe(["a"], "g")
+        found = two.receive(100, LONG_MS)
+        assert len(found) >= 50
+        settle_all(two, found)
+        settle_all(one, held)
+        rest = drain(one, 100 - 10 - len(held) - len(found))
+        assert sorted(positions_of(held) + positions_of(found) + positions_of(rest)) == list(range(10, 100))
+
     def test_many_members_get_each_message_once(self, transport: Transport, threads: ThreadPoolExecutor) -> None:
         publish(transport, "a", numbered(1_200), batch=10)
 
