@@ -135,6 +135,8 @@ def plan(check: bool, quick: bool) -> list[tuple[str, str, int, int, float]]:
             cases.append(("pipeline", "saturated", size, messages // scale, 0.0))
             cases.append(("pipeline", "paced", size, 300 // scale, 20.0 if size >= 1_000_000 else 100.0))
         cases.append(("join", "saturated", 1_000, 100_000 // scale, 0.0))
+        cases.append(("join", "saturated", 1_000_000, 500 // scale, 0.0))
+        cases.append(("join", "paced", 1_000_000, 200 // scale, 20.0))
     return cases
 
 

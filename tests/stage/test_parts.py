@@ -432,3 +432,17 @@ def test_the_watermark_of_an_ended_source_is_the_end() -> None:
     clock.observe(header("p", 3), 0, 0)
     clock.end(header("p", WATERMARK_END, kind=Kind.END), 1)
     assert clock.ended
+
+
+def test_closing_sends_what_an_earlier_error_kept() -> None:
+    publisher = FakePublisher()
+    sending = sender(publisher)
+    append = sending.append()
+    append(b"first")
+    publisher.error = TransportError("away")
+    append(b"kept")
+    while not sending.troubled:
+        threading.Event().wait(0.001)
+    publisher.error = None
+    sending.close()
+    assert publisher.frames == [b"first", b"kept"]

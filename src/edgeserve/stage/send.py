@@ -101,6 +101,8 @@ class Sender:
     def close(self) -> None:
         """Ends the thread, flushes, closes the publisher."""
         self._linger.close()
+        # An earlier error has no say here: what it kept is sent now, or the error of that is raised.
+        self._error = None
         try:
             self.flush()
         finally:
