@@ -411,6 +411,17 @@ def test_all_members_stop_at_the_end(node: str, results: Results) -> None:
     assert sorted(results()) == list(range(500))
 
 
+@pytest.mark.timeout(30)
+def test_a_member_learns_of_an_end_whose_reader_has_left(node: str, results: Results) -> None:
+    with Compute(lambda a: a, node, worker_id="w2", output_id="w") as stays:
+        with Compute(lambda a: a, node, worker_id="w1", output_id="w") as leaves:
+            with DataSource(range(50), node, source_id="a") as source:
+                source.run()
+            leaves.run(until="end")
+        stays.run(until="end")
+    assert sorted(results()) == list(range(50))
+
+
 def test_a_standby_stops_at_the_end(node: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", StandbyWarning)

@@ -321,8 +321,8 @@ class Direct(Stage):
         """Between waits: an end may have become due, or another member may have recorded one."""
         if self._ends.held:
             self._write_ends()
-        if not self._subscription.alone or self._ends.at_start:
-            self._ends.learn(self._subscription.attributes())
+        # Not only while there are others: the one that recorded an end may have left since.
+        self._ends.learn(self._subscription.attributes())
         return self._until_end and self._finished()
 
 
