@@ -245,3 +245,17 @@ def test_dead_letters_show_why(edgeserve, node):
         assert part in text
     newest = json.loads(edgeserve("topic", "dead-letters", "letters.readers.dead-letters", "--count", "1", "--json", "--node", node).stdout)
     assert [f["reason"] for f in newest] == ["foreign"]
+
+
+def test_a_forgotten_group_holds_no_backlog_and_a_live_one_is_refused(edgeserve, node):
+    send(node, "a", "b")
+    transport = connect(node)
+    member = transport.subscribe(["letters"], "readers")
+    refused = edgeserve("topic", "forget", "letters", "readers", "--node", node)
+    assert refused.returncode != 0
+    assert "live members" in refused.stderr
+    member.close()
+    disconnect(transport)
+    assert edgeserve("topic", "forget", "letters", "readers", "--node", node).stdout == "forgot group readers of letters\n"
+    assert json.loads(edgeserve("topic", "info", "letters", "--json", "--node", node).stdout)["groups"] == {}
+    assert "no group" in edgeserve("topic", "forget", "letters", "readers", "--node", node).stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from edgeserve.core.codec import encode_frame
 from edgeserve.core.errors import ClosedError, ConfigurationError, ForeignMessage, PayloadMismatch, SendError, StoreFull, TransportError
 from edgeserve.core.message import WATERMARK_END, Header, Kind, TimeKind
 from edgeserve.core.metrics import Counters
+from edgeserve.stage.collector import rare_collections
 from edgeserve.stage.control import Control
 from edgeserve.stage.deadletter import Asides, DeadLetter, encode_dead_letter, read_dead_letter
 from edgeserve.stage.decisions import Record, decision_topic, read_decision
@@ -446,3 +448,21 @@ def test_closing_sends_what_an_earlier_error_kept() -> None:
     publisher.error = None
     sending.close()
     assert publisher.frames == [b"first", b"kept"]
+
+
+# --- the garbage collector --------------------------------------------------------------------------------------
+
+
+def test_the_collector_is_put_back_when_the_last_node_has_run() -> None:
+    before = gc.get_threshold()
+    with rare_collections():
+        with rare_collections():
+            assert gc.get_threshold()[0] > before[0]
+        assert gc.get_threshold()[0] > before[0]
+    assert gc.get_threshold() == before
+    gc.set_threshold(0)
+    try:
+        with rare_collections():
+            assert gc.get_threshold()[0] == 0
+    finally:
+        gc.set_threshold(*before)

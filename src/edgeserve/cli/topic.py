@@ -227,7 +227,21 @@ def dead_letters(out: Output, topic: str, count: int | None, node: str) -> None:
             out.line(f"  {line}")
 
 
-for _command in (list_topics, info, echo, pub, dead_letters):
+@command("forget", _WHERE)
+@click.argument("topic")
+@click.argument("group")
+@node_option
+def forget(out: Output, topic: str, group: str, node: str) -> None:
+    """Forget GROUP on TOPIC, so that what it has not settled no longer holds space. Refused while it has live members."""
+    with _connected(node) as transport:
+        transport.delete_group(topic, group)
+    if out.as_json:
+        out.document({"topic": topic, "group": group, "forgotten": True})
+    else:
+        out.line(f"forgot group {plain(group)} of {plain(topic)}")
+
+
+for _command in (list_topics, info, echo, pub, dead_letters, forget):
     topic.add_command(_command)
 
 __all__ = ("topic",)

@@ -16,6 +16,7 @@ from edgeserve.core.errors import ClosedError, ConfigurationError, EdgeServeErro
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.aio import Worker
 from edgeserve.stage.base import Stage
+from edgeserve.stage.collector import rare_collections
 from edgeserve.stage.control import Control, Stopped
 from edgeserve.stage.steplog import StepLog
 from edgeserve.transport import Transport, connect, disconnect
@@ -182,7 +183,7 @@ class Node(ABC):
             self._control.stop = self._control.closing.is_set()
             self._stepper = threading.get_ident()
             try:
-                with self._signals():
+                with self._signals(), rare_collections():
                     self._run(until)
             finally:
                 self._stepper = None

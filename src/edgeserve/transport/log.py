@@ -311,11 +311,11 @@ def _full_message(txn: Txn, limits: Limits) -> str:
         head, state = find_head(txn, topic.decode()), _decode_state(_unchecked("a group", bytes(key), value))
         if head and state.backlog(head.next):
             held.append((state.backlog(head.next), f"{group.decode()!r} on {topic.decode()!r} ({state.backlog(head.next)} messages)"))
-    who = ", ".join(text for _, text in sorted(held, reverse=True)[:3]) or "no group"
-    return (
-        f"the store is full: {limits.store_bytes >> 20} MiB (size_mb= in the URL), not yet settled by: {who}. "
-        "Nothing of this batch was written. Run the group's consumers, or forget the group: edgeserve topic forget TOPIC GROUP"
-    )
+    full = f"the store is full: {limits.store_bytes >> 20} MiB (size_mb= in the URL). Nothing of this batch was written. "
+    if not held:
+        return full + "No group waits for what it holds: give it a larger size_mb=, or a smaller retention_mb="
+    who = ", ".join(text for _, text in sorted(held, reverse=True)[:3])
+    return full + f"Not yet settled by: {who}. Run their consumers, or forget a group: edgeserve topic forget TOPIC GROUP"
 
 
 def read(txn: Txn, number: int, lo: int, hi: int, max_bytes: int) -> list[Batch]:
