@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import monotonic_ns
@@ -47,8 +48,9 @@ class Direct(Stage):
         self._ends: Ends
         self._step: Callable[[Delivery], Any]
 
+    @abstractmethod
     def _make_perform(self) -> Perform:
-        raise NotImplementedError
+        """The function that takes one message from payload to result."""
 
     def _prepare(self) -> None:
         """Whatever else has to be opened; called when the group is joined and its ids are known."""
