@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -118,11 +119,15 @@ def test_a_full_disk_while_a_sender_is_held_back_is_no_error_of_the_send(
     member = join()
     publisher = engine.publisher("a", send_window=10)
 
-    def write(*_: Any) -> Any:
-        raise DiskFull("no space left")
+    original, calls = engine.kv.write, count()
+
+    def write(*arguments: Any) -> Any:
+        if next(calls):  # the first is the publish itself
+            raise DiskFull("no space left")
+        return original(*arguments)
 
     with monkeypatch.context() as full:
-        full.setattr(engine, "write", write)
+        full.setattr(engine.kv, "write", write)
         publisher.publish([b"m"] * 20)
     assert take(member) == list(range(20))
     publisher.close()

@@ -142,7 +142,7 @@ def test_a_store_of_another_version_is_refused_and_left_as_it_is(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
 ) -> None:
     with monkeypatch.context() as patch:
-        for module in ("log", "local.recovery"):
+        for module in ("records", "local.recovery"):
             patch.setattr(f"edgeserve.transport.{module}.DISK_FORMAT", 2)
         transport = connect(f"local://{root}")
         publish(transport, "a", [b"x"])
@@ -159,7 +159,7 @@ def test_a_store_of_another_version_is_refused_and_left_as_it_is(
 
 def test_a_version_is_refused_before_anything_of_the_data_is_read(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        for module in ("log", "local.recovery"):
+        for module in ("records", "local.recovery"):
             patch.setattr(f"edgeserve.transport.{module}.DISK_FORMAT", 7)
         transport = connect(f"local://{root}")
         copy = killed_copy(root, tmp_path / "copy")

@@ -8,7 +8,6 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import repeat
 
 from edgeserve.core.errors import (
@@ -22,7 +21,7 @@ from edgeserve.core.errors import (
     TransportError,
     UsedAfterFork,
 )
-from edgeserve.transport import log
+from edgeserve.transport import log, records
 from edgeserve.transport.base import (
     Capabilities,
     Delivery,
@@ -35,7 +34,8 @@ from edgeserve.transport.base import (
     TopicInfo,
     Transport,
 )
-from edgeserve.transport.kv import KV, Space, Txn
+from edgeserve.transport.kv import KV, Txn
+from edgeserve.transport.settled import forget_group
 from edgeserve.transport.wake import WAKE, Switchboard, Waker
 
 SEND_WINDOW = 8_000
@@ -43,14 +43,31 @@ _STALL_S = 1.0
 _PACKET_BYTES = 4096
 
 
-class LogEngine(Transport):
-    """A transport whose topics are logs in a store that all its processes share."""
+_engines: weakref.WeakSet[LogEngine] = weakref.WeakSet()
 
-    def __init__(self, url: str, kv: KV, board: Switchboard, capabilities: Capabilities, limits: log.Limits) -> None:
+
+def _after_fork() -> None:
+    for engine in list(_engines):
+        engine.usable = False
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+class LogEngine(Transport):
+    """A transport whose topics are logs in a store that all its processes share.
+
+    Attributes:
+        usable: whether `check` has nothing to say: the hot paths ask this first.
+    """
+
+    def __init__(self, url: str, kv: KV, board: Switchboard, capabilities: Capabilities, limits: records.Limits) -> None:
         self.url, self.capabilities, self.limits = url, capabilities, limits
         self.kv, self.board = kv, board
         self.pid = os.getpid()
         self._closed = False
+        self.usable = True
+        _engines.add(self)
         self._users: weakref.WeakSet[Subscription | Publisher] = weakref.WeakSet()
 
     def check(self) -> None:
@@ -60,25 +77,14 @@ class LogEngine(Transport):
         if self._closed:
             raise ClosedError(f"{self.url} is closed")
 
-    @contextmanager
-    def write(self, cache: log.StateCache | None = None) -> Iterator[Txn]:
-        """A write transaction; a cache that took part forgets everything when it fails."""
-        try:
-            with self.kv.write() as txn:
-                yield txn
-        except BaseException:
-            if cache is not None:
-                cache.forget()
-            raise
-
-    def notify(self, addresses: Iterable[str], with_packet: bytes = WAKE) -> None:
+    def notify(self, addresses: Iterable[str]) -> None:
         """Wakes whoever waits at these addresses."""
         for address in addresses:
-            self.board.notify(address, with_packet)
+            self.board.notify(address)
 
     def publisher(self, topic: str, *, send_window: int = SEND_WINDOW) -> Publisher:
         self.check()
-        log.check_name("a topic", topic)
+        records.check_name("a topic", topic)
         if send_window < 1:
             raise ConfigurationError(f"send_window= must be at least 1, not {send_window!r}")
         publisher = _LogPublisher(self, topic, Window(self, topic, send_window))
@@ -102,25 +108,25 @@ class LogEngine(Transport):
         self.check()
         _check_subscription(topics, group, kind, start, ack_timeout_ms)
         name = member or f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        log.check_name("a member", name)
+        records.check_name("a member", name)
         subscription = LogSubscription(self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name)
         self._users.add(subscription)
         return subscription
 
     def fence(self, topic: str, holder: str) -> Fence:
         self.check()
-        log.check_name("a topic", topic)
-        with self.write() as txn:
-            head = log.make_head(txn, topic)
+        records.check_name("a topic", topic)
+        with self.kv.write() as txn:
+            head = records.make_head(txn, topic)
             head.fence_epoch += 1
             head.fence_holder = holder
-            log.save_head(txn, topic, head)
+            records.save_head(txn, topic, head)
         return _LogFence(self, topic, head.fence_epoch, holder)
 
     def read(self, topic: str, start: Start | None = "earliest", *, position: int | None = None) -> Iterator[tuple[bytes, int, int]]:
         self.check()
         with self.kv.read() as txn:
-            head = log.find_head(txn, topic)
+            head = records.find_head(txn, topic)
             if head is None:
                 return
             at = first_position(txn, head, start or "earliest") if position is None else max(position, head.first)
@@ -141,13 +147,13 @@ class LogEngine(Transport):
     def topics(self) -> list[str]:
         self.check()
         with self.kv.read() as txn:
-            return sorted(bytes(key[1:]).decode() for key, _ in txn.scan(Space.STATE, b"h", b"i"))
+            return records.topics(txn)
 
     def topic_info(self, topic: str) -> TopicInfo:
         self.check()
-        cache = log.StateCache()
+        cache = records.StateCache()
         with self.kv.read() as txn:
-            head = log.find_head(txn, topic)
+            head = records.find_head(txn, topic)
             if head is None:
                 raise TransportError(
                     f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are"
@@ -158,40 +164,40 @@ class LogEngine(Transport):
 
     def delete_group(self, topic: str, group: str) -> None:
         self.check()
-        cache = log.StateCache()
-        with self.write(cache) as txn:
-            head, state = log.find_head(txn, topic), cache.find(txn, topic, group)
+        cache = records.StateCache()
+        with self.kv.write(cache.forget) as txn:
+            head, state = records.find_head(txn, topic), cache.find(txn, topic, group)
             if head is None or state is None:
                 raise TransportError(f"there is no group {group!r} on topic {topic!r} at {self.url}")
             live = [name for name, m in state.members.items() if self.board.alive(m.address)]
             if live:
                 raise GroupConflict(f"group {group!r} of topic {topic!r} has live members: {', '.join(live)}; stop them first")
-            log.forget_group(txn, topic, head, group)
-            log.save_head(txn, topic, head)
+            forget_group(txn, topic, head, group)
+            records.save_head(txn, topic, head)
 
-    def forget_dead_broadcasts(self, txn: Txn, topic: str, head: log.Head) -> bool:
+    def forget_dead_broadcasts(self, txn: Txn, topic: str, head: records.Head) -> bool:
         """Forgets the groups of broadcast members that were killed: nobody can come back for what they hold. The caller saves the head."""
-        cache, dead = log.StateCache(), []
+        cache, dead = records.StateCache(), []
         for group in head.groups:
             state = cache.find(txn, topic, group)
             if state and state.kind is GroupKind.BROADCAST and not any(self.board.alive(m.address) for m in state.members.values()):
                 dead.append(group)
         for group in dead:
-            log.forget_group(txn, topic, head, group)
+            forget_group(txn, topic, head, group)
         return bool(dead)
 
     def _make_room(self) -> bool:
         """The store is full: whether something could be forgotten."""
         freed = False
         for topic in self.topics():
-            with self.write() as txn:
-                head = log.make_head(txn, topic)
+            with self.kv.write() as txn:
+                head = records.make_head(txn, topic)
                 if self.forget_dead_broadcasts(txn, topic, head):
-                    log.save_head(txn, topic, head)
+                    records.save_head(txn, topic, head)
                     freed = True
         return freed
 
-    def append(self, topic: str, frames: Sequence[Frame], scratch: bytearray) -> log.Head:
+    def append(self, topic: str, frames: Sequence[Frame], scratch: bytearray) -> records.Head:
         """One batch in a transaction of its own; wakes the listeners."""
         try:
             with self.kv.write() as txn:
@@ -200,14 +206,16 @@ class LogEngine(Transport):
             if not self._make_room():
                 raise
             return self.append(topic, frames, scratch)
-        self.notify(head.listeners, packet(head, scratch))
+        with_packet = packet(head, scratch)
+        for address in head.listeners:
+            self.board.notify(address, with_packet)
         return head
 
     def close(self) -> None:
         if not self._closed and self.pid == os.getpid():
             for user in list(self._users):
                 user.close()
-            self._closed = True
+            self._closed, self.usable = True, False
             self.release()
 
     def release(self) -> None:
@@ -217,11 +225,11 @@ class LogEngine(Transport):
 
 
 def _check_subscription(topics: Sequence[str], group: str, kind: GroupKind, start: Start, ack_timeout_ms: int | None) -> None:
-    log.check_name("a group", group)
+    records.check_name("a group", group)
     if isinstance(topics, str) or not topics or len(set(topics)) < len(topics):
         raise ConfigurationError(f"topics must be a list of at least one topic, each once, not {topics!r}")
     for topic in topics:
-        log.check_name("a topic", topic)
+        records.check_name("a topic", topic)
     if kind not in list(GroupKind):
         raise ConfigurationError(f"kind= is one of {', '.join(repr(k.value) for k in GroupKind)}, not {kind!r}")
     if start not in ("earliest", "latest") and not isinstance(start, int):
@@ -230,7 +238,7 @@ def _check_subscription(topics: Sequence[str], group: str, kind: GroupKind, star
         raise ConfigurationError(f"ack_timeout_ms= must be above 0, or None for none, not {ack_timeout_ms!r}")
 
 
-def first_position(txn: Txn, head: log.Head, start: Start) -> int:
+def first_position(txn: Txn, head: records.Head, start: Start) -> int:
     """Where a reader that starts there begins."""
     if start == "earliest":
         return head.first
@@ -239,14 +247,15 @@ def first_position(txn: Txn, head: log.Head, start: Start) -> int:
     return log.position_at(txn, head, start)
 
 
-def packet(head: log.Head, scratch: bytearray) -> bytes:
+def packet(head: records.Head, scratch: bytearray) -> bytes:
     """What the listeners of a topic are woken with: the batch just appended if it is small, so that they need not read the store for it.
 
     Not where a group has several: one that does not know yet that it is no longer alone would take what another may claim.
     """
-    if len(scratch) > _PACKET_BYTES or len(set(head.listeners.values())) < len(head.listeners):
+    listeners = head.listeners
+    if len(scratch) > _PACKET_BYTES or (len(listeners) > 1 and len(set(listeners.values())) < len(listeners)):
         return WAKE
-    return log.batch_key(head.number, head.next - 1) + scratch
+    return log.packed(head.number, head.next - 1, scratch)
 
 
 class Window:
@@ -255,13 +264,13 @@ class Window:
 
     def __init__(self, engine: LogEngine, topic: str, size: int) -> None:
         self._engine, self._topic, self._size = engine, topic, size
-        self._cache = log.StateCache()
+        self._cache = records.StateCache()
         self._stalled: dict[str, int] = {}
         self._waker: Waker | None = None
         self._sent: deque[tuple[int, int]] = deque()
         self._own = self._unchecked = 0
 
-    def wait(self, head: log.Head, sent: int) -> None:
+    def wait(self, head: records.Head, sent: int) -> None:
         """Notes that messages were sent; returns when no live, moving group has more than the window of them left."""
         self._sent.append((head.next - 1, sent))
         self._own += sent
@@ -301,8 +310,8 @@ class Window:
     def _look(self, group: str, *, register: bool) -> tuple[int, int, bool]:
         """(floor, count of settled messages, whether the sender has to wait) of a group."""
         engine = self._engine
-        with engine.write(self._cache) if register else engine.kv.read() as txn:
-            head, state = log.find_head(txn, self._topic), self._cache.find(txn, self._topic, group)
+        with engine.kv.write(self._cache.forget) if register else engine.kv.read() as txn:
+            head, state = records.find_head(txn, self._topic), self._cache.find(txn, self._topic, group)
             if head is None or state is None:
                 return self._sent[-1][0] + 1, 0, False
             floor = state.floor()
@@ -343,7 +352,8 @@ class _LogPublisher(Publisher):
             raise ClosedError(f"the publisher of topic {self._topic!r} is closed")
 
     def publish(self, frames: Sequence[Frame]) -> None:
-        self._check()
+        if self._closed or not self._engine.usable:
+            self._check()
         if frames:
             head = self._engine.append(self._topic, frames, self._scratch)
             self._window.wait(head, len(frames))
@@ -363,29 +373,21 @@ class _LogFence(Fence):
 
     def append(self, frames: Sequence[Frame]) -> None:
         self._engine.check()
-        with self._engine.write() as txn:
+        with self._engine.kv.write() as txn:
             head = append_fenced(txn, self, frames, self._engine.limits, bytearray())
         self._engine.notify(list(head.listeners))
 
 
 def append_fenced(
-    txn: Txn, fence: Fence, frames: Sequence[Frame], limits: log.Limits, scratch: bytearray, *, works_off: bool = False
-) -> log.Head:
+    txn: Txn, fence: Fence, frames: Sequence[Frame], limits: records.Limits, scratch: bytearray, *, works_off: bool = False
+) -> records.Head:
     """Appends to the fence's log inside a transaction, or raises `Fenced`."""
-    head = log.make_head(txn, fence.topic)
+    head = records.make_head(txn, fence.topic)
     if head.fence_epoch != fence.epoch:
         raise Fenced(
             f"the log {fence.topic!r} is held by {head.fence_holder!r} since epoch {head.fence_epoch}, not epoch {fence.epoch} any more"
         )
     return log.append(txn, fence.topic, frames, time.time_ns(), limits, scratch, works_off=works_off) if frames else head
-
-
-def unpacked(data: bytes) -> log.Batch | None:
-    """The batch that a packet carries, or None for a mere wake-up."""
-    if len(data) < log.KEY_BYTES + log.BATCH_BYTES:
-        return None
-    number, last = log.unpack_key(data[: log.KEY_BYTES])
-    return log.batch_of(number, last, data[log.KEY_BYTES :])
 
 
 def deliveries(batch: log.Batch, frames: Sequence[bytes | memoryview], lo: int, hi: int, earlier: int, topic: str) -> list[Delivery]:
@@ -396,4 +398,4 @@ def deliveries(batch: log.Batch, frames: Sequence[bytes | memoryview], lo: int, 
     return list(zip(frames, range(lo, hi), repeat(batch.publish_ns), repeat(earlier), repeat(topic)))
 
 
-__all__ = ("SEND_WINDOW", "LogEngine", "Window", "append_fenced", "deliveries", "first_position", "packet", "unpacked")
+__all__ = ("SEND_WINDOW", "LogEngine", "Window", "append_fenced", "deliveries", "first_position", "packet")

@@ -11,7 +11,8 @@ and it gives back what it had not read when it next looks (`term` tells it).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
+from operator import sub
 
 import msgspec
 
@@ -66,6 +67,7 @@ class GroupState(msgspec.Struct, array_like=True):
     sole: str = ""
     sole_hi: int = 0
     term: int = 0
+    recent_ids: bytes = b""
 
     def join(self, name: str, record: MemberRecord, kind: GroupKind, head: int, deadline_ns: int = 0) -> None:
         """Takes a member in; what a sole one holds it holds until `deadline_ns` (0: for ever). The caller has removed dead ones before."""
@@ -127,6 +129,16 @@ class GroupState(msgspec.Struct, array_like=True):
             self._add([Claim(self.cursor, ahead, name, 0, 0)])
             self.cursor = ahead
         self.sole_hi = max(self.sole_hi, self.cursor + more)
+
+    def settle_ahead(self, name: str, topic: str, ahead: int, more: int, positions: Sequence[int]) -> None:
+        """`claim_ahead` and `settle` of the sole member in one: mostly it has done just what it has read."""
+        if not self.claims and positions and self.cursor + len(positions) == ahead and positions == list(range(self.cursor, ahead)):
+            self.cursor = ahead
+            self.sole_hi = max(self.sole_hi, ahead + more)
+            self.settled += len(positions)
+            return
+        self.claim_ahead(name, ahead, more)
+        self.settle(name, topic, positions)
 
     def give_back_unread(self, name: str, ahead: int) -> bool:
         """A member that was sole gives back what it had not read when a newcomer made it share. Says whether there was any."""
@@ -295,11 +307,9 @@ def ranges(positions: Sequence[int]) -> list[Range]:
     low, high = positions[0], positions[-1]
     if high - low + 1 == len(positions) and list(positions) == list(range(low, high + 1)):
         return [(low, high + 1)]
-    runs = []
-    for _, run in groupby(enumerate(sorted(set(positions))), lambda p: p[1] - p[0]):
-        members = [p for _, p in run]
-        runs.append((members[0], members[-1] + 1))
-    return runs
+    ordered = sorted(set(positions))
+    starts = [at for at, step in enumerate(map(sub, ordered[1:], ordered), 1) if step != 1]
+    return [(ordered[lo], ordered[hi - 1] + 1) for lo, hi in pairwise([0, *starts, len(ordered)])]
 
 
 __all__ = ("Claim", "GroupState", "MemberRecord", "Range", "Waiting", "ranges")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from enum import IntEnum
 from typing import Protocol
@@ -32,7 +32,8 @@ class KV(ABC):
     """Transactions, one writer at a time. `write` commits at the end of the block, or not at all if it raises."""
 
     @abstractmethod
-    def write(self) -> AbstractContextManager[Txn]: ...
+    def write(self, undo: Callable[[], None] | None = None) -> AbstractContextManager[Txn]:
+        """`undo` is called when the transaction was not committed."""
 
     @abstractmethod
     def read(self) -> AbstractContextManager[Txn]: ...
@@ -51,18 +52,20 @@ class MemoryKV(KV):
         self._undo: list[tuple[Space, bytes, bytes | None]] = []
 
     @contextmanager
-    def write(self) -> Iterator[Txn]:
+    def write(self, undo: Callable[[], None] | None = None) -> Iterator[Txn]:
         with self._lock:
             self._undo = []
             try:
                 yield self
             except BaseException:
-                undo, self._undo = self._undo, []
-                for space, key, old in reversed(undo):
+                changes, self._undo = self._undo, []
+                for space, key, old in reversed(changes):
                     if old is None:
                         self.delete(space, key)
                     else:
                         self.put(space, key, old)
+                if undo is not None:
+                    undo()
                 raise
 
     @contextmanager

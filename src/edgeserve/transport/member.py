@@ -10,9 +10,9 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, GroupConflict, StoreDamagedWarning, StoreFull
-from edgeserve.transport import log
+from edgeserve.transport import log, records, settled
 from edgeserve.transport.base import Delivery, Fence, Frame, GroupKind, Start, Subscription
-from edgeserve.transport.engine import SEND_WINDOW, LogEngine, Window, append_fenced, deliveries, first_position, packet, unpacked
+from edgeserve.transport.engine import SEND_WINDOW, LogEngine, Window, append_fenced, deliveries, first_position, packet
 from edgeserve.transport.groups import Claim, GroupState, MemberRecord
 from edgeserve.transport.kv import Txn
 
@@ -40,7 +40,7 @@ class LogSubscription(Subscription):
         self._turn = topics
         self._group = f"{group}/{name}" if kind is GroupKind.BROADCAST else group
         self._ack_timeout_ns = (ack_timeout_ms or 0) * 1_000_000
-        self._cache = log.StateCache()
+        self._cache = records.StateCache()
         self._scratch = bytearray()
         self._windows: dict[str, Window] = {}
         self._mail: dict[int, deque[log.Batch]] = {}
@@ -48,7 +48,7 @@ class LogSubscription(Subscription):
         # Topics whose state as it was last seen may not be what is stored.
         self._unsure = set(topics)
         self._paused: set[str] = set()
-        self._ids_seen = dict.fromkeys(topics, 0)
+        self._ids_seen = dict.fromkeys(topics, settled.NOTHING)
         # While this member has the group to itself: below which position it has read; else -1. And the term that this is of.
         self._ahead = dict.fromkeys(topics, -1)
         self._term = dict.fromkeys(topics, -1)
@@ -65,9 +65,9 @@ class LogSubscription(Subscription):
             raise
 
     def _join(self, start: Start, record: MemberRecord) -> None:
-        with self._engine.write(self._cache) as txn:
+        with self._engine.kv.write(self._forget) as txn:
             for topic in self._topics:
-                head = log.make_head(txn, topic)
+                head = records.make_head(txn, topic)
                 if self._kind is GroupKind.BROADCAST:
                     self._engine.forget_dead_broadcasts(txn, topic, head)
                 state = self._cache.find(txn, topic, self._group)
@@ -82,10 +82,15 @@ class LogSubscription(Subscription):
                 head.listeners[record.address] = self._group
                 self._numbers[topic] = head.number
                 self._mail[head.number] = deque(maxlen=_MOST_MAIL)
-                log.save_head(txn, topic, head)
+                records.save_head(txn, topic, head)
                 self._save(txn, topic, state)
         for state in self._states.values():
             self._notify_members(state)
+
+    def _forget(self) -> None:
+        """A transaction did not commit: its objects may have been changed, so they are not what is stored."""
+        self._cache.forget()
+        self._unsure.update(self._topics)
 
     def _save(self, txn: Txn, topic: str, state: GroupState) -> None:
         self._cache.save(txn, topic, self._group, state)
@@ -98,7 +103,7 @@ class LogSubscription(Subscription):
         self._states[topic] = state
         return state
 
-    def _bury_the_dead(self, head: log.Head, state: GroupState, also: str = "") -> bool:
+    def _bury_the_dead(self, head: records.Head, state: GroupState, also: str = "") -> bool:
         others = {name: m.address for name, m in state.members.items() if name != self._name or name == also}
         dead = {name: address for name, address in others.items() if not self._engine.board.alive(address)}
         for name, address in dead.items():
@@ -112,7 +117,10 @@ class LogSubscription(Subscription):
 
     @property
     def alone(self) -> bool:
-        return all(len(s.members) == 1 for s in self._states.values())
+        for state in self._states.values():  # a generator costs more than this loop
+            if len(state.members) > 1:
+                return False
+        return True
 
     def _check(self) -> None:
         self._engine.check()
@@ -127,14 +135,15 @@ class LogSubscription(Subscription):
     # --- receiving ----------------------------------------------------------------------------------------------
 
     def receive(self, max_messages: int, timeout_ms: float | None = None) -> list[Delivery]:
-        self._check()
+        if self._closed or not self._engine.usable:
+            self._check()
         if max_messages < 1:
             raise ConfigurationError(f"receive() must ask for at least 1 message, not {max_messages!r}")
         self._more = max_messages
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         while True:
-            if timeout_ms != 0:
-                self._collect(self._waker.drain())
+            if timeout_ms != 0 and (packets := self._waker.drain()):
+                self._collect(packets)
             if self._woken:
                 self._woken = False
                 return []
@@ -166,7 +175,7 @@ class LogSubscription(Subscription):
     def _collect(self, packets: Sequence[bytes]) -> None:
         """Keeps the batches that came with wake-ups."""
         for data in packets:
-            batch = unpacked(data)
+            batch = log.unpacked(data)
             if batch is None:
                 self._unsure.update(self._topics)
             elif batch.topic_number in self._mail:
@@ -195,7 +204,7 @@ class LogSubscription(Subscription):
             return found
         now_ns = time.time_ns()
         with self._engine.kv.read() as txn:
-            head, state = log.find_head(txn, topic), self._find(txn, topic)
+            head, state = records.find_head(txn, topic), self._find(txn, topic)
             if head is None:
                 return []
             self._unsure.discard(topic)
@@ -218,16 +227,15 @@ class LogSubscription(Subscription):
         self._ahead[topic] = hi
         return self._decode(topic, [(Claim(lo, hi, self._name, 0, 0), batches)])
 
-    def _read_ahead(self, txn: Txn, head: log.Head, lo: int, hi: int) -> tuple[list[log.Batch], int]:
+    def _read_ahead(self, txn: Txn, head: records.Head, lo: int, hi: int) -> tuple[list[log.Batch], int]:
         """The sole member reads on without a write: it claims when it settles."""
         batches = log.read(txn, head.number, lo, hi, _CLAIM_BYTES)
         return batches, min(hi, batches[-1].last + 1) if batches else hi
 
     def _claim_for_good(self, topic: str, most: int, now_ns: int) -> list[Delivery]:
         reads: list[tuple[Claim, list[log.Batch]]] = []
-        self._unsure.add(topic)
-        with self._engine.write(self._cache) as txn:
-            head, state = log.make_head(txn, topic), self._find(txn, topic)
+        with self._engine.kv.write(self._forget) as txn:
+            head, state = records.make_head(txn, topic), self._find(txn, topic)
             unread = self._catch_up(topic, state, 0)
             state.expire(now_ns)
             timed = self._ack_timeout_ns and self._kind is GroupKind.SHARED and state.sole != self._name
@@ -293,11 +301,10 @@ class LogSubscription(Subscription):
             others = [m.address for name, m in state.members.items() if name != self._name]
             if all(self._engine.board.alive(a) for a in others):
                 continue
-            self._unsure.add(topic)
-            with self._engine.write(self._cache) as txn:
-                head, state = log.make_head(txn, topic), self._find(txn, topic)
+            with self._engine.kv.write(self._forget) as txn:
+                head, state = records.make_head(txn, topic), self._find(txn, topic)
                 self._bury_the_dead(head, state)
-                log.save_head(txn, topic, head)
+                records.save_head(txn, topic, head)
                 self._save(txn, topic, state)
             self._notify_members(state)
 
@@ -320,61 +327,75 @@ class LogSubscription(Subscription):
         fence: Fence | None = None,
         attributes: Mapping[str, bytes] | None = None,
     ) -> None:
-        self._check()
-        engine, now_ns = self._engine, time.time_ns()
-        self._check_topics(acks)
-        wake: set[str] = set()
-        heads: dict[str, log.Head] = {}
-        packets: dict[str, bytes] = {}
-        unsure, self._unsure = self._unsure, set(self._topics)  # unless this commits, what is known of the state is wrong
-        with engine.write(self._cache) as txn:
+        engine, first = self._engine, self._topics[0]
+        if self._closed or not engine.usable:
+            self._check()
+        for topic in acks:
+            if topic not in self._ids_seen:
+                self._check_topics(acks)
+        now_ns, wake = time.time_ns(), set[str]()
+        published: list[tuple[str, records.Head, bytes, int]] = []
+        with engine.kv.write(self._forget) as txn:
             # First what is done, so that in a full store its room is there for the results.
-            touched = [t for t in self._topics if acks.get(t) or (t == self._topics[0] and (ids or attributes))]
-            for topic in touched:
-                first = topic == self._topics[0]
-                wake.update(self._settle_topic(txn, topic, acks.get(topic, ()), ids if first else (), attributes if first else None))
-            works_off = any(acks.values())
+            works_off = seen_all = False
+            for topic in self._topics:
+                positions, own = acks.get(topic, ()), topic == first
+                works_off = works_off or bool(positions)
+                if positions or (own and (ids or attributes)):
+                    seen_all |= self._settle_topic(txn, topic, positions, ids if own else (), attributes if own else None, wake)
             if fence is not None:
                 wake.update(append_fenced(txn, fence, decisions, engine.limits, self._scratch, works_off=works_off).listeners)
-            for topic, frames in (outputs or {}).items():
+            for topic, frames in outputs.items() if outputs else ():
                 if frames:
-                    heads[topic] = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch, works_off=works_off)
-                    packets[topic] = packet(heads[topic], self._scratch)
-        self._unsure = unsure
-        for topic, head in heads.items():
-            engine.notify(head.listeners, packets[topic])
-        engine.notify(wake)
-        if ids and self._ids_seen[self._topics[0]] == self._states[self._topics[0]].ids_next - 1:
-            self._ids_seen[self._topics[0]] += 1
-        for topic, head in heads.items():
-            if topic not in self._windows:
-                self._windows[topic] = Window(engine, topic, SEND_WINDOW)
-            self._windows[topic].wait(head, len((outputs or {})[topic]))
+                    head = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch, works_off=works_off)
+                    published.append((topic, head, packet(head, self._scratch), len(frames)))
+        if seen_all:
+            self._ids_seen[first] = settled.seen_all(self._states[first])
+        for _, head, with_packet, _ in published:
+            for address in head.listeners:
+                engine.board.notify(address, with_packet)
+        if wake:
+            engine.notify(wake)
+        for topic, head, _, count in published:
+            window = self._windows.get(topic)
+            if window is None:
+                window = self._windows[topic] = Window(engine, topic, SEND_WINDOW)
+            window.wait(head, count)
 
     def _settle_topic(
-        self, txn: Txn, topic: str, positions: Sequence[int], ids: Sequence[bytes], attributes: Mapping[str, bytes] | None
-    ) -> set[str]:
-        state = self._find(txn, topic)
-        wake: set[str] = set()
-        if self._catch_up(topic, state, self._more):
-            wake.update(m.address for name, m in state.members.items() if name != self._name)
-        state.settle(self._name, topic, positions)
+        self,
+        txn: Txn,
+        topic: str,
+        positions: Sequence[int],
+        ids: Sequence[bytes],
+        attributes: Mapping[str, bytes] | None,
+        wake: set[str],
+    ) -> bool:
+        """Adds to `wake` whom this concerns; returns whether this member had seen all ids before these."""
+        state, ahead = self._find(txn, topic), self._ahead[topic]
+        if ahead >= 0 and state.term == self._term[topic] and state.sole == self._name:
+            state.settle_ahead(self._name, topic, ahead, self._more, positions)
+        else:
+            if self._catch_up(topic, state, self._more):
+                wake.update(m.address for name, m in state.members.items() if name != self._name)
+            state.settle(self._name, topic, positions)
+        seen_all = False
         if ids:
-            log.keep_ids(txn, self._numbers[topic], self._group, state, ids)
+            seen_all = self._ids_seen[topic] == settled.seen_all(state)
+            settled.keep_ids(txn, self._numbers[topic], self._group, state, ids)
         if attributes:
             state.attributes.update(attributes)
             wake.update(m.address for name, m in state.members.items() if name != self._name)
         if state.blocked:
-            wake.update(state.unblock(log.make_head(txn, topic).next))
+            wake.update(state.unblock(records.make_head(txn, topic).next))
         self._save(txn, topic, state)
-        return wake
+        return seen_all
 
     def nack(self, topic: str, positions: Sequence[int], delay_ms: float = 0) -> None:
         self._check()
         self._check_topics((topic,))
         due_ns = time.time_ns() + int(delay_ms * 1e6) if delay_ms else 0
-        self._unsure.add(topic)
-        with self._engine.write(self._cache) as txn:
+        with self._engine.kv.write(self._forget) as txn:
             state = self._find(txn, topic)
             self._catch_up(topic, state, self._more)
             state.nack(self._name, topic, positions, due_ns)
@@ -390,10 +411,10 @@ class LogSubscription(Subscription):
         ids: list[bytes] = []
         with self._engine.kv.read() as txn:
             for topic in self._topics:
-                head, state = log.make_head(txn, topic), self._find(txn, topic)
-                if state.ids_next > self._ids_seen[topic]:
-                    ids.extend(log.read_ids(txn, head, self._group, self._ids_seen[topic], state.ids_next))
-                    self._ids_seen[topic] = state.ids_next
+                state = self._find(txn, topic)
+                if settled.seen_all(state) != self._ids_seen[topic]:
+                    ids.extend(settled.read_ids(txn, self._numbers[topic], self._group, state, self._ids_seen[topic]))
+                    self._ids_seen[topic] = settled.seen_all(state)
         return ids
 
     def attributes(self) -> dict[str, bytes]:
@@ -421,7 +442,7 @@ class LogSubscription(Subscription):
         self._closed = True
         try:
             for topic in self._topics:
-                with self._engine.write(self._cache) as txn:
+                with self._engine.kv.write(self._forget) as txn:
                     rest = self._leave(txn, topic)
                 if rest is not None:
                     self._notify_members(rest)
@@ -435,15 +456,15 @@ class LogSubscription(Subscription):
 
     def _leave(self, txn: Txn, topic: str) -> GroupState | None:
         """Returns the group's state without this member, if there is a group without it."""
-        head, state = log.make_head(txn, topic), self._cache.find(txn, topic, self._group)
+        head, state = records.make_head(txn, topic), self._cache.find(txn, topic, self._group)
         head.listeners.pop(self._waker.address, None)
         if state is not None:
             state.leave(self._name, head.next, died=False)
             if self._kind is GroupKind.BROADCAST:
-                log.forget_group(txn, topic, head, self._group)
+                settled.forget_group(txn, topic, head, self._group)
             else:
                 self._cache.save(txn, topic, self._group, state)
-        log.save_head(txn, topic, head)
+        records.save_head(txn, topic, head)
         return None if self._kind is GroupKind.BROADCAST else state
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeserve.transport import log
+from edgeserve.transport import records
 from edgeserve.transport.base import Capabilities, Transport
 from edgeserve.transport.engine import LogEngine
 from edgeserve.transport.kv import MemoryKV
@@ -16,7 +16,7 @@ def connect(url: NodeURL) -> Transport:
     """Opens the store of that name."""
     url.only("size_mb", "retention_mb", "retention_s")
     kv, board = _stores.setdefault(url.path, (MemoryKV(), ThreadSwitchboard()))
-    return LogEngine(url.text, kv, board, Capabilities(durable=False), log.limits_from(url))
+    return LogEngine(url.text, kv, board, Capabilities(durable=False), records.limits_from(url))
 
 
 __all__ = ("connect",)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgeserve.core.errors import ConfigurationError, DiskFull, EdgeServeError, TransportError
 from edgeserve.core.settings import state_directory
-from edgeserve.transport import log
+from edgeserve.transport import records
 from edgeserve.transport.base import Capabilities, Transport
 from edgeserve.transport.engine import LogEngine
 from edgeserve.transport.kv import Space
@@ -76,7 +76,7 @@ class _Store:
 class LocalEngine(LogEngine):
     """The log engine on LMDB, with the lock that counts who has the store open."""
 
-    def __init__(self, url: NodeURL, root: Path, store: _Store, limits: log.Limits) -> None:
+    def __init__(self, url: NodeURL, root: Path, store: _Store, limits: records.Limits) -> None:
         self._root, self._store = root, store
         super().__init__(url.text, store.kv, store.board, Capabilities(durable=True, disk_durability=True), limits)
 
@@ -95,7 +95,7 @@ def connect(url: NodeURL) -> Transport:
     durability = url.parameters.get("durability", "process")
     if durability not in ("process", "disk"):
         raise ConfigurationError(f"{url.text}: durability= is 'process' or 'disk', not {durability!r}")
-    limits = log.limits_from(url)
+    limits = records.limits_from(url)
     root = _directory(url)
     with _lock:
         store = _stores.get(root)
@@ -107,7 +107,7 @@ def connect(url: NodeURL) -> Transport:
         return LocalEngine(url, root, store, limits)
 
 
-def _open(root: Path, limits: log.Limits, *, durable: bool) -> _Store:
+def _open(root: Path, limits: records.Limits, *, durable: bool) -> _Store:
     with _named(root), _opening(root):
         users = open(root / "users.lock", "a+b")  # held for as long as the store is open
         try:
@@ -214,12 +214,12 @@ def _only_user(users: BufferedRandom) -> bool:
 
 def _check_version(kv: LmdbKV, root: Path) -> None:
     with kv.read() as txn:
-        raw = txn.get(Space.STATE, log.VERSION_KEY)
-        version = log.DISK_FORMAT if raw is None else log.read_version(raw)
+        raw = txn.get(Space.STATE, records.VERSION_KEY)
+        version = records.DISK_FORMAT if raw is None else records.read_version(raw)
     if raw is None:
         with kv.write() as txn:
-            txn.put(Space.STATE, log.VERSION_KEY, log.version_record())
-    if version != log.DISK_FORMAT:
+            txn.put(Space.STATE, records.VERSION_KEY, records.version_record())
+    if version != records.DISK_FORMAT:
         raise recovery.wrong_version(root, version)
 
 

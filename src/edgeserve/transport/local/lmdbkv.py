@@ -13,23 +13,24 @@ import struct
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import lmdb
-import xxhash
+from xxhash import xxh3_64_digest
 
 from edgeserve.core.errors import ClosedError, DiskFull, StoreDamaged, StoreFull, TransportError
-from edgeserve.transport.kv import KV, Space, Txn
+from edgeserve.transport.kv import KV, Space
 
 DATA = "data"
 MARK = "mark"
 CENSUS = b"c"
 _MAX_READERS = 1024
 _LOCK_BYTES = 128 + 64 * _MAX_READERS + 4096
-_CENSUS = struct.Struct("<QQQ")
+_CENSUS_BYTES = 24
+_PAIR = struct.Struct("<QQ")
 _WORD = struct.Struct("<Q")
 _CHECK_READERS_EVERY = 256
 _GATE_S = 1.0
@@ -77,7 +78,7 @@ def reserve_lock_file(path: Path) -> None:
 
 
 class LmdbTxn:
-    """A `Txn` on LMDB. `census` gathers how the sum over the first words of all values of STATE changes, None: not at all."""
+    """A `Txn` on LMDB. `census` gathers how the sum over the first words of all values of STATE changes."""
 
     __slots__ = ("_dbs", "_txn", "census", "changed")
 
@@ -118,14 +119,15 @@ class LmdbTxn:
 
     def seal(self) -> int:
         """Before the commit: notes the sum and the commit's number; returns the number. A page that fell back shows by them."""
-        db = self._dbs[0]
-        raw = self._txn.get(CENSUS, db=db)
-        number: int = self._txn.id()
-        known = read_census(raw)
-        # A record that is damaged stays so: it must not be made good by the change of one commit.
-        census, noted = (self.census ^ known[0], number) if known else (self.census, number if raw is None else 0)
-        self._txn.put(CENSUS, _CENSUS.pack(census, noted, _check(census, noted)), db=db)
-        return number
+        db, number, known = self._dbs[0], self._txn.id(), self._txn.get(CENSUS, db=self._dbs[0])
+        if known is None:
+            body = _PAIR.pack(self.census, number)
+        elif len(known) == _CENSUS_BYTES and xxh3_64_digest(known[:16]) == known[16:]:
+            body = _PAIR.pack(self.census ^ _WORD.unpack_from(known)[0], number)
+        else:
+            body = _PAIR.pack(0, 0)  # a damaged record stays one: it must not be made good by the change of one commit
+        self._txn.put(CENSUS, body + xxh3_64_digest(body), db=db)
+        return int(number)
 
 
 def read_mark(path: Path) -> int | None:
@@ -152,59 +154,79 @@ def _mark(number: int) -> bytes:
     return _WORD.pack(number | ((number ^ number >> 16 ^ number >> 32 ^ 0xFFFF) & 0xFFFF) << 48)
 
 
-def _check(census: int, number: int) -> int:
-    return xxhash.xxh3_64_intdigest(_WORD.pack(census), number)
-
-
 def read_census(raw: bytes | memoryview | None) -> tuple[int, int] | None:
     """(sum, number of the last commit), or None when the record is missing or damaged."""
-    if raw is None or len(raw) != _CENSUS.size:
+    if raw is None or len(raw) != _CENSUS_BYTES or xxh3_64_digest(raw[:16]) != raw[16:]:
         return None
-    census, number, check = _CENSUS.unpack(raw)
-    return (census, number) if check == _check(census, number) else None
+    census, number = _PAIR.unpack_from(raw)
+    return (census, number) if number else None
 
 
-class _Write:
-    """A write transaction. A class and not a generator: this is on the way of every message, and calls are what it costs."""
+class _Transaction(LmdbTxn):
+    """A transaction as a context. A class and not a generator: it is on the way of every message, and calls are what that costs."""
 
-    __slots__ = ("_kv", "_raw", "_token", "_txn")
+    __slots__ = ("_kv",)
+    _writes = False
 
     def __init__(self, kv: LmdbKV) -> None:
         self._kv = kv
 
     def __enter__(self) -> LmdbTxn:
         kv = self._kv
-        self._token = kv.enter()
+        kv.live.add(self)
+        if kv.gate is not None or kv.env is None:
+            kv.enter(self)
         try:
-            self._raw = kv.env.begin(write=True, buffers=True)
+            self._txn = kv.env.begin(write=self._writes, buffers=True)
         except lmdb.Error as exc:
-            self._token, self._raw = kv.begin_again(exc, self._token, write=True)
-        self._txn = LmdbTxn(self._raw, kv.dbs)
-        return self._txn
+            self._txn = kv.begin_again(exc, self, write=self._writes)
+        self._dbs = kv.dbs
+        self.census, self.changed = 0, False
+        return self
+
+
+class _Read(_Transaction):
+    __slots__ = ()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        kv, raw, number = self._kv, self._raw, 0
-        try:
-            if kind is None and self._txn.changed:
-                number = self._txn.seal()
-                raw.commit()
+        self._txn.abort()
+        self._kv.live.discard(self)
+        if isinstance(error, lmdb.Error):
+            raise self._kv.named(error) from error
+
+
+class _Write(_Transaction):
+    __slots__ = ("_undo",)
+    _writes = True
+
+    def __init__(self, kv: LmdbKV, undo: Callable[[], None] | None) -> None:
+        self._kv, self._undo = kv, undo
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        kv = self._kv
+        if kind is None:
+            try:
+                if not self.changed:
+                    self._txn.abort()  # such a transaction takes no number
+                    kv.live.discard(self)
+                    return
+                number = self.seal()
+                self._txn.commit()
+            except BaseException as exc:
+                error = exc
             else:
-                # Nothing changed: such a transaction takes no number.
-                raw.abort()
-        except lmdb.Error as exc:
-            with suppress(lmdb.Error):
-                raw.abort()
-            kv.live.discard(self._token)
-            raise kv.named(exc) from exc
-        except BaseException:
-            raw.abort()
-            kv.live.discard(self._token)
-            raise
-        kv.live.discard(self._token)
-        if number:
-            kv.note(number)
-        elif isinstance(error, lmdb.Error):
+                kv.live.discard(self)
+                kv.note(number)
+                return
+        with suppress(lmdb.Error):
+            self._txn.abort()
+        kv.live.discard(self)
+        if self._undo is not None:
+            self._undo()
+        if isinstance(error, lmdb.Error):
             raise kv.named(error) from error
+        if kind is None and error is not None:
+            raise error
 
 
 class LmdbKV(KV):
@@ -216,9 +238,8 @@ class LmdbKV(KV):
         self._pid = os.getpid()
         self.env: Any = None
         self.dbs: list[Any] = []
-        self._writes = 0
         self.live: set[object] = set()
-        self._gate: threading.Event | None = None
+        self.gate: threading.Event | None = None
         self._gate_lock = threading.RLock()
         self._closed = False
         self._mark: mmap.mmap | None = None
@@ -233,30 +254,17 @@ class LmdbKV(KV):
             raise self.named(exc) from exc
         _kvs.add(self)
 
-    def write(self) -> _Write:
-        return _Write(self)
+    def write(self, undo: Callable[[], None] | None = None) -> _Write:
+        return _Write(self, undo)
 
-    @contextmanager
-    def read(self) -> Iterator[Txn]:
-        token = self.enter()
-        try:
-            try:
-                raw = self.env.begin(buffers=True)
-            except lmdb.Error as exc:
-                token, raw = self.begin_again(exc, token, write=False)
-            with raw:
-                yield LmdbTxn(raw, self.dbs)
-        except lmdb.Error as exc:
-            raise self.named(exc) from exc
-        finally:
-            self.live.discard(token)
+    def read(self) -> _Read:
+        return _Read(self)
 
-    def enter(self) -> object:
-        """Marks a transaction as open; waits while the environment is being replaced or the process forks."""
-        token = object()
+    def enter(self, token: object) -> None:
+        """Marks a transaction as open, when the environment is being replaced or the process forks: waits for that to be over."""
         while True:
             self.live.add(token)
-            gate = self._gate
+            gate = self.gate
             if gate is None:
                 break
             self.live.discard(token)
@@ -266,19 +274,18 @@ class LmdbKV(KV):
             if self._closed:
                 raise ClosedError(f"the store in {self._root} is closed")
             self._open_anew(None)
-            return self.enter()
-        return token
+            self.enter(token)
 
-    def begin_again(self, exc: lmdb.Error, token: object, *, write: bool) -> tuple[object, Any]:
+    def begin_again(self, exc: lmdb.Error, token: object, *, write: bool) -> Any:
         """A transaction could not begin. After a commit that failed half-way LMDB refuses the environment: then it is opened anew."""
         broken = self.env
         self.live.discard(token)
         if not isinstance(exc, lmdb.PanicError):
             raise self.named(exc) from exc
         self._open_anew(broken)
-        token = self.enter()
+        self.enter(token)
         try:
-            return token, self.env.begin(write=write, buffers=True)
+            return self.env.begin(write=write, buffers=True)
         except lmdb.Error as again:
             self.live.discard(token)
             raise self.named(again) from again
@@ -287,23 +294,22 @@ class LmdbKV(KV):
         """After a commit."""
         if self._mark is not None:
             self._mark[:] = _mark(number)
-        self._writes += 1
-        if self._writes % _CHECK_READERS_EVERY == 0:
+        if number % _CHECK_READERS_EVERY == 0:
             self.env.reader_check()
 
     @contextmanager
     def closed_gate(self) -> Iterator[bool]:
         """Lets no transaction begin, and waits for those that are open; False when one of them does not end."""
         with self._gate_lock:
-            outer = self._gate
-            gate = self._gate = outer or threading.Event()
+            outer = self.gate
+            gate = self.gate = outer or threading.Event()
             deadline = time.monotonic() + _GATE_S
             try:
                 while self.live and time.monotonic() < deadline:
                     time.sleep(0.0001)
                 yield not self.live
             finally:
-                self._gate = outer
+                self.gate = outer
                 if outer is None:
                     gate.set()
 

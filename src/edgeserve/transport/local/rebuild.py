@@ -17,7 +17,7 @@ from typing import Any
 import lmdb
 import msgspec
 
-from edgeserve.transport import log
+from edgeserve.transport import log, records
 from edgeserve.transport.kv import Space
 from edgeserve.transport.local import pages
 from edgeserve.transport.local.lmdbkv import CENSUS, LmdbTxn, open_environment, read_census
@@ -64,8 +64,8 @@ def _intact(space: Space, key: bytes, value: bytes) -> bool:
             return False
         number, last = log.unpack_key(key)
         return log.Batch(number, last, 0, 0, value).frames() is not None
-    here = len(key) == 20 if space is Space.IDS else key[:1] in (b"g", b"h", b"m", log.VERSION_KEY)
-    return here and log.intact(key, value)
+    here = len(key) == 20 if space is Space.IDS else key[:1] in (b"g", b"h", b"m", records.VERSION_KEY)
+    return here and records.intact(key, value)
 
 
 def _entries(source: Any, db: Any) -> Iterator[tuple[bytes, bytes]]:
@@ -85,7 +85,7 @@ def copy(source_path: Path, target: _Target) -> Report:
     if not dbs:
         return Report()
     with source.begin() as txn:
-        _refuse_other_versions(txn.get(log.VERSION_KEY, db=dbs[0]))
+        _refuse_other_versions(txn.get(records.VERSION_KEY, db=dbs[0]))
         expected = [txn.stat(db)["entries"] for db in dbs]
         written = read_census(txn.get(CENSUS, db=dbs[0]))
     report = Report(commit=source.info()["last_txnid"])
@@ -110,7 +110,7 @@ def copy(source_path: Path, target: _Target) -> Report:
 
 
 def _refuse_other_versions(raw: bytes | None) -> None:
-    if raw is not None and log.intact(log.VERSION_KEY, raw) and (version := log.read_version(raw)) != log.DISK_FORMAT:
+    if raw is not None and records.intact(records.VERSION_KEY, raw) and (version := records.read_version(raw)) != records.DISK_FORMAT:
         sys.stdout.write(str(version))
         sys.stdout.flush()
         sys.exit(OTHER_VERSION)
@@ -119,7 +119,7 @@ def _refuse_other_versions(raw: bytes | None) -> None:
 def search(source_path: Path, target: _Target) -> Report:
     """Finds what is intact in the pages and not copied yet. Of a state that is there more than once, the newest counts."""
     copied = [(key, bytes(value)) for key, value in target.txn.scan(Space.STATE, b"", b"\xff") if key != CENSUS]
-    newest: dict[bytes, tuple[Any, bytes]] = {key: (log.age(key, value), value) for key, value in copied}
+    newest: dict[bytes, tuple[Any, bytes]] = {key: (records.age(key, value), value) for key, value in copied}
     with open(source_path / "data.mdb", "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return Report()
@@ -131,10 +131,10 @@ def search(source_path: Path, target: _Target) -> Report:
                     continue
                 if space is not Space.STATE:
                     target.put(space, key, value)
-                elif key not in newest or log.age(key, value) > newest[key][0]:
-                    newest[key] = (log.age(key, value), value)
-    if log.VERSION_KEY in newest:
-        _refuse_other_versions(newest[log.VERSION_KEY][1])
+                elif key not in newest or records.age(key, value) > newest[key][0]:
+                    newest[key] = (records.age(key, value), value)
+    if records.VERSION_KEY in newest:
+        _refuse_other_versions(newest[records.VERSION_KEY][1])
     for key, (_, value) in newest.items():
         target.put(Space.STATE, key, value)
     return Report()
@@ -153,15 +153,15 @@ def complete(txn: LmdbTxn) -> list[str]:
 
 
 def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[str]) -> int:
-    head = log.find_head(txn, topic)
-    prefix = log.group_key(topic, "")
+    head = records.find_head(txn, topic)
+    prefix = records.group_key(topic, "")
     groups = {bytes(k[len(prefix) :]).decode() for k, _ in txn.scan(Space.STATE, prefix, prefix + b"\xff")}
     if head is None:
         missing.append(f"the head of topic {topic!r}")
-        head = log.Head(number or 0, groups=sorted(groups))
+        head = records.Head(number or 0, groups=sorted(groups))
     elif number is None:
         missing.append(f"the number of topic {topic!r}")
-        log.save_name(txn, head.number, topic)
+        records.save_name(txn, head.number, topic)
     expected, stored, needless = head.first, 0, []
     for batch, length in log.batches(txn, head.number):
         if batch.last < head.first:
@@ -187,8 +187,8 @@ def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[
             missing.append(f"the state of group {group!r} on topic {topic!r}")
             head.groups.remove(group)
     for group in groups.difference(head.groups):
-        txn.delete(Space.STATE, log.group_key(topic, group))
-    log.save_head(txn, topic, head)
+        txn.delete(Space.STATE, records.group_key(topic, group))
+    records.save_head(txn, topic, head)
     return head.number
 
 

@@ -22,7 +22,7 @@ import xxhash
 
 from edgeserve.core.errors import DiskFull, StoreDamagedWarning, StoreVersion, TransportError
 from edgeserve.transport.local.lmdbkv import DATA, MARK, read_mark
-from edgeserve.transport.log import DISK_FORMAT
+from edgeserve.transport.records import DISK_FORMAT
 
 _log = logging.getLogger(__name__)
 _SEAL = "seal.json"
