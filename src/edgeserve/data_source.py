@@ -120,16 +120,21 @@ class DataSource(Node):
                 event_ns = sent_ns if sent_ns > self._last_event_ns else self._last_event_ns
                 watermark_ns = self._last_event_ns = event_ns
             else:
-                event_ns = _to_ns(event_time(item))
+                given = event_time(item)
+                event_ns = given if type(given) is int else _to_ns(given)
                 if event_ns > self._last_event_ns:
                     self._last_event_ns = event_ns
                 watermark_ns = self._last_event_ns - lateness_ns
             sequence = self._sequence
-            id_ = message_id(prefix, sequence) if own_id is None else replayable_id(source_id, own_id(item))
+            id_ = prefix + sequence.to_bytes(8, "big") if own_id is None else replayable_id(source_id, own_id(item))
             key = None if key_of is None else key_of(item)
-            schema, buffers = encode_value(value)
-            payload: Any = buffers[0] if len(buffers) == 1 else buffers
-            size = len(payload) if type(payload) is bytes else sum([memoryview(b).nbytes for b in buffers])
+            payload: Any = value
+            if type(value) is bytes:
+                schema, size = "b", len(value)
+            else:
+                schema, buffers = encode_value(value)
+                payload = buffers[0] if len(buffers) == 1 else buffers
+                size = len(payload) if type(payload) is bytes else sum([memoryview(b).nbytes for b in buffers])
             header = Header(id_, source_id, producer, sequence, event_ns, sent_ns, schema, size, watermark_ns, key, 0, time_kind)
             frame = encode_frame(header, payload)
             self._sequence = sequence + 1
@@ -215,9 +220,7 @@ class DataSource(Node):
         return {"sent": self._sender.published} if self._opened else {}
 
 
-def _to_ns(given: int | datetime) -> int:
-    if type(given) is int:
-        return given
+def _to_ns(given: Any) -> int:
     if isinstance(given, datetime):
         if given.tzinfo is None:
             raise ConfigurationError(

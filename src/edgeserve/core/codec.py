@@ -36,6 +36,7 @@ SMALL_FRAME_BYTES = 32 * 1024
 """Up to this size a frame is one `bytes`; above it a list of buffers, so that a payload is not copied."""
 
 _MAGIC = b"\xedS"
+_COPIED_BYTES = 1024
 _ALIGNED = 1
 _ALIGNMENT = 64
 _PREFIX = Struct("<QQQ")
@@ -82,8 +83,10 @@ def encode_frame(header: Header, payload: bytes | Sequence[Buffer]) -> bytes | l
         head = _encode_header(header)
     except (TypeError, ValueError, OverflowError) as exc:
         raise ConfigurationError(f"the header of source {header.source_id!r} cannot be encoded: {exc}") from exc
-    if not _valid(header):
-        _refuse_to_encode(header)
+    # A reader would refuse these; asked here in place, because a call costs more than the questions.
+    source_id, key = header.source_id, header.key
+    if len(header.id) != 16 or not 0 < len(source_id) <= _SURELY_SHORT or (key is not None and type(key) not in _KEY_TYPES):
+        _check_header(header)
     if type(payload) is not bytes:
         if len(payload) == 1 and type(payload[0]) is bytes:
             payload = payload[0]
@@ -101,8 +104,8 @@ def encode_frame(header: Header, payload: bytes | Sequence[Buffer]) -> bytes | l
     return _pack(word, size, xxh3_64_intdigest(body, word)) + body
 
 
-def decode_frame(frame: Buffer) -> tuple[Header, memoryview]:
-    """The header and the payload, a read-only view into `frame`.
+def decode_frame(frame: Buffer) -> tuple[Header, bytes | memoryview]:
+    """The header and the payload: a read-only view into `frame`, or bytes where it is so short that a copy costs less.
 
     Raises:
         ForeignMessage: another program wrote it.
@@ -110,10 +113,21 @@ def decode_frame(frame: Buffer) -> tuple[Header, memoryview]:
         TruncatedMessage: its end is missing.
         CorruptMessage: it is damaged, or its header is not one.
     """
-    if type(frame) is bytes and len(frame) <= SMALL_FRAME_BYTES:
-        decoded = _decode_small(frame)
-        if decoded is not None:
-            return decoded
+    # The frames that come by the hundred thousand: small copies cost less than views of them. What is unusual is looked at more closely.
+    if type(frame) is bytes and _PREFIX_BYTES <= len(frame) <= SMALL_FRAME_BYTES:
+        word, size, checksum = _unpack(frame)
+        end, body = word >> 32, frame[_PREFIX_BYTES:]
+        if word & 0xFFFFFFFF == _PLAIN_WORD and len(body) == end + size and xxh3_64_intdigest(body, word) == checksum:
+            try:
+                header = _decode_header(body[:end])
+            except Exception:  # named by whoever looks closer
+                return _decode_any(frame)
+            if len(header.source_id) <= _SURELY_SHORT and (header.key is None or type(header.key) in _KEY_TYPES):
+                return header, body[end:] if size <= _COPIED_BYTES else memoryview(body)[end:]
+    return _decode_any(frame)
+
+
+def _decode_any(frame: Buffer) -> tuple[Header, memoryview]:
     view = memoryview(frame)
     if type(frame) is not bytes:
         view = view.cast("B").toreadonly()
@@ -138,45 +152,17 @@ def decode_frame(frame: Buffer) -> tuple[Header, memoryview]:
         header = _decode_header(body[:end].tobytes())  # faster than from a view
     except Exception as exc:  # a crafted header also reaches UnicodeDecodeError, RecursionError, MemoryError
         raise CorruptMessage(f"a frame of {len(view)} bytes has no readable header: {exc}") from exc
-    if not _valid(header):
-        what = f"id of {len(header.id)} bytes, source id {header.source_id[:64]!r}, key of type {type(header.key).__name__}"
-        raise CorruptMessage(f"a header is not valid: {what}")
+    if len(header.source_id.encode()) > SOURCE_ID_MAX_BYTES or not (header.key is None or type(header.key) in _KEY_TYPES):
+        raise CorruptMessage(f"a header is not valid: source id {header.source_id[:64]!r}, key of type {type(header.key).__name__}")
     return header, body[start:]
 
 
-def _decode_small(frame: bytes) -> tuple[Header, memoryview] | None:
-    """The frames that come by the hundred thousand: small copies cost less than views of them. None: look closer, something is unusual."""
-    if len(frame) < _PREFIX_BYTES:
-        return None
-    word, size, checksum = _unpack(frame)
-    end = word >> 32
-    body = frame[_PREFIX_BYTES:]
-    if word & 0xFFFFFFFF != _PLAIN_WORD or len(body) != end + size or xxh3_64_intdigest(body, word) != checksum:
-        return None
-    try:
-        header = _decode_header(body[:end])
-    except Exception:  # named by whoever looks closer
-        return None
-    if len(header.id) != 16 or not 0 < len(header.source_id) <= _SURELY_SHORT or not (header.key is None or type(header.key) in _KEY_TYPES):
-        return None
-    return header, memoryview(body)[end:]
-
-
-def _valid(header: Header) -> bool:
-    source_id = header.source_id
-    return (
-        len(header.id) == 16
-        and 0 < len(source_id)
-        and (len(source_id) <= _SURELY_SHORT or len(source_id.encode()) <= SOURCE_ID_MAX_BYTES)
-        and (header.key is None or type(header.key) in _KEY_TYPES)
-    )
-
-
-def _refuse_to_encode(header: Header) -> NoReturn:
+def _check_header(header: Header) -> None:
     check_source_id(header.source_id)
     if len(header.id) != 16:
         raise ConfigurationError(f"a message id is 16 bytes, not {len(header.id)}")
-    raise ConfigurationError(f"the key of a message is a str, int or bytes, not {type(header.key).__name__}; convert it in key=")
+    if header.key is not None and type(header.key) not in _KEY_TYPES:
+        raise ConfigurationError(f"the key of a message is a str, int or bytes, not {type(header.key).__name__}; convert it in key=")
 
 
 def _aligned(position: int) -> int:

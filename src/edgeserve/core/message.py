@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
 import xxhash
@@ -44,8 +44,8 @@ class Header(msgspec.Struct, array_like=True, gc=False):
     `id` is 16 bytes. All times are integer nanoseconds since the Unix epoch (or of the user's own event clock).
     """
 
-    id: bytes
-    source_id: str
+    id: Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
+    source_id: Annotated[str, msgspec.Meta(min_length=1)]
     producer: str
     sequence: int
     event_ns: int

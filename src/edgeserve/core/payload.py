@@ -24,7 +24,7 @@ from edgeserve.core import _arrays, _arrow, _pack
 from edgeserve.core.codec import Buffer
 from edgeserve.core.errors import ConfigurationError, CorruptMessage, MissingExtra, NewerFormat, PayloadMismatch
 
-PayloadDecoder: TypeAlias = Callable[[str, memoryview], Any]
+PayloadDecoder: TypeAlias = Callable[[str, bytes | memoryview], Any]
 """Takes a header's schema tag and the payload."""
 
 _Convert: TypeAlias = Callable[[Any], Any]
@@ -65,7 +65,7 @@ def encode_value(value: Any) -> tuple[str, Sequence[Buffer]]:
     return _pack.pack(value)
 
 
-def decode_value(schema: str, payload: memoryview) -> Any:
+def decode_value(schema: str, payload: bytes | memoryview) -> Any:
     """The value of a payload, without an annotation: dataclasses and Structs as dicts, Arrow data as pyarrow has it.
 
     Arrays are read-only views into `payload` where their items are aligned there.
@@ -76,11 +76,12 @@ def decode_value(schema: str, payload: memoryview) -> Any:
         MissingExtra: Arrow data, and pyarrow is not installed.
     """
     if schema == "b":
-        return payload.tobytes()
+        return payload if type(payload) is bytes else bytes(payload)
     tag = schema[:2]
     try:
         if schema == "s":
             return str(payload, "utf-8")
+        payload = memoryview(payload)
         if tag in ("m", "m:"):
             return _pack.unpack(schema, payload)
         if tag == "n:":
@@ -114,16 +115,16 @@ def decoder_for(annotation: Any = inspect.Parameter.empty, *, source: str = "") 
     fit = _fitting(annotation, source)
     if annotation is memoryview or annotation is bytearray:
 
-        def decode_bytes(schema: str, payload: memoryview) -> Any:
+        def decode_bytes(schema: str, payload: bytes | memoryview) -> Any:
             if schema != "b":
                 fit(decode_value(schema, payload))
-            return payload if annotation is memoryview else bytearray(payload)
+            return annotation(payload)
 
         return decode_bytes
     if annotation is bytes or annotation is str:
         tag = "b" if annotation is bytes else "s"
 
-        def decode_text(schema: str, payload: memoryview) -> Any:
+        def decode_text(schema: str, payload: bytes | memoryview) -> Any:
             value = decode_value(schema, payload)
             return value if schema == tag else fit(value)
 

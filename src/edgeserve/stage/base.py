@@ -126,7 +126,7 @@ class Stage(ABC):
 
     def _receive(self, timeout_ms: float) -> bool:
         """Fetches the next batch into `_ready`, which is empty; False when none came in time."""
-        if self.received and len(self._ready) == 0:
+        if self._batch_began_ns:
             self._adapt()
         try:
             batch = self._subscription.receive(self._batch, timeout_ms)
@@ -135,7 +135,8 @@ class Stage(ABC):
             if not self._runs or not self._patience.wait(exc):
                 raise
             return False
-        self._patience.over()
+        if self._patience.troubled:
+            self._patience.over()
         if not batch:
             return False
         self._asked, self._batch_began_ns = len(batch), monotonic_ns()
@@ -147,8 +148,6 @@ class Stage(ABC):
 
     def _adapt(self) -> None:
         """A batch should take some ten milliseconds: long enough to be worth its settlement, short enough to share with others."""
-        if not self._batch_began_ns:
-            return
         took = monotonic_ns() - self._batch_began_ns
         self._batch_began_ns = 0
         if took < _QUICK_NS and self._asked >= self._batch:

@@ -108,15 +108,12 @@ class Decisions(Settlement):
     def __init__(
         self, subscription: Subscription, fence: Fence, topic: str, topic_out: str, source_id: str, name: str, control: Control
     ) -> None:
-        super().__init__(subscription, name, control)
+        self.units: list[Unit] = []
+        super().__init__(subscription, self.units, name, control)
         self.fence = fence
         self._topic, self.topic_out, self._source_id = topic, topic_out, source_id
         self._encode = msgspec.msgpack.Encoder().encode
-        self.units: list[Unit] = []
         self.held: dict[int, bytes] = {}
-
-    def __len__(self) -> int:
-        return len(self.units)
 
     def _write(self, n: int) -> None:
         units = self.units[:n]

@@ -24,7 +24,7 @@ from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, Pending, set
 from edgeserve.stage.sources import SourceClock
 from edgeserve.transport import Delivery, Frame, Transport
 
-Perform: TypeAlias = Callable[[Header, memoryview, "int | None"], tuple[Any, "Frame | Frames | None"]]
+Perform: TypeAlias = Callable[[Header, "bytes | memoryview", "int | None"], tuple[Any, "Frame | Frames | None"]]
 """(header, payload, watermark) to (result, what is published); raises what the user's function raises."""
 
 
@@ -176,7 +176,8 @@ class Direct(Stage):
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
         subscription, topic, first = self._subscription, batch[0][4], batch[0][1]
         alone = subscription.alone
-        self._known.turn()
+        if len(self._known.new) >= self._known.generation:
+            self._known.turn()
         if not alone:
             self._known.update(subscription.settled_ids())
         # A watermark is passed on only while no other member holds older messages, and none of ours has gone back.

@@ -14,7 +14,7 @@ from edgeserve.core.payload import encode_value
 from edgeserve.stage.task import Several
 from edgeserve.transport import Frame
 
-Emit: TypeAlias = Callable[[Any, bytes, int, int, int | None, Key], tuple[Any, "Frame | Frames | None"]]
+Emit: TypeAlias = Callable[..., tuple[Any, "Frame | Frames | None"]]
 """(result, id of the input or set, event time, oldest event time, watermark, key) to (what `next` returns, what is published)."""
 
 
@@ -40,28 +40,32 @@ class Emitter:
         gate_out, output_id, producer, group, now_ns = self._gate_out, self.output_id, self._producer, self._group, time.time_ns
         computed = int(TimeKind.COMPUTED)
 
-        def one(
-            value: Any, of: bytes, index: int, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key
-        ) -> tuple[Any, Frame | None]:
+        def emit(
+            value: Any, of: bytes, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key, index: int = 0
+        ) -> tuple[Any, Frame | Frames | None]:
+            if type(value) is Several:
+                return several(value, of, event_ns, oldest_ns, watermark_ns, key)
             if gate_out is not None:
                 value = gate_out(value)
                 if value is None:
                     self._counts.count(Reason.GATE, edge=output_id)
                     return None, None
-            schema, buffers = encode_value(value)
-            payload: Any = buffers[0] if len(buffers) == 1 else buffers
-            size = len(payload) if type(payload) is bytes else sum([memoryview(b).nbytes for b in buffers])
+            payload: Any = value
+            if type(value) is bytes:
+                schema, size = "b", len(value)
+            else:
+                schema, buffers = encode_value(value)
+                payload = buffers[0] if len(buffers) == 1 else buffers
+                size = len(payload) if type(payload) is bytes else sum([memoryview(b).nbytes for b in buffers])
             self._sequence = sequence = self._sequence + 1
             id_ = result_id(group, of, index)
             header = Header(id_, output_id, producer, sequence, event_ns, now_ns(), schema, size, watermark_ns, key, 0, computed, oldest_ns)
             return value, encode_frame(header, payload)
 
-        def emit(
-            result: Any, of: bytes, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key
-        ) -> tuple[Any, Frame | Frames | None]:
-            if type(result) is not Several:
-                return one(result, of, 0, event_ns, oldest_ns, watermark_ns, key)
-            pairs = [one(value, of, index, event_ns, oldest_ns, watermark_ns, key) for index, value in enumerate(result)]
+        def several(
+            values: Several, of: bytes, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key
+        ) -> tuple[list[Any], Frames]:
+            pairs: list[Any] = [emit(v, of, event_ns, oldest_ns, watermark_ns, key, index) for index, v in enumerate(values)]
             return [value for value, frame in pairs if frame is not None], Frames(frame for _, frame in pairs if frame is not None)
 
         return emit

@@ -228,7 +228,7 @@ class Holding:
             self._drop(item.position, item.header, Reason.GATE)
         return passed
 
-    def _known_id(self, delivery: Delivery, header: Header, payload: memoryview) -> None:
+    def _known_id(self, delivery: Delivery, header: Header, payload: bytes | memoryview) -> None:
         """An id that was decided before: an input that is still held comes back as state, all else is a duplicate."""
         frame, position, _, deliveries, _ = delivery
         restorable = self._restorable

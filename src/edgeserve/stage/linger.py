@@ -74,16 +74,22 @@ class Linger:
 
 
 class Patience:
-    """How a node behaves while its store has no room: it waits, says so now and then, and goes on when there is room."""
+    """How a node behaves while its store has no room: it waits, says so now and then, and goes on when there is room.
+
+    Attributes:
+        troubled: whether there was no room the last time, so that `over` has something to say.
+    """
 
     def __init__(self, what: str, control: Control) -> None:
         self._what, self._control = what, control
+        self.troubled = False
         self._delay_s = _BACKOFF_S[0]
         self._logged = -_LOG_EVERY_S
         self._stopped_at: float | None = None
 
     def met(self, error: BaseException) -> float:
         """Notes the error; returns how many seconds to wait before the next try."""
+        self.troubled = True
         now = time.monotonic()
         if now - self._logged >= _LOG_EVERY_S:
             self._logged = now
@@ -104,7 +110,8 @@ class Patience:
     def over(self) -> None:
         """There was room."""
         self._stopped_at = None
-        if self._delay_s != _BACKOFF_S[0]:
+        if self.troubled:
+            self.troubled = False
             self._delay_s = _BACKOFF_S[0]
             self._logged = -_LOG_EVERY_S
             log.info("%s goes on: there is room again", self._what)

@@ -35,7 +35,7 @@ class Input:
 
     __slots__ = ("decided", "deliveries", "frame", "header", "payload", "position", "released", "uses", "value")
 
-    def __init__(self, header: Header, payload: memoryview, position: int, frame: Buffer, deliveries: int) -> None:
+    def __init__(self, header: Header, payload: bytes | memoryview, position: int, frame: Buffer, deliveries: int) -> None:
         self.header, self.payload, self.position, self.frame, self.deliveries = header, payload, position, frame, deliveries
         self.uses = 0
         self.value: Any = None

@@ -41,8 +41,10 @@ class Sender:
         limit = self._max_frame_bytes
 
         def append(frame: Frame) -> None:
-            whole = isinstance(frame, bytes)
-            size = len(frame) if isinstance(frame, bytes) else sum([len(part) for part in frame])
+            if type(frame) is bytes:
+                whole, size = True, len(frame)
+            else:
+                whole, size = False, sum([len(part) for part in frame])  # type: ignore[misc]  # a list of buffers
             if limit is not None and size > limit:
                 raise SendError(
                     f"a message of {size} bytes exceeds the {limit} that the engine takes: source {self._name!r} did not send it"

@@ -7,7 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from time import monotonic_ns
-from typing import cast
+from typing import Any, TypeVar
 
 from edgeserve.core.errors import Fenced, SendError, TransportError
 from edgeserve.core.metrics import Counters, Reason
@@ -22,6 +22,7 @@ OLDEST_PENDING_NS = 8_000_000
 """`run()` settles when the oldest unsettled input began this long ago, though more are ready."""
 
 _STUCK_NS = 20_000_000
+_T = TypeVar("_T")
 
 
 class Settlement(ABC):
@@ -29,6 +30,12 @@ class Settlement(ABC):
 
     The stage appends; whoever settles takes from the front what is there. So the stage never waits for the thread, and a user's function
     never runs under a lock.
+
+    Args:
+        subscription: settles.
+        decided: what a subclass gathers, one entry per unit, appended last.
+        name: the node's.
+        control: the node's.
 
     Attributes:
         since_ns: when the oldest unsettled one began (monotonic), about.
@@ -40,8 +47,8 @@ class Settlement(ABC):
 
     fence: Fence | None = None
 
-    def __init__(self, subscription: Subscription, name: str, control: Control) -> None:
-        self._subscription = subscription
+    def __init__(self, subscription: Subscription, decided: list[Any], name: str, control: Control) -> None:
+        self._subscription, self._decided = subscription, decided
         self.lock = threading.RLock()
         self.since_ns = 0
         self.urgent = False
@@ -53,9 +60,9 @@ class Settlement(ABC):
         self._patient = False
         self.linger = Linger(f"edgeserve-settle-{name}", self._write_tail)
 
-    @abstractmethod
     def __len__(self) -> int:
         """How many units are pending."""
+        return len(self._decided)
 
     @abstractmethod
     def _write(self, n: int) -> None:
@@ -68,11 +75,14 @@ class Settlement(ABC):
     def settle(self) -> None:
         """Writes all that is pending, or raises with all of it kept. In `run()` a store without room is waited for."""
         if self._error is not None:
-            error, self._error = self._error, None
-            if isinstance(error, (ClaimLost, Fenced)):
-                raise error
-            raise SendError(f"settling earlier results failed, they are kept and tried again: {error}") from error
-        self._patiently(self._settle)
+            self._raise_earlier()
+        if self._decided:
+            try:
+                self._settle()
+            except NO_ROOM as exc:
+                self._be_patient(exc, self._settle)
+            if self._patience.troubled:
+                self._patience.over()
         # Not by the thread: the stage may just have said so of a result that came after what the thread has written.
         self.urgent = False
 
@@ -83,7 +93,10 @@ class Settlement(ABC):
             with self.lock:
                 self._subscription.settle(acks, outputs, attributes=attributes, fence=self.fence)
 
-        self._patiently(write)
+        try:
+            write()
+        except NO_ROOM as exc:
+            self._be_patient(exc, write)
 
     def owner_runs(self, runs: bool) -> None:
         """In `run()` the owner settles in time itself, unless the task is stuck: the thread would only be in its way."""
@@ -91,19 +104,25 @@ class Settlement(ABC):
         self.linger.period_s = (_STUCK_NS if runs else LINGER_NS) / 1e9 * 2
         self._patient = runs
 
-    def _patiently(self, write: Callable[[], None]) -> None:
-        while True:
+    def _raise_earlier(self) -> None:
+        error, self._error = self._error, None
+        assert error is not None
+        if isinstance(error, (ClaimLost, Fenced)):
+            raise error
+        raise SendError(f"settling earlier results failed, they are kept and tried again: {error}") from error
+
+    def _be_patient(self, error: Exception, write: Callable[[], None]) -> None:
+        while self._patient and self._patience.wait(error):
             try:
                 write()
-                self._patience.over()
                 return
             except NO_ROOM as exc:
-                if not self._patient or not self._patience.wait(exc):
-                    raise
+                error = exc
+        raise error
 
     def _settle(self) -> None:
         with self.lock:
-            while n := len(self):
+            while n := len(self._decided):
                 try:
                     self._write(n)
                     return
@@ -116,7 +135,7 @@ class Settlement(ABC):
 
     def _write_tail(self) -> bool:
         """In the linger thread: settles what its owner left behind."""
-        if not len(self) or self._error is not None:
+        if not self._decided or self._error is not None:
             return False
         now = monotonic_ns()
         if now - self.since_ns >= self._linger_ns and now >= self._retry_ns:
@@ -126,7 +145,7 @@ class Settlement(ABC):
                 self._retry_ns = now + int(self._patience.met(exc) * 1e9)
             except Exception as exc:
                 self._error = exc
-        return bool(len(self)) and self._error is None
+        return bool(self._decided) and self._error is None
 
 
 class Pending(Settlement):
@@ -138,16 +157,13 @@ class Pending(Settlement):
     def __init__(
         self, subscription: Subscription, topic_out: str | None, known: RecentIds, counts: Counters, name: str, control: Control
     ) -> None:
-        super().__init__(subscription, name, control)
-        self._topic_out, self._known, self._counts = topic_out, known, counts
         self.frames: list[Frame | Frames | None] = []
         self.ids: list[bytes | None] = []
         self.topics: list[str] = []
         self.positions: list[int] = []
+        super().__init__(subscription, self.positions, name, control)
+        self._topic_out, self._known, self._counts = topic_out, known, counts
         self._asides: dict[tuple[str, int], tuple[str, Frame]] = {}
-
-    def __len__(self) -> int:
-        return len(self.positions)
 
     def aside(self, topic: str, position: int, to: str, frame: Frame) -> None:
         """A frame for another topic, such as a dead letter, that is written with the input's settlement."""
@@ -155,10 +171,11 @@ class Pending(Settlement):
 
     def _write(self, n: int) -> None:
         frames, ids, topics, positions = self.frames[:n], self.ids[:n], self.topics[:n], self.positions[:n]
-        produced = flattened([f for f in frames if f is not None])
         outputs: dict[str, list[Frame]] = {}
-        if produced and self._topic_out is not None:
+        results = 0
+        if self._topic_out is not None and (produced := flattened(frames)):
             outputs[self._topic_out] = produced
+            results = len(produced)
         acks: dict[str, list[int]] = {topics[0]: positions}
         if topics.count(topics[0]) < n:
             acks = {}
@@ -170,15 +187,16 @@ class Pending(Settlement):
                     to, frame = self._asides[at]
                     outputs.setdefault(to, []).append(frame)
         try:
-            self._subscription.settle(acks, outputs, ids=[i for i in ids if i is not None])
+            self._subscription.settle(acks, outputs, ids=ids if None not in ids else _present(ids))  # type: ignore[arg-type]
         except BaseException:
             # Large results are the task's own buffers: it may write to them again once this call has returned.
             self.frames[:n] = [owned(f) for f in frames]
             raise
-        for at in zip(topics, positions, strict=True) if self._asides else ():
-            self._asides.pop(at, None)
+        if self._asides:
+            for at in zip(topics, positions, strict=True):
+                self._asides.pop(at, None)
         del self.frames[:n], self.ids[:n], self.topics[:n], self.positions[:n]
-        self.results += len(produced)
+        self.results += results
         self.settled += n
 
     def _lost(self, lost: ClaimLost, n: int) -> None:
@@ -212,11 +230,17 @@ def settle_at_last(settlement: Settlement) -> None:
     settlement.settle()
 
 
-def flattened(produced: list[Frame | Frames]) -> list[Frame]:
+def _present(found: list[_T | None]) -> list[_T]:
+    """Those that are not None."""
+    return [f for f in found if f is not None]
+
+
+def flattened(produced: list[Frame | Frames | None]) -> list[Frame]:
     """Each result's frames in one list."""
-    if any(type(f) is Frames for f in produced):
-        return [g for f in produced for g in (f if isinstance(f, Frames) else [f])]
-    return cast(list[Frame], produced)
+    found: list[Frame | Frames] = produced if None not in produced else _present(produced)  # type: ignore[assignment]
+    if Frames in map(type, found):
+        return [g for f in found for g in (f if isinstance(f, Frames) else [f])]
+    return found  # type: ignore[return-value]
 
 
 def owned(frame: Frame | Frames | None) -> Frame | Frames | None:

@@ -46,7 +46,7 @@ class SingleTask(Direct):
     def _make_perform(self) -> Perform:
         decode, gate_in, call, finish, emit = self._decode, self._gate_in, self._task.call, self._task.finish, self._emitter.make()
 
-        def perform(header: Header, payload: memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
+        def perform(header: Header, payload: bytes | memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
             value = decode(header.schema, payload)
             if gate_in is not None:
                 value = gate_in(value)
@@ -73,7 +73,7 @@ class SingleTask(Direct):
     def _logged(self, perform: Perform) -> Perform:
         steps, outputs = self._logs
 
-        def logged(header: Header, payload: memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
+        def logged(header: Header, payload: bytes | memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
             start_ns = time.time_ns()
             result, produced = perform(header, payload, watermark_ns)
             end_ns = time.time_ns()

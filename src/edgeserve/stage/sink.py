@@ -72,7 +72,7 @@ class Sink(Direct):
         begin, done = self._journal.writer()
         current, may_repeat = self.current, self._may_repeat
 
-        def perform(header: Header, payload: memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
+        def perform(header: Header, payload: bytes | memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
             value = decode(header.schema, payload)
             if gate is not None:
                 value = gate(value)

@@ -36,11 +36,10 @@ from edgeserve.transport.base import (
 )
 from edgeserve.transport.kv import KV, Txn
 from edgeserve.transport.settled import forget_group
-from edgeserve.transport.wake import WAKE, Switchboard, Waker
+from edgeserve.transport.wake import Switchboard, Waker
 
 SEND_WINDOW = 8_000
 _STALL_S = 1.0
-_PACKET_BYTES = 4096
 
 
 _engines: weakref.WeakSet[LogEngine] = weakref.WeakSet()
@@ -186,7 +185,7 @@ class LogEngine(Transport):
             forget_group(txn, topic, head, group)
         return bool(dead)
 
-    def _make_room(self) -> bool:
+    def make_room(self) -> bool:
         """The store is full: whether something could be forgotten."""
         freed = False
         for topic in self.topics():
@@ -196,20 +195,6 @@ class LogEngine(Transport):
                     records.save_head(txn, topic, head)
                     freed = True
         return freed
-
-    def append(self, topic: str, frames: Sequence[Frame], scratch: bytearray) -> records.Head:
-        """One batch in a transaction of its own; wakes the listeners."""
-        try:
-            with self.kv.write() as txn:
-                head = log.append(txn, topic, frames, time.time_ns(), self.limits, scratch)
-        except StoreFull:
-            if not self._make_room():
-                raise
-            return self.append(topic, frames, scratch)
-        with_packet = packet(head, scratch)
-        for address in head.listeners:
-            self.board.notify(address, with_packet)
-        return head
 
     def close(self) -> None:
         if not self._closed and self.pid == os.getpid():
@@ -245,17 +230,6 @@ def first_position(txn: Txn, head: records.Head, start: Start) -> int:
     if start == "latest":
         return head.next
     return log.position_at(txn, head, start)
-
-
-def packet(head: records.Head, scratch: bytearray) -> bytes:
-    """What the listeners of a topic are woken with: the batch just appended if it is small, so that they need not read the store for it.
-
-    Not where a group has several: one that does not know yet that it is no longer alone would take what another may claim.
-    """
-    listeners = head.listeners
-    if len(scratch) > _PACKET_BYTES or (len(listeners) > 1 and len(set(listeners.values())) < len(listeners)):
-        return WAKE
-    return log.packed(head.number, head.next - 1, scratch)
 
 
 class Window:
@@ -355,7 +329,18 @@ class _LogPublisher(Publisher):
         if self._closed or not self._engine.usable:
             self._check()
         if frames:
-            head = self._engine.append(self._topic, frames, self._scratch)
+            engine, scratch = self._engine, self._scratch
+            while True:
+                try:
+                    with engine.kv.write() as txn:
+                        head = log.append(txn, self._topic, frames, time.time_ns(), engine.limits, scratch)
+                    break
+                except StoreFull:
+                    if not engine.make_room():
+                        raise
+            packet = log.packet(head, scratch)
+            for address in head.listeners:
+                engine.board.notify(address, packet)
             self._window.wait(head, len(frames))
 
     def flush(self) -> None:
@@ -398,4 +383,4 @@ def deliveries(batch: log.Batch, frames: Sequence[bytes | memoryview], lo: int, 
     return list(zip(frames, range(lo, hi), repeat(batch.publish_ns), repeat(earlier), repeat(topic)))
 
 
-__all__ = ("SEND_WINDOW", "LogEngine", "Window", "append_fenced", "deliveries", "first_position", "packet")
+__all__ = ("SEND_WINDOW", "LogEngine", "Window", "append_fenced", "deliveries", "first_position")

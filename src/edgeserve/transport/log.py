@@ -17,6 +17,7 @@ from edgeserve.core.errors import StoreFull
 from edgeserve.transport.base import Frame
 from edgeserve.transport.kv import Space, Txn
 from edgeserve.transport.records import Head, Limits, find_head, group_state, groups, make_head, save_head, topics
+from edgeserve.transport.wake import WAKE
 
 _CHECK_ROOM_BYTES = 1 << 20
 _KEY = struct.Struct(">IQ")
@@ -29,6 +30,7 @@ _decode_views = msgspec.msgpack.Decoder(list[memoryview]).decode
 _LARGE_FRAME_BYTES = 4096
 _BATCH_BYTES = 4 << 20
 _BATCH_FRAMES = 4096
+_PACKET_BYTES = 4096
 _WHOLE = frozenset((bytes,))
 
 
@@ -171,9 +173,15 @@ def unpack_key(key: bytes) -> tuple[int, int]:
     return number, last
 
 
-def packed(number: int, last: int, raw: bytes | bytearray) -> bytes:
-    """A batch as a packet: its key and its value."""
-    return _KEY.pack(number, last) + raw
+def packet(head: Head, scratch: bytearray) -> bytes:
+    """What the listeners of a topic are woken with: the batch just appended if it is small, so that they need not read the store for it.
+
+    Not where a group has several: one that does not know yet that it is no longer alone would take what another may claim.
+    """
+    listeners = head.listeners
+    if len(scratch) > _PACKET_BYTES or (len(listeners) > 1 and len(set(listeners.values())) < len(listeners)):
+        return WAKE
+    return _KEY.pack(head.number, head.next - 1) + scratch
 
 
 def unpacked(packet: bytes) -> Batch | None:
@@ -205,7 +213,7 @@ __all__ = (
     "append",
     "batch_key",
     "batches",
-    "packed",
+    "packet",
     "position_at",
     "read",
     "stored",

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, GroupConflict, StoreDamagedWarning, StoreFull
 from edgeserve.transport import log, records, settled
 from edgeserve.transport.base import Delivery, Fence, Frame, GroupKind, Start, Subscription
-from edgeserve.transport.engine import SEND_WINDOW, LogEngine, Window, append_fenced, deliveries, first_position, packet
+from edgeserve.transport.engine import SEND_WINDOW, LogEngine, Window, append_fenced, deliveries, first_position
 from edgeserve.transport.groups import Claim, GroupState, MemberRecord
 from edgeserve.transport.kv import Txn
 
@@ -142,8 +142,9 @@ class LogSubscription(Subscription):
         self._more = max_messages
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         while True:
-            if timeout_ms != 0 and (packets := self._waker.drain()):
-                self._collect(packets)
+            if timeout_ms != 0:
+                for packet in self._waker.drain():
+                    self._collect(packet)
             if self._woken:
                 self._woken = False
                 return []
@@ -163,7 +164,8 @@ class LogSubscription(Subscription):
             if found or (deadline is not None and now >= deadline):
                 return found
             self._waker.wait(self._patience(now, deadline))
-            self._check()
+            if self._closed or not self._engine.usable:
+                self._check()
 
     def _patience(self, now: float, deadline: float | None) -> float:
         seconds = _LOOK_AROUND_S if deadline is None else min(_LOOK_AROUND_S, deadline - now)
@@ -172,14 +174,13 @@ class LogSubscription(Subscription):
             seconds = min(seconds, (min(due) - time.time_ns()) / 1e9 + 0.0005)
         return max(seconds, 0.0)
 
-    def _collect(self, packets: Sequence[bytes]) -> None:
-        """Keeps the batches that came with wake-ups."""
-        for data in packets:
-            batch = log.unpacked(data)
-            if batch is None:
-                self._unsure.update(self._topics)
-            elif batch.topic_number in self._mail:
-                self._mail[batch.topic_number].append(batch)
+    def _collect(self, packet: bytes) -> None:
+        """Keeps the batch that came with a wake-up."""
+        batch = log.unpacked(packet)
+        if batch is None:
+            self._unsure.update(self._topics)
+        elif batch.topic_number in self._mail:
+            self._mail[batch.topic_number].append(batch)
 
     def _from_mail(self, topic: str, most: int) -> list[Delivery]:
         """What the sole member can take without a look at the store: the batch that is next came with a wake-up. Whether it really was
@@ -348,12 +349,12 @@ class LogSubscription(Subscription):
             for topic, frames in outputs.items() if outputs else ():
                 if frames:
                     head = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch, works_off=works_off)
-                    published.append((topic, head, packet(head, self._scratch), len(frames)))
+                    published.append((topic, head, log.packet(head, self._scratch), len(frames)))
         if seen_all:
             self._ids_seen[first] = settled.seen_all(self._states[first])
-        for _, head, with_packet, _ in published:
+        for _, head, packet, _ in published:
             for address in head.listeners:
-                engine.board.notify(address, with_packet)
+                engine.board.notify(address, packet)
         if wake:
             engine.notify(wake)
         for topic, head, _, count in published:
@@ -372,7 +373,7 @@ class LogSubscription(Subscription):
         wake: set[str],
     ) -> bool:
         """Adds to `wake` whom this concerns; returns whether this member had seen all ids before these."""
-        state, ahead = self._find(txn, topic), self._ahead[topic]
+        state, ahead = self._cache.find(txn, topic, self._group) or self._find(txn, topic), self._ahead[topic]
         if ahead >= 0 and state.term == self._term[topic] and state.sole == self._name:
             state.settle_ahead(self._name, topic, ahead, self._more, positions)
         else:
@@ -388,7 +389,8 @@ class LogSubscription(Subscription):
             wake.update(m.address for name, m in state.members.items() if name != self._name)
         if state.blocked:
             wake.update(state.unblock(records.make_head(txn, topic).next))
-        self._save(txn, topic, state)
+        self._cache.save(txn, topic, self._group, state)
+        self._states[topic] = state
         return seen_all
 
     def nack(self, topic: str, positions: Sequence[int], delay_ms: float = 0) -> None:
