@@ -20,9 +20,13 @@ class Member(NamedTuple):
 
 
 class JoinSet(NamedTuple):
-    """A completed set: `.members[source].stamp_ns` and `.item`."""
+    """A completed set: `.members[source].stamp_ns` and `.item`.
+
+    `final`: its members are in this set alone and leave the policy with it, not through `drain()`.
+    """
 
     members: dict[str, Member]
+    final: bool = False
 
 
 class Released(NamedTuple):
@@ -69,7 +73,13 @@ class SourceReport:
 
 
 class Policy(ABC):
-    """A join policy. Every pushed item leaves exactly once through `drain()`, as used or as dropped with a reason."""
+    """A join policy. Every pushed item leaves exactly once: with its final set, or through `drain()`, as used or dropped with a reason.
+
+    Attributes:
+        timed: whether a push may make `next_due_ns` other than None.
+    """
+
+    timed = True
 
     def __init__(self, sources: Sequence[str]) -> None:
         self.sources = tuple(sources)

@@ -48,8 +48,10 @@ class Exact(Policy):
         >>> join.watermark("b", 201)
         []
         >>> [(r.item, r.reason) for r in join.drain()]
-        [('a1', ''), ('b1', ''), ('a0', 'unmatched')]
+        [('a0', 'unmatched')]
     """
+
+    timed = False
 
     def __init__(
         self,
@@ -82,7 +84,8 @@ class Exact(Policy):
         self._furthest = -_FAR
         # Per source the heads that wait for it, as (event time, serial, value); entries whose head has gone are skipped.
         self._waiting: dict[str, list[tuple[int, int, Hashable]]] = {source: [] for source in self.sources}
-        self._others = {source: [heap for s, heap in self._waiting.items() if s != source] for source in self.sources}
+        # Values that came since the last watermark: most are complete by the next one, and then never enter `_waiting`.
+        self._fresh: list[Hashable] = []
         self._serial = 0
         self._compact_at = _COMPACT_AT_LEAST
         # Per source its heads by event time, kept only while the source overflows.
@@ -115,8 +118,7 @@ class Exact(Policy):
                 self._drop(source, stamp_ns, item, "unmatched")
                 return []
             value = key
-        heads = self._heads.get(value)
-        member = _new(Member, (stamp_ns, item))
+        heads, member = self._heads.get(value), _new(Member, (stamp_ns, item))
         if heads is None:
             if self._furthest > stamp_ns:  # it is not late, so another source is past it
                 self._drop(source, stamp_ns, item, "unmatched")
@@ -125,12 +127,9 @@ class Exact(Policy):
                 return self._hold(source, value, member)
             self._heads[value] = {source: member}
             self._held[source] += 1
-            self._serial = serial = self._serial + 1
-            entry = (stamp_ns, serial, value)
-            for waiting in self._others[source]:
-                heappush(waiting, entry)
-            if serial > self._compact_at:
-                self._compact()
+            self._fresh.append(value)
+            if len(self._fresh) > _COMPACT_AT_LEAST:
+                self._enter_fresh()
             return []
         if len(heads) + 1 < self._width or source in heads or (self._by_key and self._too_wide(heads, stamp_ns)):
             return self._hold(source, value, member)
@@ -162,6 +161,7 @@ class Exact(Policy):
         self._watermarks[source] = watermark_ns
         self._reach[source] = reach = _FAR if watermark_ns >= WATERMARK_END else watermark_ns - self._slack_ns
         self._furthest = reach if reach > self._furthest else max(self._reach.values())
+        self._enter_fresh()
         waiting = self._waiting[source]
         while waiting and waiting[0][0] < reach:
             value = heappop(waiting)[2]
@@ -189,7 +189,7 @@ class Exact(Policy):
         return 0 if self._restored else None
 
     def drain(self) -> list[Released]:
-        """The items released since the last call: "" when a set used them, else 'late', 'unmatched' or 'overflow'."""
+        """The items dropped since the last call: 'late', 'unmatched' or 'overflow'. Those that a set used have left with it."""
         released, self._released = self._released, []
         return released
 
@@ -316,10 +316,18 @@ class Exact(Policy):
         if self._serial > self._compact_at:
             self._compact()
 
+    def _enter_fresh(self) -> None:
+        fresh, self._fresh = self._fresh, []
+        for value in fresh:
+            heads = self._heads.get(value)
+            if heads is not None:
+                self._wait(value, heads, {member.stamp_ns for member in heads.values()})
+
     def _compact(self) -> None:
         """Builds the queues of the waiting anew, without the entries whose heads have gone: else they grow without watermarks."""
         for waiting in self._waiting.values():
             waiting.clear()
+        self._fresh.clear()
         self._compact_at = _FAR
         for value, heads in self._heads.items():
             self._wait(value, heads, {member.stamp_ns for member in heads.values()})
@@ -371,13 +379,12 @@ class Exact(Policy):
         return heads
 
     def _use(self, heads: dict[str, Member]) -> JoinSet:
-        """Makes a set of all heads and releases them."""
-        members = {}
-        for source in self.sources:
-            members[source] = member = heads[source]
-            self._held[source] -= 1
-            self._released.append(_new(Released, (source, member[0], member[1], "")))
-        return _new(JoinSet, (members,))
+        """Makes a set of all heads and lets go of them."""
+        held = self._held
+        for source in heads:
+            held[source] -= 1
+        members = {source: heads[source] for source in self.sources}
+        return _new(JoinSet, (members, True))
 
     def _too_wide(self, heads: dict[str, Member], stamp_ns: int) -> bool:
         if not self._by_key:

@@ -93,7 +93,7 @@ class Latest(Policy):
         if self.no_overlap:
             return [self._complete()]
         unused.clear()
-        return [_new(JoinSet, (held.copy(),))]
+        return [_new(JoinSet, (held.copy(), False))]
 
     def advance(self, now_ns: int) -> list[JoinSet]:
         """Returns the waiting set once `min_period_ns` has passed since the start of the one before."""
@@ -189,7 +189,7 @@ class Latest(Policy):
             self._held = dict.fromkeys(self.sources)
             self._stamps.clear()
             self._newest_ns, self._oldest_ns = -_FAR, _FAR
-        return _new(JoinSet, (members,))
+        return _new(JoinSet, (members, False))
 
     def _too_wide(self) -> bool:
         """Whether the spread, looked at exactly, is too large. If so the newest items make no set any more, and none waits."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import chain
+from typing import TypeAlias
 
 import msgspec
 
@@ -36,39 +37,26 @@ class Record(msgspec.Struct):
     held: list[tuple[int, bytes]]
 
 
-class Unit(NamedTuple):
-    """What one step has decided. Appended as one object, so that a settlement never sees half of it.
+Held: TypeAlias = Sequence[tuple[int, bytes]]
+Drops: TypeAlias = Sequence[tuple[bytes, str]]
+Decision: TypeAlias = tuple[bytes, list[bytes]]
+Aside: TypeAlias = tuple[str, Frame]
+Unit: TypeAlias = tuple[list[int], list[bytes], Held, "Frame | Frames | None", Decision | None, Drops, Aside | None]
+"""What one step has decided, appended as one object, so that a settlement never sees half of it:
 
-    Attributes:
-        acks: positions that nothing needs any more.
-        ids: of inputs that had their turn with this.
-        held: (position, id) of those among them that are not acknowledged yet.
-        frames: results.
-        decision: (set id, member ids) of the set that ran.
-        drops: (id, reason).
-        aside: (topic, frame) of a dead letter.
-    """
-
-    acks: list[int]
-    ids: list[bytes]
-    held: Sequence[tuple[int, bytes]]
-    frames: Frame | Frames | None
-    decision: tuple[bytes, list[bytes]] | None
-    drops: Sequence[tuple[bytes, str]]
-    aside: tuple[str, Frame] | None
+- positions that nothing needs any more,
+- ids of inputs that had their turn with this,
+- (position, id) of those among them that are not acknowledged yet,
+- results,
+- (set id, member ids) of the set that ran,
+- (id, reason) of what was dropped,
+- (topic, frame) of a dead letter.
+"""
 
 
-def unit(
-    acks: list[int],
-    ids: list[bytes],
-    held: list[tuple[int, bytes]] | None = None,
-    frames: Frame | Frames | None = None,
-    decision: tuple[bytes, list[bytes]] | None = None,
-    drops: list[tuple[bytes, str]] | None = None,
-    aside: tuple[str, Frame] | None = None,
-) -> Unit:
-    """A `Unit`, made without the cost of a NamedTuple's own constructor."""
-    return tuple.__new__(Unit, (acks, ids, held or (), frames, decision, drops or (), aside))
+def unit(acks: list[int], ids: list[bytes], *, drops: Drops = (), aside: Aside | None = None) -> Unit:
+    """The unit of a step that ran no set."""
+    return acks, ids, (), None, None, drops, aside
 
 
 def decision_topic(topic: str, group: str) -> str:
@@ -117,37 +105,41 @@ class Decisions(Settlement):
 
     def _write(self, n: int) -> None:
         units = self.units[:n]
-        produced = flattened([u.frames for u in units if u.frames is not None])
+        acks, ids, held, frames, decided, dropped, asides = zip(*units, strict=True)
+        produced = flattened(list(frames))
         outputs: dict[str, list[Frame]] = {self.topic_out: produced} if produced else {}
-        for unit in units:
-            if unit.aside is not None:
-                outputs.setdefault(unit.aside[0], []).append(unit.aside[1])
-        acks = [position for u in units for position in u.acks]
-        ids = [id_ for u in units for id_ in u.ids]
-        sets = [u.decision for u in units if u.decision is not None]
-        drops = [drop for u in units for drop in u.drops]
-        held = self._held_after(units)
-        decisions = [self._frame(Record(sets, drops, list(held.items())))] if sets or drops or held != self.held else []
+        for aside in asides if any(asides) else ():
+            if aside is not None:
+                outputs.setdefault(aside[0], []).append(aside[1])
+        positions = list(chain.from_iterable(acks))
+        sets = [decision for decision in decided if decision is not None]
+        drops = list(chain.from_iterable(dropped))
+        after = self._held_after(units) if self.held or any(held) else {}
+        decisions = [self._frame(Record(sets, drops, list(after.items())))] if sets or drops or after != self.held else []
         try:
-            self._subscription.settle({self._topic: acks} if acks else {}, outputs, ids=ids, decisions=decisions, fence=self.fence)
+            self._subscription.settle(
+                {self._topic: positions} if positions else {},
+                outputs,
+                ids=list(chain.from_iterable(ids)),
+                decisions=decisions,
+                fence=self.fence,
+            )
         except BaseException:
             # Large results are the task's own buffers: it may write to them again once this call has returned.
-            self.units[:n] = [u._replace(frames=owned(u.frames)) for u in units]
+            self.units[:n] = [(*u[:3], owned(u[3]), *u[4:]) for u in units]
             raise
         del self.units[:n]
-        self.held = held
+        self.held = after
         self.results += len(produced)
-        self.settled += len(acks)
+        self.settled += len(positions)
 
     def _held_after(self, units: list[Unit]) -> dict[int, bytes]:
-        if not self.held and not any(u.held for u in units):
-            return {}
-        held = dict(self.held)
-        for unit in units:
-            held.update(unit.held)
-            for position in unit.acks:
-                held.pop(position, None)
-        return held
+        after = dict(self.held)
+        for acks, _, held, *_ in units:
+            after.update(held)
+            for position in acks:
+                after.pop(position, None)
+        return after
 
     def _frame(self, record: Record) -> Frame:
         body = self._encode(record)
@@ -155,4 +147,4 @@ class Decisions(Settlement):
         return encode_frame(Header(os.urandom(16), self._source_id, "", 0, now, now, "", len(body), kind=int(Kind.DECISION)), body)
 
 
-__all__ = ("Decisions", "Record", "Unit", "decision_topic", "last_record", "read_decision", "unit")
+__all__ = ("Decisions", "Record", "decision_topic", "last_record", "read_decision", "unit")

@@ -150,9 +150,9 @@ class Holding:
             if sets:
                 barren = 0
                 enqueue(sets)
-            else:
+            elif refused is not None:
                 barren += 1
-                if barren >= _BARREN and refused is not None:
+                if barren >= _BARREN:
                     refused()
             released = drain()
             if released:
@@ -185,25 +185,25 @@ class Holding:
 
     def _enqueue(self, sets: Sequence[JoinSet]) -> None:
         for joined in sets:
-            for member in joined[0].values():
-                if member is not None:
-                    member[1].uses += 1
+            if not joined[1]:
+                for member in joined[0].values():
+                    if member is not None:
+                        member[1].uses += 1
             self.due.append(joined)
 
     def _release(self, released: Sequence[Released]) -> None:
         """Settles what the policy lets go of and no set needs any more."""
         free: list[Input] | None = None
-        drops: list[tuple[bytes, str]] | None = None
+        drops: list[tuple[bytes, str]] = []
         for source, _, item, reason in released:
             item.released = True
             if reason:
                 self._counts.count(reason, edge=source)
-                drops = drops or []
                 drops.append((item.header.id, reason))
             if not item.uses:
                 free = free or []
                 free.append(item)
-        if free is None and drops is None:
+        if free is None and not drops:
             return  # all of them are in sets that are due
         ids: list[bytes] = []
         for item in free or ():
@@ -281,6 +281,16 @@ class Holding:
             result, set_id, members, frames, aside = run(joined, promise)
             due.popleft()
             acks: list[int] = []
+            if joined[1]:
+                # No other set has them, so this is their one turn.
+                for member in joined[0].values():
+                    position = member[1].position
+                    acks.append(position)
+                    del held[position]
+                units.append((acks, members, (), frames, (set_id, members), (), aside))
+                if frames is not None and type(frames) is not bytes:
+                    pending.urgent = True
+                return result
             ids: list[bytes] = []
             kept: list[tuple[int, bytes]] | None = None
             for member in joined[0].values():
@@ -298,7 +308,7 @@ class Holding:
                     if not gone:
                         kept = kept or []
                         kept.append((item.position, item.header.id))
-            units.append(unit(acks, ids, kept, frames, (set_id, members), None, aside))
+            units.append((acks, ids, kept or (), frames, (set_id, members), (), aside))
             if frames is not None and type(frames) is not bytes:
                 pending.urgent = True
             return result

@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
+
+import msgspec
+from xxhash import xxh3_128_digest
 
 from edgeserve.align import JoinSet
 from edgeserve.core.errors import ClosedError
-from edgeserve.core.message import WATERMARK_END, Header, set_id
+from edgeserve.core.message import WATERMARK_END, Header
 from edgeserve.core.payload import decode_value, decoder_for
 from edgeserve.stage.base import Options, Raised
 from edgeserve.stage.context import Current
@@ -20,11 +23,11 @@ from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.task import DEFERRED, Task
 from edgeserve.transport import Buffer, Frame
 
-_new = tuple.__new__  # a NamedTuple's own constructor costs twice as much, and this is once per set
+_FAR_PAST = -(2**63)
 
 
-class Input:
-    """A message that the join has taken, until it is acknowledged.
+class Input(msgspec.Struct, gc=False):
+    """A message that the join has taken, until it is acknowledged. A Struct, because there is one per message.
 
     Attributes:
         uses: how many sets with it are due.
@@ -33,24 +36,19 @@ class Input:
         value: what `gate_in` made of it.
     """
 
-    __slots__ = ("decided", "deliveries", "frame", "header", "payload", "position", "released", "uses", "value")
+    header: Header
+    payload: bytes | memoryview
+    position: int
+    frame: Buffer
+    deliveries: int
+    uses: int = 0
+    value: Any = None
+    released: bool = False
+    decided: bool = False
 
-    def __init__(self, header: Header, payload: bytes | memoryview, position: int, frame: Buffer, deliveries: int) -> None:
-        self.header, self.payload, self.position, self.frame, self.deliveries = header, payload, position, frame, deliveries
-        self.uses = 0
-        self.value: Any = None
-        self.released = self.decided = False
 
-
-class Outcome(NamedTuple):
-    """What became of a set."""
-
-    result: Any
-    set_id: bytes
-    ids: list[bytes]
-    frames: Frame | Frames | None
-    aside: tuple[str, Frame] | None
-
+Outcome: TypeAlias = tuple[Any, bytes, list[bytes], "Frame | Frames | None", tuple[str, Frame] | None]
+"""What became of a set: (result, set id, its members' ids, what is published, dead letter)."""
 
 GiveUp: TypeAlias = Callable[[Sequence[Input], GaveUp], tuple[tuple[str, Frame], Raised | None]]
 
@@ -113,7 +111,7 @@ class RunSet:
             inputs: list[Input | None] = []
             headers: list[Header] = []
             ids: list[bytes] = []
-            redelivered = 0
+            redelivered = False
             for name in parameters:
                 member = members.get(name)
                 if member is None:
@@ -124,11 +122,10 @@ class RunSet:
                 inputs.append(item)
                 headers.append(header)
                 ids.append(header.id)
-                redelivered += item.deliveries
-            of = set_id(ids)
-            current.headers = headers
-            current.join_id = of
-            current.redelivered = redelivered > 0
+                if item.deliveries:
+                    redelivered = True
+            of = xxh3_128_digest(b"".join(ids))  # as `message.set_id` says
+            current.headers, current.join_id, current.redelivered = headers, of, redelivered
             if len(headers) != len(inputs) or current.missing:
                 current.missing = tuple([n for n in parameters if members.get(n) is None])
             try:
@@ -141,8 +138,8 @@ class RunSet:
                     result, frames = try_again(error, again, retries=options.retries, backoff_s=backoff_s, closing=closing)
                 except GaveUp as gave_up:
                     aside, raised = give_up([item for item in inputs if item is not None], gave_up)
-                    return _new(Outcome, (raised, of, ids, None, aside))
-            return _new(Outcome, (result, of, ids, frames, None))
+                    return raised, of, ids, None, aside
+            return result, of, ids, frames, None
 
         return run
 
@@ -152,10 +149,14 @@ class RunSet:
         def attempt(
             inputs: Sequence[Input | None], headers: Sequence[Header], of: bytes, promise_ns: int | None
         ) -> tuple[Any, Frame | Frames | None]:
-            values = [
-                None if item is None else decode(item.header.schema, item.payload) if item.value is None else item.value
-                for decode, item in zip(decoders, inputs, strict=True)
-            ]
+            values: list[Any] = []
+            for decode, item in zip(decoders, inputs):  # noqa: B905  as many as there are parameters
+                if item is None:
+                    values.append(None)
+                elif item.value is None:
+                    values.append(decode(item.header.schema, item.payload))
+                else:
+                    values.append(item.value)
             start_ns = 0 if steps is None else time.time_ns()
             result = call(*values)
             if type(result) in DEFERRED:
@@ -164,11 +165,8 @@ class RunSet:
                 steps.write(**_line(of, headers), start_ns=start_ns, end_ns=time.time_ns())
             if result is None:
                 return None, None
-            first = headers[0]
-            event_ns, oldest_ns, key = first.event_ns, first.oldest_ns, first.key
-            if oldest_ns is None:
-                oldest_ns = event_ns
-            for header in headers[1:]:
+            event_ns, oldest_ns, key = _FAR_PAST, WATERMARK_END, headers[0].key
+            for header in headers:
                 member_ns, member_oldest_ns = header.event_ns, header.oldest_ns
                 if member_ns > event_ns:
                     event_ns = member_ns
@@ -176,7 +174,7 @@ class RunSet:
                     member_oldest_ns = member_ns
                 if member_oldest_ns < oldest_ns:
                     oldest_ns = member_oldest_ns
-                if header.key != key:
+                if key is not None and header.key != key:
                     key = None
             if promise_ns is not None and promise_ns > event_ns:
                 promise_ns = None if promise_ns == WATERMARK_END else event_ns
@@ -197,4 +195,4 @@ def _line(of: bytes, headers: Sequence[Header]) -> dict[str, Any]:
     }
 
 
-__all__ = ("Input", "Outcome", "RunSet")
+__all__ = ("Input", "RunSet")

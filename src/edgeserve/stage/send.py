@@ -44,7 +44,7 @@ class Sender:
             if type(frame) is bytes:
                 whole, size = True, len(frame)
             else:
-                whole, size = False, sum([len(part) for part in frame])  # type: ignore[misc]  # a list of buffers
+                whole, size = False, sum([len(part) for part in frame])  # type: ignore[misc, arg-type]  # a list of buffers
             if limit is not None and size > limit:
                 raise SendError(
                     f"a message of {size} bytes exceeds the {limit} that the engine takes: source {self._name!r} did not send it"
