@@ -77,12 +77,14 @@ class Policy(ABC):
 
     Attributes:
         timed: whether a push may make `next_due_ns` other than None.
+        leaving: what `drain` will return. The same list for as long as the policy lives: whoever pushes often looks here first.
     """
 
     timed = True
 
     def __init__(self, sources: Sequence[str]) -> None:
         self.sources = tuple(sources)
+        self.leaving: list[Released] = []
         if not self.sources or len(set(self.sources)) != len(self.sources):
             raise ConfigurationError(f"a join needs at least one source and each only once, got {list(self.sources)!r}")
 
@@ -109,9 +111,11 @@ class Policy(ABC):
         """The wall-clock time at which `advance` has something to do, or None."""
         return None
 
-    @abstractmethod
     def drain(self) -> list[Released]:
-        """The items released since the last call, in order."""
+        """The items released since the last call, in order: "" for those that a set has used, else why they were dropped."""
+        released = self.leaving[:]
+        self.leaving.clear()
+        return released
 
     @abstractmethod
     def explain(self) -> dict[str, SourceReport]:

@@ -84,13 +84,13 @@ class Exact(Policy):
         self._furthest = -_FAR
         # Per source the heads that wait for it, as (event time, serial, value); entries whose head has gone are skipped.
         self._waiting: dict[str, list[tuple[int, int, Hashable]]] = {source: [] for source in self.sources}
+        self._others = {source: [heap for s, heap in self._waiting.items() if s != source] for source in self.sources}
         # Values that came since the last watermark: most are complete by the next one, and then never enter `_waiting`.
         self._fresh: list[Hashable] = []
         self._serial = 0
         self._compact_at = _COMPACT_AT_LEAST
         # Per source its heads by event time, kept only while the source overflows.
         self._oldest: dict[str, list[tuple[int, int, Hashable, Member]]] = {}
-        self._released: list[Released] = []
         self._restored = False
         self._dropped: dict[str, Counter[str]] = {source: Counter() for source in self.sources}
         self._without_key: Counter[str] = Counter()
@@ -187,11 +187,6 @@ class Exact(Policy):
     def next_due_ns(self) -> int | None:
         """0 (at once) when `advance` has restored items to settle, else None."""
         return 0 if self._restored else None
-
-    def drain(self) -> list[Released]:
-        """The items dropped since the last call: 'late', 'unmatched' or 'overflow'. Those that a set used have left with it."""
-        released, self._released = self._released, []
-        return released
 
     def spread_refused(self) -> SpreadRefused | None:
         """With `on='key'`, the last spread of a key's items that was too large, since the previous call."""
@@ -318,10 +313,21 @@ class Exact(Policy):
 
     def _enter_fresh(self) -> None:
         fresh, self._fresh = self._fresh, []
+        found = self._heads.get
         for value in fresh:
-            heads = self._heads.get(value)
-            if heads is not None:
+            heads = found(value)
+            if heads is None:
+                continue
+            if len(heads) > 1:
                 self._wait(value, heads, {member.stamp_ns for member in heads.values()})
+                continue
+            for source, member in heads.items():
+                self._serial = serial = self._serial + 1
+                entry = (member[0], serial, value)
+                for waiting in self._others[source]:
+                    heappush(waiting, entry)
+        if self._serial > self._compact_at:
+            self._compact()
 
     def _compact(self) -> None:
         """Builds the queues of the waiting anew, without the entries whose heads have gone: else they grow without watermarks."""
@@ -401,7 +407,7 @@ class Exact(Policy):
         self._dropped[source][reason] += 1
         if reason == "unmatched":
             self._unmatched[source].append(stamp_ns)
-        self._released.append(_new(Released, (source, stamp_ns, item, reason)))
+        self.leaving.append(_new(Released, (source, stamp_ns, item, reason)))
 
 
 __all__ = ("Exact",)

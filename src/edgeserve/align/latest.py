@@ -53,7 +53,6 @@ class Latest(Policy):
         self._unused: dict[str, str] = {}
         self._waiting = False
         self._last_start_ns: int | None = None
-        self._released: list[Released] = []
         self._dropped: dict[str, Counter[str]] = {source: Counter() for source in self.sources}
         self._watermarks: dict[str, int] = {}
         self._nearest_miss: SpreadRefused | None = None
@@ -74,7 +73,7 @@ class Latest(Policy):
             if source in unused:
                 self._release(source, old[0], old[1], unused[source])
             else:
-                self._released.append(_new(Released, (source, old[0], old[1], "")))
+                self.leaving.append(_new(Released, (source, old[0], old[1], "")))
         elif stamp_ns < self._oldest_ns:
             self._oldest_ns = stamp_ns
         held[source] = _new(Member, (stamp_ns, item))
@@ -139,11 +138,6 @@ class Latest(Policy):
             return None
         return 0 if self._last_start_ns is None else self._last_start_ns + self.min_period_ns
 
-    def drain(self) -> list[Released]:
-        """The items released since the last call: "" when a set used them, else 'superseded' or 'throttled'."""
-        released, self._released = self._released, []
-        return released
-
     def spread_refused(self) -> SpreadRefused | None:
         """The last spread that was too large, since the previous call."""
         refused, self._refused = self._refused, None
@@ -185,7 +179,7 @@ class Latest(Policy):
         self._unused.clear()
         if self.no_overlap:
             for source, member in members.items():
-                self._released.append(_new(Released, (source, member[0], member[1], "")))
+                self.leaving.append(_new(Released, (source, member[0], member[1], "")))
             self._held = dict.fromkeys(self.sources)
             self._stamps.clear()
             self._newest_ns, self._oldest_ns = -_FAR, _FAR
@@ -206,7 +200,7 @@ class Latest(Policy):
     def _release(self, source: str, stamp_ns: int, item: Any, reason: str) -> None:
         if reason:
             self._dropped[source][reason] += 1
-        self._released.append(_new(Released, (source, stamp_ns, item, reason)))
+        self.leaving.append(_new(Released, (source, stamp_ns, item, reason)))
 
 
 __all__ = ("Latest",)

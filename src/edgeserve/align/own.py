@@ -61,7 +61,6 @@ class Adapted(Policy):
         self._held: dict[str, dict[int, list[Member]]] = {source: {} for source in self.sources}
         self._count = dict.fromkeys(self.sources, 0)
         self._watermarks: dict[str, int] = {}
-        self._released: list[Released] = []
         self._dropped: dict[str, Counter[str]] = {source: Counter() for source in self.sources}
 
     def push(self, source: str, stamp_ns: int, item: Any, key: Any = None) -> list[JoinSet]:
@@ -100,11 +99,6 @@ class Adapted(Policy):
         """What the user's policy says, if it says it."""
         return None if self._next_due is None else self._next_due()
 
-    def drain(self) -> list[Released]:
-        """The items released since the last call: "" when a set used them, else 'overflow'."""
-        released, self._released = self._released, []
-        return released
-
     def explain(self) -> dict[str, SourceReport]:
         """Our books per source, with what the user's policy says as the note."""
         said = self.own.explain()
@@ -132,7 +126,7 @@ class Adapted(Policy):
         first = next(iter(self._held[source].values()))[0]
         self._take(source, first.item)
         self._dropped[source]["overflow"] += 1
-        self._released.append(Released(source, first.stamp_ns, first.item, "overflow"))
+        self.leaving.append(Released(source, first.stamp_ns, first.item, "overflow"))
 
     def _take(self, source: str, item: Any) -> Member | None:
         """Takes an item off the books; None when it was not on them (used by an earlier set, or overflowed)."""
@@ -155,7 +149,7 @@ class Adapted(Policy):
         for joined in sets:
             for source, member in joined.members.items():
                 if self._take(source, member.item) is not None:
-                    self._released.append(Released(source, member.stamp_ns, member.item, ""))
+                    self.leaving.append(Released(source, member.stamp_ns, member.item, ""))
         return sets
 
     def _checked(self, found: Any) -> JoinSet:

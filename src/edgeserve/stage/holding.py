@@ -104,7 +104,8 @@ class Holding:
     def _make_push(self) -> Callable[[Delivery], Any]:
         """The function that takes one delivered message into the policy. A closure: its names cost least there."""
         known, held, clocks, marks, policy = self.known, self._held, self._clocks, self._marks, self.policy
-        push_item, drain, enqueue, release, refused = policy.push, policy.drain, self._enqueue, self._release, self._skew.look
+        push_item, drain, leaving, release, refused = policy.push, policy.drain, policy.leaving, self._release, self._skew.look
+        due, enqueue = self.due.append, self._enqueue
         max_age_ms, now_ns, data, gated = self._options.drop_if_older_than_ms, time.time_ns, int(Kind.DATA), self._run_set.gated
         max_age_ns = None if max_age_ms is None else int(max_age_ms * 1e6)
         drops_late, gone, barren = isinstance(policy, Exact), self._gone, 0
@@ -149,14 +150,16 @@ class Holding:
                 raise
             if sets:
                 barren = 0
-                enqueue(sets)
+                if sets[0][1] and len(sets) == 1:
+                    due(sets[0])
+                else:
+                    enqueue(sets)
             elif refused is not None:
                 barren += 1
                 if barren >= _BARREN:
                     refused()
-            released = drain()
-            if released:
-                release(released)
+            if leaving:
+                release(drain())
             return None
 
         return push

@@ -31,7 +31,7 @@ from edgeserve.transport import ClaimLost, Delivery, Transport
 
 log = logging.getLogger("edgeserve")
 
-_TELL_EVERY = 64
+_TELL_EVERY = 256
 _STRIDE = 16
 """So many messages are taken before the loop looks at the clock again."""
 

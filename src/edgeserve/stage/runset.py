@@ -111,7 +111,7 @@ class RunSet:
             inputs: list[Input | None] = []
             headers: list[Header] = []
             ids: list[bytes] = []
-            redelivered = False
+            redelivered, event_ns, oldest_ns = False, _FAR_PAST, WATERMARK_END
             for name in parameters:
                 member = members.get(name)
                 if member is None:
@@ -124,16 +124,25 @@ class RunSet:
                 ids.append(header.id)
                 if item.deliveries:
                     redelivered = True
+                member_ns, member_oldest_ns = header.event_ns, header.oldest_ns
+                if member_ns > event_ns:
+                    event_ns = member_ns
+                if member_oldest_ns is None:
+                    member_oldest_ns = member_ns
+                if member_oldest_ns < oldest_ns:
+                    oldest_ns = member_oldest_ns
             of = xxh3_128_digest(b"".join(ids))  # as `message.set_id` says
             current.headers, current.join_id, current.redelivered = headers, of, redelivered
             if len(headers) != len(inputs) or current.missing:
                 current.missing = tuple([n for n in parameters if members.get(n) is None])
+            if promise_ns is not None and promise_ns > event_ns:
+                promise_ns = None if promise_ns == WATERMARK_END else event_ns
             try:
-                result, frames = attempt(inputs, headers, of, promise_ns)
+                result, frames = attempt(inputs, headers, of, event_ns, oldest_ns, promise_ns)
             except Exception as error:
                 if isinstance(error, ClosedError) and closing.is_set():
                     raise
-                again = partial(attempt, inputs, headers, of, promise_ns)
+                again = partial(attempt, inputs, headers, of, event_ns, oldest_ns, promise_ns)
                 try:
                     result, frames = try_again(error, again, retries=options.retries, backoff_s=backoff_s, closing=closing)
                 except GaveUp as gave_up:
@@ -147,7 +156,7 @@ class RunSet:
         decoders, call, finish, emit, (steps, outputs) = self._decoders, self._task.call, self._task.finish, self._emit, self._logs
 
         def attempt(
-            inputs: Sequence[Input | None], headers: Sequence[Header], of: bytes, promise_ns: int | None
+            inputs: Sequence[Input | None], headers: Sequence[Header], of: bytes, event_ns: int, oldest_ns: int, promise_ns: int | None
         ) -> tuple[Any, Frame | Frames | None]:
             values: list[Any] = []
             for decode, item in zip(decoders, inputs):  # noqa: B905  as many as there are parameters
@@ -165,19 +174,11 @@ class RunSet:
                 steps.write(**_line(of, headers), start_ns=start_ns, end_ns=time.time_ns())
             if result is None:
                 return None, None
-            event_ns, oldest_ns, key = _FAR_PAST, WATERMARK_END, headers[0].key
-            for header in headers:
-                member_ns, member_oldest_ns = header.event_ns, header.oldest_ns
-                if member_ns > event_ns:
-                    event_ns = member_ns
-                if member_oldest_ns is None:
-                    member_oldest_ns = member_ns
-                if member_oldest_ns < oldest_ns:
-                    oldest_ns = member_oldest_ns
-                if key is not None and header.key != key:
-                    key = None
-            if promise_ns is not None and promise_ns > event_ns:
-                promise_ns = None if promise_ns == WATERMARK_END else event_ns
+            key = headers[0].key
+            if key is not None:
+                for header in headers:
+                    if header.key != key:
+                        key = None
             value, frames = emit(result, of, event_ns, oldest_ns, promise_ns, key)
             if outputs is not None and frames is not None:
                 outputs.write(**_line(of, headers), sent_ns=time.time_ns(), results=len(frames) if type(frames) is Frames else 1)
