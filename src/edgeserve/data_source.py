@@ -147,7 +147,7 @@ class DataSource(Node):
 
     def _next(self) -> Any:
         sender = self._sender
-        if sender.troubled:
+        if sender.error is not None or sender.full:
             sender.check()
         if self._exhausted or self._iterator is None:
             raise StopIteration
@@ -172,7 +172,7 @@ class DataSource(Node):
         if self._exhausted or iterator is None:
             return
         while not control.stop:
-            if sender.troubled:
+            if sender.error is not None or sender.full:
                 sender.flush_patiently()
             control.interruptible = True
             try:

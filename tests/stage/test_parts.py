@@ -286,7 +286,7 @@ def test_a_full_store_keeps_all_and_the_next_call_tries_again() -> None:
     with pytest.raises(StoreFull):
         append([b"head", buffer])
     buffer[:] = b"reuse"  # the caller has its buffer back
-    assert sending.troubled
+    assert sending.full
     with pytest.raises(StoreFull):
         sending.check()
     publisher.error = None
@@ -303,7 +303,7 @@ def test_an_error_of_the_background_is_raised_by_the_next_call_and_nothing_is_lo
     append(b"first")
     publisher.error = TransportError("the line is down")
     append(b"second")
-    while not sending.troubled:
+    while sending.error is None:
         threading.Event().wait(0.001)
     publisher.error = None
     with pytest.raises(SendError, match="the line is down"):
@@ -443,7 +443,7 @@ def test_closing_sends_what_an_earlier_error_kept() -> None:
     append(b"first")
     publisher.error = TransportError("away")
     append(b"kept")
-    while not sending.troubled:
+    while sending.error is None:
         threading.Event().wait(0.001)
     publisher.error = None
     sending.close()

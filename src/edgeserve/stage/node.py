@@ -144,7 +144,7 @@ class Node(ABC):
                 return self._next()
             finally:
                 self._stepper = None
-                if self._control.closing.is_set():
+                if self._control.stop and self._control.closing.is_set():
                     self.close()
 
     def __aiter__(self) -> Self:

@@ -17,7 +17,15 @@ _OLDEST_NS = 2_000_000
 
 
 class Sender:
-    """Gathers frames and publishes them. What could not be published stays, and is tried again by the next call."""
+    """Gathers frames and publishes them. What could not be published stays, and is tried again by the next call.
+
+    The owner appends; whoever publishes, the owner or the thread that sends a tail, takes from the front what is there.
+
+    Attributes:
+        error: of an earlier send; `check` raises it.
+        full: the store had no room; `check` tries again.
+        published: how many messages were.
+    """
 
     def __init__(self, publisher: Publisher, name: str, control: Control, max_frame_bytes: int | None) -> None:
         self._publisher = publisher
@@ -25,20 +33,21 @@ class Sender:
         self._max_frame_bytes = max_frame_bytes
         self._lock = threading.Lock()
         self._pending: list[Frame] = []
-        self._bytes = 0
+        # Each has one writer: the owner the first, who holds the lock the second.
+        self._bytes_in = self._bytes_out = 0
         self._since_ns = 0
         self._published_ns = 0
         self._retry_ns = 0
-        self._error: Exception | None = None
-        self._full = False
+        self.error: Exception | None = None
+        self.full = False
         self._linger = Linger(f"edgeserve-send-{name}", self._write_tail)
         self._patience = Patience(f"source {name!r}", control)
         self.published = 0
 
     def append(self) -> Callable[[Frame], None]:
         """The function that takes a frame: a closure, because it runs once per message."""
-        lock, publish, linger = self._lock, self._publish, self._linger
-        limit = self._max_frame_bytes
+        lock, publish, linger, pending, now_ns = self._lock, self._publish, self._linger, self._pending, monotonic_ns
+        limit, keep = self._max_frame_bytes, self._pending.append
 
         def append(frame: Frame) -> None:
             if type(frame) is bytes:
@@ -49,38 +58,33 @@ class Sender:
                 raise SendError(
                     f"a message of {size} bytes exceeds the {limit} that the engine takes: source {self._name!r} did not send it"
                 )
-            with lock:
-                pending = self._pending
-                pending.append(frame)
-                self._bytes += size
+            self._bytes_in = bytes_in = self._bytes_in + size
+            keep(frame)
+            # Buffers of large frames are the caller's own: they go before the caller may write to them again.
+            if whole:
                 count = len(pending)
                 if count == 1:
-                    self._since_ns = now = monotonic_ns()
-                    # Buffers of large frames are the caller's own: they go before the caller may write to them again.
-                    if now - self._published_ns < LINGER_NS and whole:
+                    self._since_ns = now = now_ns()
+                    if now - self._published_ns < LINGER_NS:
                         if linger.asleep:
                             linger.nudge()
                         return
-                elif count < BATCH_FRAMES and self._bytes < BATCH_BYTES and whole and monotonic_ns() - self._since_ns < _OLDEST_NS:
+                elif count < BATCH_FRAMES and bytes_in - self._bytes_out < BATCH_BYTES and now_ns() - self._since_ns < _OLDEST_NS:
                     return
+            with lock:
                 publish()
 
         return append
 
     def check(self) -> None:
         """Raises the error of an earlier send, or of trying it again now."""
-        if self._error is not None:
-            error, self._error = self._error, None
+        if self.error is not None:
+            error, self.error = self.error, None
             self._linger.nudge()
             raise SendError(f"an earlier send of source {self._name!r} failed, its messages are kept and sent again: {error}") from error
-        if self._full:
+        if self.full:
             with self._lock:
                 self._publish()
-
-    @property
-    def troubled(self) -> bool:
-        """Whether `check` has something to say."""
-        return self._full or self._error is not None
 
     def flush(self) -> None:
         """Publishes what is pending; durable when it returns."""
@@ -104,7 +108,7 @@ class Sender:
         """Ends the thread, flushes, closes the publisher."""
         self._linger.close()
         # An earlier error has no say here: what it kept is sent now, or the error of that is raised.
-        self._error = None
+        self.error = None
         try:
             self.flush()
         finally:
@@ -112,24 +116,26 @@ class Sender:
 
     def _publish(self) -> None:
         """Called with the lock held."""
-        if not self._pending:
+        frames, bytes_in = self._pending[:], self._bytes_in
+        n = len(frames)
+        if not n:
             return
         try:
-            self._publisher.publish(self._pending)
+            self._publisher.publish(frames)
         except BaseException as exc:
-            self._full = isinstance(exc, NO_ROOM)
+            self.full = isinstance(exc, NO_ROOM)
             # Whoever handed these buffers over may write to them once this call has returned.
-            self._pending = [f if isinstance(f, bytes) else b"".join(f) for f in self._pending]
+            self._pending[:n] = [f if isinstance(f, bytes) else b"".join(f) for f in frames]
             raise
-        self._full = False
-        self.published += len(self._pending)
-        self._pending = []
-        self._bytes = 0
+        self.full = False
+        self.published += n
+        del self._pending[:n]
+        self._bytes_out = bytes_in
         self._published_ns = monotonic_ns()
 
     def _write_tail(self) -> bool:
         """In the linger thread: publishes what has waited long enough."""
-        if not self._pending or self._error is not None:
+        if not self._pending or self.error is not None:
             return False
         with self._lock:
             now = monotonic_ns()
@@ -139,8 +145,8 @@ class Sender:
                 except NO_ROOM as exc:
                     self._retry_ns = now + int(self._patience.met(exc) * 1e9)
                 except Exception as exc:
-                    self._error = exc
-        return bool(self._pending) and self._error is None
+                    self.error = exc
+        return bool(self._pending) and self.error is None
 
 
 __all__ = ("BATCH_BYTES", "BATCH_FRAMES", "Sender")
