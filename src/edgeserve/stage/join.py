@@ -227,10 +227,10 @@ class Join(Stage):
             if type(outcome) is Raised:
                 pending.settle()
                 raise outcome.error
+            if units and (len(units) >= MOST_PENDING or pending.urgent or monotonic_ns() - pending.since_ns > OLDEST_PENDING_NS):
+                pending.settle()
             if not units:
                 pending.since_ns = monotonic_ns()
-            elif len(units) >= MOST_PENDING or pending.urgent or monotonic_ns() - pending.since_ns > OLDEST_PENDING_NS:
-                pending.settle()
             if control.stop or not (ready or due):
                 return
             if due:
