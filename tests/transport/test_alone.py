@@ -14,6 +14,7 @@ from edgeserve.core.errors import DiskFull
 from edgeserve.transport import GroupKind, Subscription, connect, disconnect
 from edgeserve.transport.engine import LogEngine
 from edgeserve.transport.member import LogSubscription
+from edgeserve.transport.place import Place
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_a_claim_that_failed_is_not_skipped(engine: LogEngine, join: Callable[..
         def save(*_: Any) -> None:
             raise DiskFull("no space left")
 
-        full.setattr(member._cache, "save", save)
+        full.setattr(Place, "save", save)
         with pytest.raises(DiskFull):
             member.receive(32, 0)
     engine.publisher("a").publish([b"last"])

@@ -8,7 +8,6 @@ import uuid
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import repeat
 
 from edgeserve.core.errors import (
     ClosedError,
@@ -24,7 +23,6 @@ from edgeserve.core.errors import (
 from edgeserve.transport import log, records
 from edgeserve.transport.base import (
     Capabilities,
-    Delivery,
     Fence,
     Frame,
     GroupKind,
@@ -375,12 +373,4 @@ def append_fenced(
     return log.append(txn, fence.topic, frames, time.time_ns(), limits, scratch, works_off=works_off) if frames else head
 
 
-def deliveries(batch: log.Batch, frames: Sequence[bytes | memoryview], lo: int, hi: int, earlier: int, topic: str) -> list[Delivery]:
-    """The part [lo, hi) of a batch as deliveries."""
-    lo, hi = max(lo, batch.base), min(hi, batch.last + 1)
-    if hi - lo != len(frames):
-        frames = frames[lo - batch.base : hi - batch.base]
-    return list(zip(frames, range(lo, hi), repeat(batch.publish_ns), repeat(earlier), repeat(topic)))
-
-
-__all__ = ("SEND_WINDOW", "LogEngine", "Window", "append_fenced", "deliveries", "first_position")
+__all__ = ("SEND_WINDOW", "LogEngine", "Window", "append_fenced", "first_position")

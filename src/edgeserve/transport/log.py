@@ -23,7 +23,6 @@ _CHECK_ROOM_BYTES = 1 << 20
 _KEY = struct.Struct(">IQ")
 _BATCH = struct.Struct("<QQQI")
 _CHECK = struct.Struct("<Q")
-_KEY_BYTES = _KEY.size
 _encode_into = msgspec.msgpack.Encoder().encode_into
 _decode_frames = msgspec.msgpack.Decoder(list[bytes]).decode
 _decode_views = msgspec.msgpack.Decoder(list[memoryview]).decode
@@ -184,13 +183,18 @@ def packet(head: Head, scratch: bytearray) -> bytes:
     return _KEY.pack(head.number, head.next - 1) + scratch
 
 
-def unpacked(packet: bytes) -> Batch | None:
-    """The batch in a packet, not checked yet; None where there is none."""
-    if len(packet) < _KEY_BYTES + _BATCH.size:
-        return None
+def topic_of(packet: bytes) -> int:
+    """The number of the topic that a packet carries a batch of; -1 where it carries none."""
+    return _KEY.unpack_from(packet)[0] if len(packet) >= _KEY.size + _BATCH.size else -1
+
+
+def unpacked(packet: bytes) -> tuple[int, int, int, Sequence[bytes]] | None:
+    """(base, last, publish time in ns, frames) of the batch in a packet, or None when it is damaged."""
     number, last = _KEY.unpack_from(packet)
-    _, base, publish_ns, _ = _BATCH.unpack_from(packet, _KEY_BYTES)
-    return Batch(number, last, base, publish_ns, packet[_KEY_BYTES:])
+    checksum, base, publish_ns, count = _BATCH.unpack_from(packet, _KEY.size)
+    if base + count != last + 1 or checksum != xxh3_64_intdigest(packet[_KEY.size + 8 :], number << 40 ^ last):
+        return None
+    return base, last, publish_ns, _decode_frames(packet[_KEY.size + _BATCH.size :])
 
 
 def batches(txn: Txn, number: int) -> Iterator[tuple[Batch, int]]:
@@ -217,6 +221,7 @@ __all__ = (
     "position_at",
     "read",
     "stored",
+    "topic_of",
     "trim",
     "unpack_key",
     "unpacked",

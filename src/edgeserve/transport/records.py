@@ -143,7 +143,7 @@ def group_state(txn: Txn, topic: str, group: str) -> GroupState | None:
     """A group's state, or None."""
     key = group_key(topic, group)
     raw = txn.get(Space.STATE, key)
-    return None if raw is None else _decode_state(unchecked(f"group {group!r} of topic {topic!r}", key, raw))
+    return None if raw is None else decode_state(topic, group, bytes(raw))
 
 
 def save_name(txn: Txn, number: int, topic: str) -> None:
@@ -173,6 +173,17 @@ def age(key: bytes, raw: bytes) -> tuple[int, ...]:
     return ()
 
 
+def decode_state(topic: str, group: str, raw: bytes) -> GroupState:
+    """A group's state from what is stored."""
+    return _decode_state(unchecked(f"group {group!r} of topic {topic!r}", group_key(topic, group), raw))
+
+
+def encode_state(key: bytes, state: GroupState) -> bytes:
+    """What is stored of a group's state."""
+    body = _encode(state)
+    return _CHECK.pack(xxh3_64_intdigest(body, _seed(key))) + body
+
+
 class StateCache:
     """Group states by key: what was decoded last is used again while the stored bytes are the same."""
 
@@ -189,14 +200,14 @@ class StateCache:
         if known is not None and known[0] == raw:
             return known[1]
         stored = bytes(raw)
-        state = _decode_state(unchecked(f"group {group!r} of topic {topic!r}", key, stored))
+        state = decode_state(topic, group, stored)
         self._known[key] = (stored, state)
         return state
 
     def save(self, txn: Txn, topic: str, group: str, state: GroupState) -> None:
         """Writes the state."""
-        key, body = group_key(topic, group), _encode(state)
-        raw = _CHECK.pack(xxh3_64_intdigest(body, _seed(key))) + body
+        key = group_key(topic, group)
+        raw = encode_state(key, state)
         txn.put(Space.STATE, key, raw)
         self._known[key] = (raw, state)
 
@@ -214,6 +225,8 @@ __all__ = (
     "age",
     "check_name",
     "checked",
+    "decode_state",
+    "encode_state",
     "find_head",
     "group_key",
     "group_state",
