@@ -66,7 +66,7 @@ class DataSource(Node):
         message_id: Callable[[Any], str | int | bytes] | None = None,
         key: Callable[[Any], Key] | None = None,
         max_lateness_ms: float = 10_000,
-        send_window: int = 8_000,
+        send_window: int = 4_000,
     ) -> None:
         super().__init__(node, pulsar_node, what="DataSource", name=source_id)
         check_source_id(source_id)

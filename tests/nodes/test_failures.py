@@ -18,7 +18,7 @@ from edgeserve.core.errors import DiskFull, GroupConflict, ReceiveTimeout, SkewW
 from edgeserve.core.message import Header
 from edgeserve.stage.deadletter import DeadLetter
 from edgeserve.transport import Transport
-from edgeserve.transport.member import LogSubscription
+from edgeserve.transport.place import Place
 
 DeadLetters = Callable[[str], list[DeadLetter]]
 Send = Callable[..., None]
@@ -569,14 +569,14 @@ def test_run_waits_for_room_to_claim(tmp_path: Path, monkeypatch: pytest.MonkeyP
     url = f"local://{tmp_path / 'store'}"
     with DataSource(range(5), url, source_id="a", topic="t") as source:
         list(source)
-    claim, failures = LogSubscription._claim_for_good, [DiskFull("no space left")]
+    claim, failures = Place._claim, [DiskFull("no space left")]
 
-    def full_at_first(self: LogSubscription, *args: Any) -> Any:
+    def full_at_first(self: Place, *args: Any) -> Any:
         if failures:
             raise failures.pop()
         return claim(self, *args)
 
-    monkeypatch.setattr(LogSubscription, "_claim_for_good", full_at_first)
+    monkeypatch.setattr(Place, "_claim", full_at_first)
     got: list[int] = []
     with Materialize(got.append, url, topic="t") as sink:
         sink.run(until="end")

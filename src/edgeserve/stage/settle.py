@@ -173,9 +173,11 @@ class Pending(Settlement):
         frames, ids, topics, positions = self.frames[:n], self.ids[:n], self.topics[:n], self.positions[:n]
         outputs: dict[str, list[Frame]] = {}
         results = 0
-        if self._topic_out is not None and (produced := flattened(frames)):
-            outputs[self._topic_out] = produced
-            results = len(produced)
+        if self._topic_out is not None:
+            plain = None not in frames and Frames not in map(type, frames)
+            if produced := frames if plain else flattened(frames):
+                outputs[self._topic_out] = produced  # type: ignore[assignment]  # plain: no None, no `Frames`
+                results = len(produced)
         acks: dict[str, list[int]] = {topics[0]: positions}
         if topics.count(topics[0]) < n:
             acks = {}
@@ -237,7 +239,7 @@ def _present(found: list[_T | None]) -> list[_T]:
 
 def flattened(produced: list[Frame | Frames | None]) -> list[Frame]:
     """Each result's frames in one list."""
-    found: list[Frame | Frames] = produced if None not in produced else _present(produced)  # type: ignore[assignment]
+    found: list[Frame | Frames] = _present(produced)
     if Frames in map(type, found):
         return [g for f in found for g in (f if isinstance(f, Frames) else [f])]
     return found  # type: ignore[return-value]

@@ -197,7 +197,7 @@ class Transport(ABC):
     capabilities: Capabilities
 
     @abstractmethod
-    def publisher(self, topic: str, *, send_window: int = 8_000) -> Publisher:
+    def publisher(self, topic: str, *, send_window: int = 4_000) -> Publisher:
         """A publisher. `send_window`: messages that live groups may lag behind before `publish` waits for them; a group that makes
         no progress for a second does not hold the publisher (the store's size is the bound then)."""
 

@@ -36,7 +36,7 @@ from edgeserve.transport.kv import KV, Txn
 from edgeserve.transport.settled import forget_group
 from edgeserve.transport.wake import Switchboard, Waker
 
-SEND_WINDOW = 8_000
+SEND_WINDOW = 4_000
 _STALL_S = 1.0
 
 

@@ -69,7 +69,7 @@ def append(
         half = len(frames) // 2
         append(txn, topic, gathered[:half], now_ns, limits, scratch, works_off=works_off)
         return append(txn, topic, gathered[half:], now_ns, limits, scratch, works_off=works_off)
-    head = make_head(txn, topic)
+    head = find_head(txn, topic) or make_head(txn, topic)
     base, last = head.next, head.next + len(frames) - 1
     _BATCH.pack_into(scratch, 0, 0, base, now_ns, len(frames))
     view = memoryview(scratch)

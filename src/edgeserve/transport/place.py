@@ -299,7 +299,7 @@ class Place:
             state.settle(member, self.topic, positions)
         seen_all = False
         if ids:
-            seen_all = self._seen == settled.seen_all(state)
+            seen_all = self._seen == (state.ids_next, len(state.recent_ids))
             settled.keep_ids(txn, self.number, self._group, state, ids)
         if attributes:
             state.attributes.update(attributes)
@@ -318,7 +318,7 @@ class Place:
 
     def seen_all(self) -> None:
         """All ids that the state holds are known to this member."""
-        self._seen = settled.seen_all(self.state)
+        self._seen = (self.state.ids_next, len(self.state.recent_ids))
 
     def new_ids(self, txn: Txn) -> list[bytes]:
         """The ids that were settled since the last call, this member's own left out as far as no others came between."""

@@ -19,7 +19,7 @@ _KEY = struct.Struct(">IQQ")
 _CHUNK = struct.Struct("<QQ")
 
 Seen: TypeAlias = tuple[int, int]
-"""How far a member has read: the number of chunks, and how many ids after them."""
+"""How far a member has read: the number of chunks, and how many bytes of ids after them (`ids_next` and the length of `recent_ids`)."""
 
 NOTHING: Seen = (0, 0)
 
@@ -49,11 +49,6 @@ def keep_ids(txn: Txn, number: int, group: str, state: GroupState, ids: Sequence
         txn.delete(Space.IDS, key)
 
 
-def seen_all(state: GroupState) -> Seen:
-    """What a member that has read everything has seen."""
-    return state.ids_next, len(state.recent_ids) // ID_BYTES
-
-
 def read_ids(txn: Txn, number: int, group: str, state: GroupState, seen: Seen) -> list[bytes]:
     """The settled ids that came after `seen`, oldest first."""
     tag, parts = xxh3_64_intdigest(group.encode()), []
@@ -62,7 +57,7 @@ def read_ids(txn: Txn, number: int, group: str, state: GroupState, seen: Seen) -
     parts.append(state.recent_ids)
     # What stood in the state when it was looked at stands at the start of the next chunk by now.
     body = b"".join(parts)
-    return [body[at : at + ID_BYTES] for at in range(seen[1] * ID_BYTES, len(body), ID_BYTES)]
+    return [body[at : at + ID_BYTES] for at in range(seen[1], len(body), ID_BYTES)]
 
 
 def forget_group(txn: Txn, topic: str, head: Head, group: str) -> None:
@@ -75,4 +70,4 @@ def forget_group(txn: Txn, topic: str, head: Head, group: str) -> None:
         txn.delete(Space.IDS, bytes(key))
 
 
-__all__ = ("NOTHING", "Seen", "forget_group", "keep_ids", "read_ids", "seen_all")
+__all__ = ("NOTHING", "Seen", "forget_group", "keep_ids", "read_ids")
