@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
@@ -112,6 +113,37 @@ def test_a_group_that_nobody_works_for_costs_a_sender_no_memory(engine: LogEngin
             publisher.publish([b"m"])
         live.settle({"a": take(live, timeout_ms=0)})
     assert len(publisher._window._sent) <= 2 * 50 + 1
+
+
+def test_settled_messages_behind_those_of_another_sender_do_not_hold_a_sender_back(
+    engine: LogEngine, join: Callable[..., Subscription], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = join()
+    # As in a join: the messages of the one ahead wait for what the other has not sent yet.
+    ahead, other = engine.publisher("a"), engine.publisher("a", send_window=50)
+    ahead.publish([b"held"] * 10)
+    waits: list[float] = []
+    monkeypatch.setattr("edgeserve.transport.wake._SocketWaker.wait", lambda _, seconds: waits.append(seconds))
+    for _ in range(20):
+        other.publish([b"m"] * 10)
+        member.settle({"a": [d[1] for d in member.receive(100, 0) if d[0] == b"m"]})
+    assert waits == []
+
+
+def test_a_sender_waits_until_enough_of_its_own_is_settled(engine: LogEngine, join: Callable[..., Subscription]) -> None:
+    member, publisher = join(), engine.publisher("a", send_window=50)
+    with ThreadPoolExecutor() as threads:
+        sending = threads.submit(publisher.publish, [b"m"] * 100)
+        got: list[int] = []
+        while len(got) < 100:
+            got += [d[1] for d in member.receive(100, 1000)]
+        with pytest.raises(TimeoutError):
+            sending.result(0.2)
+        member.settle({"a": got[:40]})
+        with pytest.raises(TimeoutError):
+            sending.result(0.2)
+        member.settle({"a": got[40:70]})
+        sending.result(5)
 
 
 def test_a_full_disk_while_a_sender_is_held_back_is_no_error_of_the_send(

@@ -6,13 +6,12 @@ import os
 import time
 import uuid
 import weakref
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from edgeserve.core.errors import (
     ClosedError,
     ConfigurationError,
-    DiskFull,
     Fenced,
     GroupConflict,
     StoreDamaged,
@@ -34,10 +33,12 @@ from edgeserve.transport.base import (
 )
 from edgeserve.transport.kv import KV, Txn
 from edgeserve.transport.settled import forget_group
-from edgeserve.transport.wake import Switchboard, Waker
+from edgeserve.transport.wake import Switchboard
+
+if TYPE_CHECKING:
+    from edgeserve.transport.window import Window
 
 SEND_WINDOW = 4_000
-_STALL_S = 1.0
 
 
 _engines: weakref.WeakSet[LogEngine] = weakref.WeakSet()
@@ -84,6 +85,9 @@ class LogEngine(Transport):
         records.check_name("a topic", topic)
         if send_window < 1:
             raise ConfigurationError(f"send_window= must be at least 1, not {send_window!r}")
+        # It needs this class for its types.
+        from edgeserve.transport.window import Window
+
         publisher = _LogPublisher(self, topic, Window(self, topic, send_window))
         self._users.add(publisher)
         return publisher
@@ -230,88 +234,6 @@ def first_position(txn: Txn, head: records.Head, start: Start) -> int:
     return log.position_at(txn, head, start)
 
 
-class Window:
-    """Holds a sender back while live groups have not settled enough of what it sent: so long as they move, and for a second at most when
-    they don't. Only the sender's own messages count, so that one which is ahead waits for the others and never the other way round."""
-
-    def __init__(self, engine: LogEngine, topic: str, size: int) -> None:
-        self._engine, self._topic, self._size = engine, topic, size
-        self._cache = records.StateCache()
-        self._stalled: dict[str, int] = {}
-        self._waker: Waker | None = None
-        self._sent: deque[tuple[int, int]] = deque()
-        self._own = self._unchecked = 0
-
-    def wait(self, head: records.Head, sent: int) -> None:
-        """Notes that messages were sent; returns when no live, moving group has more than the window of them left."""
-        self._sent.append((head.next - 1, sent))
-        self._own += sent
-        self._unchecked += sent
-        while self._own - self._sent[0][1] > 2 * self._size:
-            # A group that stands this far back is too far back whatever the exact number; it may never move again.
-            self._own -= self._sent.popleft()[1]
-        if self._own <= self._size or self._unchecked < self._size >> 3:
-            return
-        self._unchecked = 0
-        floors = [self._hold_back(group) for group in head.groups] if head.listeners else []
-        floor = min(floors, default=head.next)
-        while self._sent and self._sent[0][0] < floor:
-            self._own -= self._sent.popleft()[1]
-
-    def _hold_back(self, group: str) -> int:
-        """Waits for one group; returns the position below which it has settled everything."""
-        while True:
-            floor, settled, behind = self._look(group, register=False)
-            if not behind or self._stalled.get(group) == settled:
-                return floor
-            try:
-                if self._waker is None:
-                    self._waker = self._engine.board.waker()
-                self._waker.drain()
-                floor, before, behind = self._look(group, register=True)
-            except (StoreFull, DiskFull):
-                return floor  # no room to ask to be woken; what was sent is stored, so this is no error of the send
-            if not behind:
-                return floor
-            self._waker.wait(_STALL_S)
-            self._engine.check()
-            floor, settled, behind = self._look(group, register=False)
-            if settled == before and behind:
-                self._stalled[group] = settled
-
-    def _look(self, group: str, *, register: bool) -> tuple[int, int, bool]:
-        """(floor, count of settled messages, whether the sender has to wait) of a group."""
-        engine = self._engine
-        with engine.kv.write(self._cache.forget) if register else engine.kv.read() as txn:
-            head, state = records.find_head(txn, self._topic), self._cache.find(txn, self._topic, group)
-            if head is None or state is None:
-                return self._sent[-1][0] + 1, 0, False
-            floor = state.floor()
-            behind = self._own_above(floor) > self._size < state.backlog(head.next)
-            if behind and register and self._waker is not None:
-                state.blocked[self._waker.address] = (self._position_for(self._size * 3 // 4), self._size * 3 // 4)
-                self._cache.save(txn, self._topic, group, state)
-            addresses = [m.address for m in state.members.values()]
-        return floor, state.settled, behind and any(engine.board.alive(a) for a in addresses)
-
-    def _own_above(self, floor: int) -> int:
-        return sum(count for last, count in self._sent if last >= floor)
-
-    def _position_for(self, most: int) -> int:
-        """The floor from which on at most `most` of the own messages are not settled."""
-        left = 0
-        for last, count in reversed(self._sent):
-            left += count
-            if left > most:
-                return last + 1
-        return 0
-
-    def close(self) -> None:
-        """Gives the waiting place up."""
-        if self._waker is not None:
-            self._waker.close()
-
-
 class _LogPublisher(Publisher):
     def __init__(self, engine: LogEngine, topic: str, window: Window) -> None:
         self._engine, self._topic, self._window = engine, topic, window
@@ -373,4 +295,4 @@ def append_fenced(
     return log.append(txn, fence.topic, frames, time.time_ns(), limits, scratch, works_off=works_off) if frames else head
 
 
-__all__ = ("SEND_WINDOW", "LogEngine", "Window", "append_fenced", "first_position")
+__all__ = ("SEND_WINDOW", "LogEngine", "append_fenced", "first_position")

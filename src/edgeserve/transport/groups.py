@@ -10,7 +10,7 @@ and it gives back what it had not read when it next looks (`term` tells it).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from operator import sub
 
@@ -20,6 +20,7 @@ from edgeserve.core.errors import GroupBusy, GroupConflict
 from edgeserve.transport.base import ClaimLost, GroupInfo, GroupKind
 
 Range = tuple[int, int]
+_END = 2**63
 
 
 class MemberRecord(msgspec.Struct, array_like=True):
@@ -278,10 +279,23 @@ class GroupState(msgspec.Struct, array_like=True):
         """How many positions are in members' hands."""
         return sum(c.hi - c.lo for c in self.claims)
 
+    def unsettled(self, sent: Iterable[Range]) -> int:
+        """How many of these positions, in disjoint ascending ranges, are not settled."""
+        ranges_ = sorted([*((c.lo, c.hi) for c in self.claims), *((w.lo, w.hi) for w in self.waiting), (self.cursor, _END)])
+        count, at = 0, 0
+        for lo, hi in sent:
+            while ranges_[at][1] <= lo:
+                at += 1
+            for open_lo, open_hi in ranges_[at:]:
+                if open_lo >= hi:
+                    break
+                count += min(hi, open_hi) - max(lo, open_lo)
+        return count
+
     def unblock(self, head: int) -> list[str]:
-        """The senders that need not wait for this group any more: the floor has reached theirs, or the backlog is short."""
-        floor, backlog = self.floor(), self.backlog(head)
-        ready = [address for address, (position, most) in self.blocked.items() if floor >= position or backlog <= most]
+        """The senders that should look again whether they have to wait: enough was settled since, or the backlog is short."""
+        backlog = self.backlog(head)
+        ready = [address for address, (settled, most) in self.blocked.items() if self.settled >= settled or backlog <= most]
         for address in ready:
             del self.blocked[address]
         return ready

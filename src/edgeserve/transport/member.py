@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, StoreFull
 from edgeserve.transport import log, records
 from edgeserve.transport.base import Delivery, Fence, Frame, GroupKind, Start, Subscription
-from edgeserve.transport.engine import SEND_WINDOW, LogEngine, Window, append_fenced
+from edgeserve.transport.engine import SEND_WINDOW, LogEngine, append_fenced
 from edgeserve.transport.groups import MemberRecord
 from edgeserve.transport.place import Place
+from edgeserve.transport.window import Window
 
 _log = logging.getLogger(__name__)
 _LOOK_AROUND_S = 1.0
