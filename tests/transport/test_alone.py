@@ -144,6 +144,7 @@ def test_a_sender_waits_until_enough_of_its_own_is_settled(engine: LogEngine, jo
             sending.result(0.2)
         member.settle({"a": got[40:70]})
         sending.result(5)
+    publisher.close()
 
 
 def test_a_full_disk_while_a_sender_is_held_back_is_no_error_of_the_send(
