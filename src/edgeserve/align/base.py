@@ -77,6 +77,7 @@ class Policy(ABC):
 
     Attributes:
         timed: whether a push may make `next_due_ns` other than None.
+        refused: what `spread_refused` will return.
         leaving: what `drain` will return. The same list for as long as the policy lives: whoever pushes often looks here first.
     """
 
@@ -85,6 +86,7 @@ class Policy(ABC):
     def __init__(self, sources: Sequence[str]) -> None:
         self.sources = tuple(sources)
         self.leaving: list[Released] = []
+        self.refused: SpreadRefused | None = None
         if not self.sources or len(set(self.sources)) != len(self.sources):
             raise ConfigurationError(f"a join needs at least one source and each only once, got {list(self.sources)!r}")
 
@@ -123,7 +125,8 @@ class Policy(ABC):
 
     def spread_refused(self) -> SpreadRefused | None:
         """The last candidate set since the previous call that was refused because its event times lie too far apart."""
-        return None
+        refused, self.refused = self.refused, None
+        return refused
 
     def _unknown(self, source: str) -> UnknownSource:
         return UnknownSource(f"source {source!r} is not part of this join; it joins {', '.join(map(repr, self.sources))}")

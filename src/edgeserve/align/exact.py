@@ -96,7 +96,6 @@ class Exact(Policy):
         self._without_key: Counter[str] = Counter()
         self._unmatched: dict[str, deque[int]] = {source: deque(maxlen=_REMEMBERED) for source in self.sources}
         self._nearest_miss: SpreadRefused | None = None
-        self._refused: SpreadRefused | None = None
 
     def push(self, source: str, stamp_ns: int, item: Any, key: Hashable = None) -> list[JoinSet]:
         """Takes one item; returns the sets that it completes: none or one with `on='time'`.
@@ -188,11 +187,6 @@ class Exact(Policy):
         """0 (at once) when `advance` has restored items to settle, else None."""
         return 0 if self._restored else None
 
-    def spread_refused(self) -> SpreadRefused | None:
-        """With `on='key'`, the last spread of a key's items that was too large, since the previous call."""
-        refused, self._refused = self._refused, None
-        return refused
-
     def explain(self) -> dict[str, SourceReport]:
         """Per source what is held and dropped, what its oldest item lacks, and the nearest miss.
 
@@ -276,7 +270,7 @@ class Exact(Policy):
                     break
             elif self._too_wide(heads, next(iter(heads.values())).stamp_ns):
                 doomed = [min(heads, key=lambda source: heads[source].stamp_ns)]
-                self._refused = refused = SpreadRefused.of({source: member.stamp_ns for source, member in heads.items()})
+                self.refused = refused = SpreadRefused.of({source: member.stamp_ns for source, member in heads.items()})
                 self._nearest_miss = min(self._nearest_miss or refused, refused, key=attrgetter("spread_ns"))
             else:
                 sets.append(self._use(heads))

@@ -56,7 +56,6 @@ class Latest(Policy):
         self._dropped: dict[str, Counter[str]] = {source: Counter() for source in self.sources}
         self._watermarks: dict[str, int] = {}
         self._nearest_miss: SpreadRefused | None = None
-        self._refused: SpreadRefused | None = None
 
     def push(self, source: str, stamp_ns: int, item: Any, key: Any = None) -> list[JoinSet]:
         """Takes one item; returns the set it completes, if any (none with `min_period_ns`: see `advance`). `key` is not looked at."""
@@ -138,11 +137,6 @@ class Latest(Policy):
             return None
         return 0 if self._last_start_ns is None else self._last_start_ns + self.min_period_ns
 
-    def spread_refused(self) -> SpreadRefused | None:
-        """The last spread that was too large, since the previous call."""
-        refused, self._refused = self._refused, None
-        return refused
-
     def explain(self) -> dict[str, SourceReport]:
         """Per source what is held and dropped; `nearest_miss_ns` is the smallest spread that was refused."""
         miss = self._nearest_miss
@@ -191,7 +185,7 @@ class Latest(Policy):
         self._oldest_ns = min(stamps.values())
         if self._newest_ns - self._oldest_ns <= self.max_interval_ns:
             return False
-        self._refused = refused = SpreadRefused.of(stamps)
+        self.refused = refused = SpreadRefused.of(stamps)
         if self._nearest_miss is None or refused.spread_ns < self._nearest_miss.spread_ns:
             self._nearest_miss = refused
         self._waiting = False

@@ -154,9 +154,9 @@ class Holding:
                     due(sets[0])
                 else:
                     enqueue(sets)
-            elif refused is not None:
+            else:
                 barren += 1
-                if barren >= _BARREN:
+                if policy.refused is not None and barren >= _BARREN:
                     refused()
             if leaving:
                 release(drain())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
 
 from edgeserve.align import Policy
 from edgeserve.core.errors import SkewWarning
@@ -17,20 +16,15 @@ _EVERY_S = 10.0
 
 
 class SkewWatch:
-    """Counts the sets that a policy refuses for their spread.
-
-    Attributes:
-        look: to be called after a push that has made no set; None when the policy refuses nothing.
-    """
+    """Counts the sets that a policy refuses for their spread."""
 
     def __init__(self, policy: Policy, name: str) -> None:
         self._policy, self._name = policy, name
         self._refusals = 0
         self._warned = -_EVERY_S
-        asks = type(policy).spread_refused is not Policy.spread_refused
-        self.look: Callable[[], None] | None = self._look if asks else None
 
-    def _look(self) -> None:
+    def look(self) -> None:
+        """To be called after a push that has made no set, where the policy has refused one."""
         refused = self._policy.spread_refused()
         if refused is None:
             return
