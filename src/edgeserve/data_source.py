@@ -26,6 +26,7 @@ Gate: TypeAlias = Callable[[Any], Any]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LONG_AGO = -(2**63)
+_ENDED = object()
 
 
 class DataSource(Node):
@@ -161,32 +162,38 @@ class DataSource(Node):
     def _run(self, until: str | None) -> None:
         try:
             self._send_all()
-        except Stopped:
-            return  # the signal came while the stream was waiting: nothing is in hand
         finally:
             self._control.interruptible = False
             self._sender.flush_patiently()
 
     def _send_all(self) -> None:
-        sender, send, iterator, control = self._sender, self._send, self._iterator, self._control
-        if self._exhausted or iterator is None:
+        sender, control, taken = self._sender, self._control, list[Any]()
+        if self._exhausted or self._iterator is None:
             return
-        while not control.stop:
-            if sender.error is not None or sender.full:
-                sender.flush_patiently()
-            control.interruptible = True
-            try:
-                item = next(iterator)
-            except StopIteration:
-                control.interruptible = False
-                self._end()
-                return
-            control.interruptible = False
-            if item is not None:
-                try:
-                    send(item)
-                except NO_ROOM:
+        # A signal may come between the iterator's return and any statement here: what it returned is in `taken` by then.
+        take = map(taken.append, self._iterator)
+        try:
+            while not control.stop:
+                if sender.error is not None or sender.full:
                     sender.flush_patiently()
+                control.interruptible = True
+                ended = next(take, _ENDED) is _ENDED
+                control.interruptible = False
+                if ended:
+                    self._end()
+                    return
+                self._send_patiently(taken.pop())
+        except Stopped:
+            control.interruptible = False
+            while taken:
+                self._send_patiently(taken.pop())
+
+    def _send_patiently(self, item: Any) -> None:
+        if item is not None:
+            try:
+                self._send(item)
+            except NO_ROOM:
+                self._sender.flush_patiently()
 
     def _end(self) -> None:
         """Says downstream, once, that nothing more will come."""

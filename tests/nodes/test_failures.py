@@ -14,10 +14,12 @@ import pytest
 import edgeserve
 from edgeserve import Compute, DataSource, Materialize
 from edgeserve.core.codec import encode_frame
-from edgeserve.core.errors import DiskFull, GroupConflict, ReceiveTimeout, SkewWarning, StandbyWarning, UnsupportedType
+from edgeserve.core.errors import DiskFull, GroupConflict, ReceiveTimeout, SkewWarning, StandbyWarning, StoreFull, UnsupportedType
 from edgeserve.core.message import Header
 from edgeserve.stage.deadletter import DeadLetter
 from edgeserve.transport import Transport
+from edgeserve.transport.engine import LogEngine
+from edgeserve.transport.member import LogSubscription
 from edgeserve.transport.place import Place
 
 DeadLetters = Callable[[str], list[DeadLetter]]
@@ -581,3 +583,59 @@ def test_run_waits_for_room_to_claim(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with Materialize(got.append, url, topic="t") as sink:
         sink.run(until="end")
     assert got == list(range(5))
+
+
+def test_what_a_sink_did_but_could_not_settle_is_not_done_again_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"local://{tmp_path / 'store'}"
+    with DataSource(range(3), url, source_id="a", topic="t") as source:
+        list(source)
+    done: list[int] = []
+    settle, full = LogSubscription.settle, threading.Event()
+
+    def without_room(self: LogSubscription, *args: Any, **rest: Any) -> None:
+        if full.is_set():
+            raise StoreFull("full")
+        settle(self, *args, **rest)
+
+    monkeypatch.setattr(LogSubscription, "settle", without_room)
+    first = Materialize(done.append, url, topic="t")
+    next(first)
+    other = Materialize(done.append, url, topic="t", timeout_ms=50)
+    with other:
+        full.set()
+        next(first)
+        with pytest.raises(StoreFull):
+            first.close()
+        full.clear()
+        with pytest.raises((ReceiveTimeout, StopIteration)):
+            while True:
+                next(other)
+    assert sorted(done) == [0, 1, 2]
+
+
+def test_a_join_without_room_to_take_over_waits_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"local://{tmp_path / 'store'}"
+    for name in "ab":
+        with DataSource(range(5), url, source_id=name, event_time=lambda i: i) as source:
+            list(source)
+    fence, failures = LogEngine.fence, [DiskFull("no space left")] * 2
+    first = Compute(lambda a, b: (a, b), url, join="exact")
+    first.__enter__()
+    with pytest.warns(StandbyWarning):
+        stand_by = Compute(lambda a, b: (a, b), url, join="exact")
+        stand_by.__enter__()
+
+    def full_at_first(self: LogEngine, *args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return fence(self, *args)
+
+    monkeypatch.setattr(LogEngine, "fence", full_at_first)
+    first.close()
+    stand_by.run(until="end")
+    stand_by.close()
+    assert not failures
+    got: list[Any] = []
+    with Materialize(got.append, url, topic="dst") as sink:
+        sink.run(until="end")
+    assert got == [(i, i) for i in range(5)]

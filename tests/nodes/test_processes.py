@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +262,28 @@ def test_a_waiting_node_costs_nothing(node: str) -> None:
             next(compute)
         assert context is not None
         assert time.process_time() - before < 0.15  # a busy wait takes ten times that
+
+
+def test_a_signal_just_as_the_stream_returns_loses_nothing(node: str) -> None:
+    begun = threading.Event()
+
+    def interrupt() -> None:
+        for _ in range(3):
+            begun.wait()
+            begun.clear()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    # The signal comes while C code runs that does not look for signals: its handler runs when `next` has returned to the node.
+    hashing = map(hashlib.sha256, repeat(bytes(30_000_000)))
+    stream = zip(range(3), map(lambda _: begun.set(), repeat(None)), hashing, strict=False)
+    interrupter = threading.Thread(target=interrupt)
+    interrupter.start()
+    with DataSource(stream, node, source_id="a", gate=lambda item: item[0]) as source:
+        for _ in range(4):
+            source.run()
+        interrupter.join(20)
+        assert source.counters["sent"] == 4  # and the end
+    got: list[int] = []
+    with Materialize(got.append, node, topic="src") as sink:
+        sink.run(until="end")
+    assert got == [0, 1, 2]

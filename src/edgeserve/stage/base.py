@@ -74,6 +74,8 @@ class Stage(ABC):
         self.current = Current()
         # Newest last in the topic, first out here: `pop()` takes the next one.
         self._ready: list[Delivery] = []
+        # A batch that could not be admitted yet.
+        self._claimed: list[Delivery] = []
         self._batch, self._asked, self._batch_began_ns = _FIRST_BATCH, _FIRST_BATCH, 0
         self.received = 0
         self._runs = False
@@ -129,9 +131,12 @@ class Stage(ABC):
         if self._batch_began_ns:
             self._adapt()
         try:
-            batch = self._subscription.receive(self._batch, timeout_ms)
+            batch = self._claimed or self._subscription.receive(self._batch, timeout_ms)
+            if batch:
+                self._claimed = batch
+                self._admit_batch(batch)
         except NO_ROOM as exc:
-            # A claim is a write too. In `run()` a disk without room is waited for, as when settling.
+            # A claim is a write too, and so is taking over a join. In `run()` a disk without room is waited for, as when settling.
             if not self._runs or not self._patience.wait(exc):
                 raise
             return False
@@ -139,9 +144,9 @@ class Stage(ABC):
             self._patience.over()
         if not batch:
             return False
+        self._claimed = []
         self._asked, self._batch_began_ns = len(batch), monotonic_ns()
         self.received += len(batch)
-        self._admit_batch(batch)
         batch.reverse()
         self._ready[:] = batch
         return True
@@ -181,8 +186,12 @@ class Stage(ABC):
                     f"{self.options.what} {self.options.name!r} saw no message on {', '.join(self.options.topics)} "
                     f"within timeout_ms={self.options.timeout_ms:g}"
                 )
-            if self._idle():
-                return False
+            try:
+                if self._idle():
+                    return False
+            except NO_ROOM as exc:
+                if not self._runs or not self._patience.wait(exc):
+                    raise
         return False
 
     def _idle(self) -> bool:

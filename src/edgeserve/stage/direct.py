@@ -163,7 +163,8 @@ class Direct(Stage):
         try:
             settle_at_last(self._pending)
         finally:
-            self._subscription.close()
+            # What is done and could not be settled comes again, to whoever looks into the journal of this sink.
+            self._subscription.close(worked_on=len(self._pending) > 0)
 
     def totals(self) -> dict[str, int]:
         return {"received": self.received, "settled": self._pending.settled, "sent": self._pending.results}

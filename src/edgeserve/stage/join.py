@@ -25,6 +25,7 @@ from edgeserve.stage.decisions import Decisions, decision_topic, last_record
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.holding import Holding
+from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, settle_at_last
 from edgeserve.transport import ClaimLost, Delivery, Transport
@@ -115,8 +116,15 @@ class Join(Stage):
             self._holding.pending.close()
             self._holding = None
         self._ready.clear()
+        self._claimed = []
         self._subscription.close()
-        self._enter()
+        while True:
+            try:
+                self._enter()
+                return
+            except NO_ROOM as exc:
+                if not self._runs or not self._patience.wait(exc):
+                    raise
 
     # --- what a node calls --------------------------------------------------------------------------------------
 
@@ -282,7 +290,7 @@ class Join(Stage):
             log.warning("Compute %r lost the join of topic %r while it closed: %s", self.options.name, self._topic, exc)
         finally:
             try:
-                self._subscription.close()
+                self._subscription.close(worked_on=self._holding is not None and len(self._holding.pending) > 0)
             finally:
                 self._run_set.close()
 

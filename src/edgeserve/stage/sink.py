@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any
 
 from edgeserve.core.message import Header
@@ -61,7 +62,7 @@ class Sink(Direct):
         self._may_repeat |= self._journal.in_hand - self._known.new - self._known.old
 
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
-        if batch[0][3] > 0:
+        if max(map(itemgetter(3), batch)) > 0:
             # A member died; what it has done stands in its journal, if it was on this host.
             self._journal.refresh()
             self._learn()

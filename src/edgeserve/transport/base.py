@@ -186,8 +186,11 @@ class Subscription(ABC):
         """Receives from the topic again."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Leaves the group; claimed but unsettled messages go back at once, as if never delivered. Idempotent."""
+    def close(self, *, worked_on: bool = False) -> None:
+        """Leaves the group; claimed but unsettled messages go back at once, as if never delivered. Idempotent.
+
+        `worked_on`: some of them were, so they come again as redeliveries.
+        """
 
 
 class Transport(ABC):

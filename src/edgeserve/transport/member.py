@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, StoreFull
+from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, StoreFull, TransportError
 from edgeserve.transport import log, records
 from edgeserve.transport.base import Delivery, Fence, Frame, GroupKind, Start, Subscription
 from edgeserve.transport.engine import SEND_WINDOW, LogEngine, append_fenced
@@ -124,9 +124,10 @@ class LogSubscription(Subscription):
             if not place.paused and len(found) < max_messages:
                 try:
                     found.extend(place.receive(max_messages - len(found)))
-                except (StoreFull, DiskFull):
+                except TransportError:
                     if not found:
-                        raise  # what was claimed before is handed over first; this error comes again
+                        raise
+                    break  # what was claimed before is handed over first; this error comes again
         return found
 
     def _collect(self, packet: bytes) -> None:
@@ -230,14 +231,14 @@ class LogSubscription(Subscription):
     def resume(self, topic: str) -> None:
         self._place(topic).paused = False
 
-    def close(self) -> None:
+    def close(self, *, worked_on: bool = False) -> None:
         if self._closed or self._engine.pid != os.getpid():
             return
         self._closed = True
         try:
             for place in self._turn:
                 with self._engine.kv.write(place.forget) as txn:
-                    left = place.leave(txn, self._waker.address)
+                    left = place.leave(txn, self._waker.address, worked_on=worked_on)
                 if left:
                     self._engine.notify(place.others())
         except (StoreFull, DiskFull) as exc:

@@ -108,13 +108,13 @@ class Place:
         records.save_head(txn, self.topic, head)
         self.save(txn)
 
-    def leave(self, txn: Txn, address: str) -> bool:
-        """Gives the place up; returns whether there is still a group."""
+    def leave(self, txn: Txn, address: str, *, worked_on: bool) -> bool:
+        """Gives the place up, and what it holds back; returns whether there is still a group."""
         head, state = records.make_head(txn, self.topic), records.group_state(txn, self.topic, self._group)
         head.listeners.pop(address, None)
         left = False
         if state is not None:
-            state.leave(self._member, head.next, died=False)
+            state.leave(self._member, head.next, died=worked_on)
             left = state.kind is not GroupKind.BROADCAST
             self.state = state
             if left:

@@ -24,6 +24,17 @@ class RedeliveryCases(TransportCases):
         found = drain(two, 5)
         assert [(f, d[3]) for f, d in zip(frames_of(found), found, strict=True)] == [(f"m{n}".encode(), 0) for n in (0, 2, 3, 4, 5)]
 
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_what_a_leaving_member_worked_on_comes_again_as_a_redelivery(self, transport: Transport, alone: bool) -> None:
+        publish(transport, "a", numbered(3))
+        one = transport.subscribe(["a"], "g")
+        others = [] if alone else [transport.subscribe(["a"], "g")]
+        held = one.receive(3, LONG_MS)
+        settle_all(one, held[:1])
+        one.close(worked_on=True)
+        found = drain(others[0] if others else transport.subscribe(["a"], "g"), 2)
+        assert [(f, d[3]) for f, d in zip(frames_of(found), found, strict=True)] == [(b"m1", 1), (b"m2", 1)]
+
     def test_a_waiting_member_is_told_when_another_leaves(self, transport: Transport, threads: ThreadPoolExecutor) -> None:
         publish(transport, "a", numbered(1))
         one, two = transport.subscribe(["a"], "g"), transport.subscribe(["a"], "g")
