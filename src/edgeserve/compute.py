@@ -105,6 +105,12 @@ class Compute(StageNode):
         super().__init__(node, pulsar_node, what="Compute", name=worker_id)
         if ftp:
             raise ConfigurationError(REFERENCES_LATER.format(what="Compute"))
+        self._check_callables("Compute", gate_in=gate_in, gate_out=gate_out)
+        if topic_in == topic_out:
+            raise ConfigurationError(
+                f"Compute {worker_id!r}: topic_in and topic_out are both {topic_in!r}, so it would take its own results: "
+                "give topic_out another name"
+            )
         work = Task(task, what="Compute", named=True)
         for parameter in work.parameters:
             check_source_id(parameter)

@@ -73,6 +73,7 @@ class DataSource(Node):
         check_source_id(source_id)
         if not isinstance(stream, (Iterable, AsyncIterable)):
             raise ConfigurationError(f"DataSource: the stream must be an iterable or an async iterable, not {type(stream).__name__}")
+        self._check_callables("DataSource", gate=gate, event_time=event_time, message_id=message_id, key=key)
         if max_lateness_ms < 0:
             raise ConfigurationError(f"max_lateness_ms={max_lateness_ms} must not be negative")
         self._stream = stream

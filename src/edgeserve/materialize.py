@@ -74,6 +74,7 @@ class Materialize(StageNode):
         super().__init__(node, pulsar_node, what="Materialize", name=topic)
         if ftp:
             raise ConfigurationError(REFERENCES_LATER.format(what="Materialize"))
+        self._check_callables("Materialize", gate=gate)
         options = Options(
             what="Materialize",
             name=topic,
@@ -90,7 +91,7 @@ class Materialize(StageNode):
         task = Task(final_process, what="Materialize", named=False)
         log = step_log(log_path, log_filename, topic, "destination")
         self._logs = (log,)
-        self._stage = Sink(options, self._control, self._counts, task=task, gate=gate, url=self._url, log=log)
+        self._stage = Sink(options, self._control, self._counts, task=task, gate=gate, url=self.url, log=log)
 
 
 __all__ = ("Materialize",)

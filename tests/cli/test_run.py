@@ -140,6 +140,13 @@ def test_nodes_end_when_the_command_is_killed(app):
             os.close(node)
 
 
+def test_nodes_that_would_not_see_each_other_are_refused(edgeserve, app):
+    text = "from edgeserve import *\na = DataSource([1], 'memory://', source_id='a')\nb = Materialize(print, 'memory://', topic='src')\n"
+    result = edgeserve("run", app(text))
+    assert result.returncode == 1
+    assert "memory:// is the memory of one process" in result.stderr
+
+
 def test_a_file_without_nodes_is_told_so(edgeserve, app):
     result = edgeserve("run", app("x = 1\n"))
     assert result.returncode == 1

@@ -114,7 +114,7 @@ def main() -> int:
         found = nodes(load(given.app.resolve()))
         if given.list_to is not None:
             with os.fdopen(given.list_to, "w") as pipe:
-                json.dump([[name, type(node).__name__] for name, node in found.items()], pipe)
+                json.dump([[name, type(node).__name__, node.url] for name, node in found.items()], pipe)
             return 0
         run_node(found[given.name], until_end=given.until_end)
     except Exception as exc:

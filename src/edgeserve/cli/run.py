@@ -35,7 +35,16 @@ def find_nodes(app: Path) -> dict[str, str]:
         raise CommandError(
             f"{app.name} failed before any node ran; its error stands above", str(app), "correct it: python must be able to run it"
         )
-    found = dict(json.loads(text))
+    listed = json.loads(text)
+    found = {name: kind for name, kind, _ in listed}
+    alone = [name for name, _, url in listed if url.startswith("memory://")]
+    if alone and len(found) > 1:
+        raise CommandError(
+            f"{', '.join(alone)} of {app.name} would see nothing of the others: memory:// is the memory of one process, "
+            "and each node gets a process of its own",
+            str(app),
+            "name a store that processes share, for example local://",
+        )
     if not found:
         raise CommandError(
             f"no nodes in {app.name}",

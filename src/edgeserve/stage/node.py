@@ -33,17 +33,21 @@ os.register_at_fork(after_in_child=_count_fork)
 
 
 class Node(ABC):
-    """A node of a pipeline. Nothing is connected before `__enter__` or the first `next`."""
+    """A node of a pipeline. Nothing is connected before `__enter__` or the first `next`.
+
+    Attributes:
+        url: of the node that it was given.
+    """
 
     def __init__(self, node: str | None, pulsar_node: str | None, *, what: str, name: str) -> None:
         if (node is None) == (pulsar_node is None):
             raise ConfigurationError(
-                f"{what} needs the URL of a node, once: node= (or its older name pulsar_node=), for example 'local://' or 'pulsar://server:6650'"
+                f"{what} needs the URL of a node, once: node= (or its older name pulsar_node=), for example 'local://'"
             )
         url = node if node is not None else pulsar_node
         if not isinstance(url, str):
             raise ConfigurationError(f"{what}: the node is a URL such as 'local://', not {type(url).__name__}")
-        self._url = url
+        self.url = url
         self._what, self._name = what, name
         self._forks = _forks
         self._pid = os.getpid()
@@ -57,6 +61,12 @@ class Node(ABC):
         self._counts = Counters()
         self._worker: Worker | None = None
         self._ahead: Any = None
+
+    @staticmethod
+    def _check_callables(what: str, **given: Any) -> None:
+        for name, value in given.items():
+            if value is not None and not callable(value):
+                raise ConfigurationError(f"{what}: {name}= is a function of one example, not {type(value).__name__} {value!r}")
 
     @property
     def counters(self) -> Counter[str]:
@@ -112,7 +122,7 @@ class Node(ABC):
         with self._open_lock:
             if self._opened:
                 return
-            transport = connect(self._url)
+            transport = connect(self.url)
             try:
                 self._transport = transport
                 self._open(transport)

@@ -42,7 +42,7 @@ class Task:
         self._close = None if plain else getattr(task, "close", None)
         self._open = False
         self.call: Callable[..., Any] = task
-        parameters = _parameters(task, what) if named else _first_parameter(task)
+        parameters = _parameters(task, what) if named else _first_parameter(task, what)
         self.parameters = tuple(p.name for p in parameters)
         self.annotations = {p.name: _annotation(task, p, what) for p in parameters if p.annotation is not p.empty}
         keyword = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
@@ -98,12 +98,17 @@ def _parameters(task: Any, what: str) -> list[inspect.Parameter]:
     return parameters
 
 
-def _first_parameter(task: Any) -> list[inspect.Parameter]:
+def _first_parameter(task: Any, what: str) -> list[inspect.Parameter]:
     """A sink's only input may have any name; a built-in without a signature is fine too."""
     try:
-        parameters = _signature(task)
+        signature = inspect.signature(task)
     except (TypeError, ValueError):
         return []
+    try:
+        signature.bind(None)
+    except TypeError as exc:
+        raise ConfigurationError(f"{what}: {task!r} is called with one value, and cannot be: {exc}") from exc
+    parameters = list(signature.parameters.values())
     return [p for p in parameters[:1] if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 

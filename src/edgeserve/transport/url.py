@@ -49,7 +49,7 @@ class NodeURL:
 def parse(text: str) -> NodeURL:
     """Splits a node URL; `ConfigurationError` says what is wrong with it."""
     if not isinstance(text, str) or "://" not in text:
-        raise ConfigurationError(f"a node is a URL such as 'local://' or 'pulsar://server:6650', not {text!r}")
+        raise ConfigurationError(f"a node is a URL such as 'local://', not {text!r}")
     parts = urlsplit(text)
     if parts.fragment:
         raise ConfigurationError(f"{text}: a node URL has no part after '#'")
