@@ -94,7 +94,7 @@ def test_sinks_may_be_built_ins_and_classes_may_not() -> None:
 
 
 def test_generators_and_coroutines_are_run_to_their_end() -> None:
-    async def later() -> Any:
+    async def later(_: Any) -> Any:
         return several()
 
     def several() -> Any:
@@ -103,7 +103,7 @@ def test_generators_and_coroutines_are_run_to_their_end() -> None:
         yield 2
 
     made = Task(later, what="Compute", named=False)
-    value = made.call()
+    value = made.call(0)
     assert type(value) in DEFERRED
     assert made.finish(value) == Several([1, 2])
     made.open()

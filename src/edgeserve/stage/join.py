@@ -228,7 +228,7 @@ class Join(Stage):
         if holding is None:
             return
         pending, due, push, run_due, next_due_ns = holding.pending, holding.due, holding.push, holding.run_due, holding.policy.next_due_ns
-        units, pop, timed = pending.units, ready.pop, holding.policy.timed
+        units, pop, timed, now_ns = pending.units, ready.pop, holding.policy.timed, monotonic_ns
         if (ready or due) and pending.linger.asleep:
             pending.linger.nudge()
         while True:
@@ -260,7 +260,7 @@ class Join(Stage):
                 if due:
                     # The common case of a join: one message completes one set.
                     outcome = run_due()
-                    if due or pending.urgent or type(outcome) is Raised:
+                    if due or pending.urgent or type(outcome) is Raised or now_ns() - pending.since_ns > OLDEST_PENDING_NS:
                         break
                 if timed and next_due_ns() is not None:
                     break
