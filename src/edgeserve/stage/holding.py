@@ -196,7 +196,7 @@ class Holding:
 
     def _release(self, released: Sequence[Released]) -> None:
         """Settles what the policy lets go of and no set needs any more."""
-        free: list[Input] | None = None
+        free: list[Input] = []
         drops: list[tuple[bytes, str]] = []
         for source, _, item, reason in released:
             item.released = True
@@ -204,17 +204,16 @@ class Holding:
                 self._counts.count(reason, edge=source)
                 drops.append((item.header.id, reason))
             if not item.uses:
-                free = free or []
                 free.append(item)
-        if free is None and not drops:
+        if not free and not drops:
             return  # all of them are in sets that are due
         ids: list[bytes] = []
-        for item in free or ():
+        for item in free:
             del self._held[item.position]
             if not item.decided:
                 item.decided = True
                 ids.append(item.header.id)
-        self.pending.units.append(unit([item.position for item in free or ()], ids, drops=drops))
+        self.pending.units.append(unit([item.position for item in free], ids, drops=drops))
 
     def _gate(self, item: Input) -> bool:
         """Runs `gate_in`; False when the input ends here."""

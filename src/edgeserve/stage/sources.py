@@ -26,17 +26,27 @@ class _Producer:
 class SourceClock:
     """One source: the promise of its producers together."""
 
-    __slots__ = ("_current", "_ended_at", "_name", "_newest_first", "_producers", "ended")
+    __slots__ = ("_current", "_ended_at", "_name", "_newest_first", "_only", "_producers", "ended")
 
     def __init__(self) -> None:
         self._producers: dict[str, _Producer] = {}
         self._current: _Producer | None = None
+        # The current producer while it is the only one and has not ended.
+        self._only: _Producer | None = None
         self._name = ""
         self._newest_first = self._ended_at = -1
         self.ended = False
 
     def observe(self, header: Header, position: int, published_ns: int) -> int | None:
         """Notes a message; returns the event time below which the source will send nothing more, None while that is unknown."""
+        producer = self._only
+        if producer is not None and header.producer == self._name and position > producer.last:
+            producer.last, producer.seen_ns = position, published_ns
+            watermark_ns, promised_ns = header.watermark_ns, producer.watermark_ns
+            if watermark_ns is not None and (promised_ns is None or watermark_ns > promised_ns):
+                producer.watermark_ns = watermark_ns
+                return watermark_ns
+            return promised_ns
         producer = self._current
         if producer is None or header.producer != self._name:
             producer = self._switch(header.producer, position)
@@ -50,14 +60,17 @@ class SourceClock:
         watermark_ns = header.watermark_ns
         if watermark_ns is not None and (producer.watermark_ns is None or watermark_ns > producer.watermark_ns):
             producer.watermark_ns = watermark_ns
-        return producer.watermark_ns if len(self._producers) == 1 else self._together(published_ns)
+        if len(self._producers) > 1:
+            return self._together(published_ns)
+        self._only = None if self.ended or producer.ended else producer
+        return producer.watermark_ns
 
     def end(self, header: Header, position: int) -> bool:
         """Notes that a producer has ended; returns whether the source has.
 
         One member's end of a Compute is the end of all: it comes when the whole group has settled all of its inputs.
         """
-        producer = self._switch(header.producer, position)
+        producer, self._only = self._switch(header.producer, position), None
         producer.last = max(producer.last, position)
         producers = self._producers.values()
         for each in [p for p in producers if p.last <= position] if header.time_kind == TimeKind.COMPUTED else [producer]:
@@ -71,7 +84,8 @@ class SourceClock:
         if producer is None:
             if len(self._producers) >= _MOST_PRODUCERS:
                 del self._producers[min(self._producers, key=lambda n: self._producers[n].last)]
-            producer = self._producers[name] = _Producer(position)
+            producer, self._only = _Producer(position), None
+            self._producers[name] = producer
             self._newest_first = max(self._newest_first, position)
         self._current, self._name = producer, name
         return producer
