@@ -13,7 +13,7 @@ from edgeserve.core.errors import ConfigurationError
 from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, replayable_id
 from edgeserve.core.metrics import Reason
 from edgeserve.core.payload import encode_value
-from edgeserve.stage.aio import Coroutines, synchronous
+from edgeserve.stage.aio import Coroutines, Synchronous
 from edgeserve.stage.control import Stopped
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.node import Node
@@ -44,7 +44,7 @@ class DataSource(Node):
         message_id: maps an example to an id that is the same when the stream starts over, so that repeats are dropped downstream.
         key: maps an example to its key (str, int, bytes), which travels in the header.
         max_lateness_ms: with `event_time`: how far behind the newest an event may come; what is later counts as late in a join.
-        send_window: how many messages live consumers may lag behind before a send waits for them.
+        send_window: how many of its own messages live consumers may leave unsettled before a send waits for them.
 
     Example:
         >>> with DataSource([b"a", b"b"], "memory://docs-source", source_id="letters", topic="letters") as source:
@@ -98,7 +98,7 @@ class DataSource(Node):
         self._producer = self._prefix.hex()
         self._send = self._make_send()
         if isinstance(self._stream, AsyncIterable):
-            self._iterator = synchronous(self._stream, self._coroutines)
+            self._iterator = Synchronous(self._stream, self._coroutines)
         else:
             self._iterator = iter(self._stream)
 
@@ -186,6 +186,9 @@ class DataSource(Node):
                 self._send_patiently(taken.pop())
         except Stopped:
             control.interruptible = False
+            if isinstance(self._iterator, Synchronous):
+                taken += self._iterator.kept
+                self._iterator.kept.clear()
             while taken:
                 self._send_patiently(taken.pop())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,22 @@ import pytest
 
 import edgeserve
 from edgeserve import Compute, DataSource, Materialize
+from edgeserve.align import JoinSet, Member, Policy, Released
 from edgeserve.core.codec import encode_frame
-from edgeserve.core.errors import DiskFull, GroupConflict, ReceiveTimeout, SkewWarning, StandbyWarning, StoreFull, UnsupportedType
+from edgeserve.core.errors import (
+    DiskFull,
+    GroupConflict,
+    ReceiveTimeout,
+    SkewWarning,
+    StandbyWarning,
+    StoreFull,
+    TransportError,
+    UnsupportedType,
+)
 from edgeserve.core.message import Header
+from edgeserve.stage import join as join_stage
 from edgeserve.stage.deadletter import DeadLetter
-from edgeserve.transport import Transport
+from edgeserve.transport import Transport, connect, disconnect
 from edgeserve.transport.engine import LogEngine
 from edgeserve.transport.member import LogSubscription
 from edgeserve.transport.place import Place
@@ -639,3 +650,130 @@ def test_a_join_without_room_to_take_over_waits_and_goes_on(tmp_path: Path, monk
     with Materialize(got.append, url, topic="dst") as sink:
         sink.run(until="end")
     assert got == [(i, i) for i in range(5)]
+
+
+def test_a_takeover_that_failed_half_way_still_knows_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"local://{tmp_path / 'store'}"
+    ran: list[tuple[int, int]] = []
+
+    def task(a: int, b: int) -> tuple[int, int]:
+        ran.append((a, b))
+        return a, b
+
+    def send(name: str) -> None:
+        with DataSource([1], url, source_id=name, message_id=lambda i: i) as source:
+            next(source)
+
+    def steps(compute: Compute) -> None:
+        with pytest.raises((ReceiveTimeout, TransportError)):
+            while True:
+                next(compute)
+
+    first = Compute(task, url, timeout_ms=50)
+    first.__enter__()
+    with pytest.warns(StandbyWarning):
+        other = Compute(task, url, timeout_ms=50).__enter__()
+    send("a")
+    send("b")
+    steps(first)
+    first.close()
+    read, failures = join_stage.last_record, [TransportError("a read that failed once")]
+
+    def failing_once(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return read(*args)
+
+    monkeypatch.setattr(join_stage, "last_record", failing_once)
+    with other:
+        steps(other)
+        steps(other)
+        send("b")
+        steps(other)
+    assert not failures
+    assert ran == [(1, 1)]
+
+
+def test_a_full_store_does_not_let_go_of_what_a_join_remembers(tmp_path: Path) -> None:
+    url = f"local://{tmp_path / 'store'}?size_mb=2&retention_s=0.001"
+
+    def joined(name: str, item: bytes) -> list[bytes]:
+        found = []
+        with Compute(lambda a, b: a + b, url, timeout_ms=200) as compute:
+            with DataSource([item], url, source_id=name) as source:
+                next(source)
+            with pytest.raises(ReceiveTimeout):
+                while True:
+                    found.append(next(compute))
+        return [f for f in found if f is not None]
+
+    joined("a", b"a1")
+    assert joined("b", b"b1") == [b"a1b1"]
+    transport = connect(url)
+    publisher = transport.publisher("other", send_window=10**9)
+    slow = transport.subscribe(["other"], "slow")
+    with pytest.raises(StoreFull):
+        while True:
+            publisher.publish([bytes(60_000)])
+    slow.settle({"other": [d[1] for d in slow.receive(1000, 1000)]})
+    disconnect(transport)
+    assert joined("b", b"b2") == [b"a1b2"]
+
+
+def test_a_member_learns_of_what_one_did_that_came_and_went(node: str) -> None:
+    ran: list[tuple[str, int]] = []
+
+    def compute(name: str) -> Compute:
+        def task(a: int) -> None:
+            ran.append((name, a))
+
+        return Compute(task, node, timeout_ms=100)
+
+    def send(item: int) -> None:
+        with DataSource([item], node, source_id="a", message_id=lambda i: i) as source:
+            next(source)
+
+    with compute("long") as long:
+        send(1)
+        next(long)
+        with compute("short") as short:
+            send(2)
+            next(short)
+        send(2)
+        with pytest.raises(ReceiveTimeout):
+            while True:
+                next(long)
+    assert ran == [("long", 1), ("short", 2)]
+
+
+def test_a_derived_policy_may_release_by_itself(node: str, send: Send) -> None:
+    class Pairs(Policy):
+        def __init__(self, sources: Sequence[str]) -> None:
+            super().__init__(sources)
+            self.heads: dict[str, Member] = {}
+            self.gone: list[Released] = []
+
+        def push(self, source: str, stamp_ns: int, item: Any, key: Any = None) -> list[JoinSet]:
+            self.heads[source] = Member(stamp_ns, item)
+            if len(self.heads) < len(self.sources):
+                return []
+            members, self.heads = self.heads, {}
+            self.gone += [Released(s, m.stamp_ns, m.item, "") for s, m in members.items()]
+            return [JoinSet(members)]
+
+        def advance(self, now_ns: int) -> list[JoinSet]:
+            return []
+
+        def drain(self) -> list[Released]:
+            gone, self.gone = self.gone, []
+            return gone
+
+        def explain(self) -> dict[str, Any]:
+            return {}
+
+    for name in "ab":
+        send(name, [1])
+    with Compute(lambda a, b: (a, b), node, join=Pairs) as compute:
+        assert [next(compute) for _ in range(2)] == [None, (1, 1)]
+        compute.flush()
+        assert compute.counters["settled"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -11,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from edgeserve.core.errors import DiskFull
+from edgeserve.core.errors import DiskFull, StoreDamaged, StoreDamagedWarning
 from edgeserve.transport import GroupKind, Subscription, connect, disconnect
 from edgeserve.transport.engine import LogEngine
+from edgeserve.transport.kv import Space
 from edgeserve.transport.member import LogSubscription
 from edgeserve.transport.place import Place
+from edgeserve.transport.window import Window
 
 
 @pytest.fixture
@@ -165,3 +168,64 @@ def test_a_full_disk_while_a_sender_is_held_back_is_no_error_of_the_send(
         publisher.publish([b"m"] * 20)
     assert take(member) == list(range(20))
     publisher.close()
+
+
+def test_a_window_that_cannot_be_looked_at_is_no_error_of_the_send(
+    engine: LogEngine, join: Callable[..., Subscription], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member, publisher = join(), engine.publisher("a", send_window=10)
+
+    def look(*_: Any, **__: Any) -> Any:
+        raise StoreDamaged("a group is damaged")
+
+    monkeypatch.setattr(Window, "_look", look)
+    for _ in range(5):
+        publisher.publish([b"m"] * 10)
+    assert take(member, 100) == list(range(50))
+
+
+@pytest.mark.parametrize("trouble", ["full", "warning"])
+def test_intact_messages_beside_damaged_ones_are_handed_over_whatever_happens(monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
+    engine: Any = connect(f"memory://damaged-{trouble}")
+    for n in range(3):
+        engine.publisher("a").publish([b"m%d" % n])
+    stored = engine.kv._data[Space.LOG]
+    damaged = sorted(stored)[1]
+    stored[damaged] = stored[damaged][:-1] + b"?"
+    member = engine.subscribe(["a"], "g")
+    if trouble == "full":
+        save, failures = Place.settle, [DiskFull("no space left")]
+
+        def full_at_first(self: Place, *args: Any) -> Any:
+            if failures:
+                raise failures.pop()
+            return save(self, *args)
+
+        monkeypatch.setattr(Place, "settle", full_at_first)
+    with pytest.raises((DiskFull, StoreDamagedWarning)):
+        member.receive(10, 0)
+    assert [bytes(d[0]) for d in member.receive(10, 0)] == [b"m0", b"m2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert member.receive(10, 0) == []
+    member.settle({"a": [0, 2]})
+    assert member.floor("a") == 3
+    disconnect(engine)
+
+
+def test_ids_are_told_to_a_member_that_looks_again_after_older_ones_were_let_go(
+    engine: LogEngine, join: Callable[..., Subscription], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeserve.transport.settled.IDS_KEPT", 256)
+    ids = [n.to_bytes(16, "big") for n in range(4000)]
+    idle, busy, publisher = join(), join(), engine.publisher("a", send_window=10**6)
+    told = idle.settled_ids()
+    for n in range(0, len(ids), 3):
+        part = ids[n : n + 3]
+        publisher.publish([b"m"] * len(part))
+        busy.settle({"a": [d[1] for d in busy.receive(len(part), 1000)]}, ids=part)
+        if n == 0:
+            told += idle.settled_ids()
+    kept = join().settled_ids()
+    told += idle.settled_ids()
+    assert set(kept) <= set(told)

@@ -143,7 +143,7 @@ def test_a_store_of_another_version_is_refused_and_left_as_it_is(
 ) -> None:
     with monkeypatch.context() as patch:
         for module in ("records", "local.recovery"):
-            patch.setattr(f"edgeserve.transport.{module}.DISK_FORMAT", 2)
+            patch.setattr(f"edgeserve.transport.{module}.DISK_FORMAT", 9)
         transport = connect(f"local://{root}")
         publish(transport, "a", [b"x"])
         copy = killed_copy(root, tmp_path / "copy")
@@ -152,7 +152,7 @@ def test_a_store_of_another_version_is_refused_and_left_as_it_is(
     (store / "opened.json").unlink(missing_ok=True)
     before = (store / "data" / "data.mdb").read_bytes()
     for _ in range(2):
-        with pytest.raises(StoreVersion, match=r"format 2.*reads format 1"):
+        with pytest.raises(StoreVersion, match=r"format 9.*reads format 2"):
             connect(f"local://{store}")
     assert (store / "data" / "data.mdb").read_bytes() == before
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import resource
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,22 @@ def test_an_address_that_nobody_has_is_no_error(tmp_path: Path) -> None:
     board.notify("never-was")
     assert not board.alive(waker.address)
     board.close()
+
+
+def test_a_wait_ends_in_time_though_signals_keep_coming(tmp_path: Path) -> None:
+    board = SocketSwitchboard(tmp_path / "wake")
+    waker = board.waker()
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    # If the wait began anew with every signal, it would last until this wakes it.
+    late = threading.Timer(20, board.notify, (waker.address,))
+    late.start()
+    try:
+        waker.wait(0.1)
+        assert waker.drain() == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        late.cancel()
+        waker.close()
+        board.close()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -85,19 +86,27 @@ class Coroutines:
             self._beside = self._beside_runner = None
 
 
-async def _next(iterator: AsyncIterator[T]) -> T:
-    try:
-        return await iterator.__anext__()
-    except StopAsyncIteration:
-        end: T = _END
-        return end
+class Synchronous(Iterator[T]):
+    """The items of an async iterable, one at a time, for a caller that is not async.
 
+    Attributes:
+        kept: an item that the stream has given while a signal ended the call: the next one returns it.
+    """
 
-def synchronous(stream: AsyncIterable[T], coroutines: Coroutines) -> Iterator[T]:
-    """The items of an async iterable, one at a time, for a caller that is not async."""
-    iterator = aiter(stream)
-    while (item := coroutines.run(_next(iterator))) is not _END:
-        yield item
+    def __init__(self, stream: AsyncIterable[T], coroutines: Coroutines) -> None:
+        self._stream, self._coroutines = aiter(stream), coroutines
+        self.kept: list[T] = []
+
+    def __next__(self) -> T:
+        if not self.kept:
+            self._coroutines.run(self._take())
+        if not self.kept:
+            raise StopIteration
+        return self.kept.pop()
+
+    async def _take(self) -> None:
+        with contextlib.suppress(StopAsyncIteration):
+            self.kept.append(await self._stream.__anext__())
 
 
 async def _collect(stream: AsyncIterable[T]) -> list[T]:
@@ -109,4 +118,4 @@ def collect(stream: AsyncIterable[T], coroutines: Coroutines) -> list[T]:
     return coroutines.run(_collect(stream))
 
 
-__all__ = ("Coroutines", "Worker", "collect", "synchronous")
+__all__ = ("Coroutines", "Synchronous", "Worker", "collect")

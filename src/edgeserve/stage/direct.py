@@ -177,9 +177,8 @@ class Direct(Stage):
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
         subscription, topic, first = self._subscription, batch[0][4], batch[0][1]
         alone = subscription.alone
-        if len(self._known.new) >= self._known.generation:
-            self._known.turn()
-        if not alone:
+        self._known.turn()
+        if not alone or not subscription.knows_all_ids:
             self._known.update(subscription.settled_ids())
         # A watermark is passed on only while no other member holds older messages, and none of ours has gone back.
         following = self._in_order and first == self._next_position

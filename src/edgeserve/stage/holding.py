@@ -109,6 +109,9 @@ class Holding:
         max_age_ms, now_ns, data, gated = self._options.drop_if_older_than_ms, time.time_ns, int(Kind.DATA), self._run_set.gated
         max_age_ns = None if max_age_ms is None else int(max_age_ms * 1e6)
         drops_late, gone, barren = isinstance(policy, Exact), self._gone, 0
+        # A policy that a user has derived may answer these itself.
+        own_drain = type(policy).drain is not Policy.drain
+        own_spread = type(policy).spread_refused is not Policy.spread_refused
 
         def push(delivery: Delivery) -> Any:
             nonlocal barren
@@ -156,9 +159,9 @@ class Holding:
                     enqueue(sets)
             else:
                 barren += 1
-                if policy.refused is not None and barren >= _BARREN:
+                if barren >= _BARREN and (policy.refused is not None or own_spread):
                     refused()
-            if leaving:
+            if leaving or own_drain:
                 release(drain())
             return None
 

@@ -59,6 +59,7 @@ class Join(Stage):
         self._log_topic = decision_topic(self._topic, options.group)
         self._transport: Transport
         self._holding: Holding | None = None
+        self._known: RecentIds
         # What others have recorded, while this member stands by.
         self._ends: Ends
         self._until_end = False
@@ -75,7 +76,7 @@ class Join(Stage):
             raise
 
     def _enter(self) -> None:
-        self._subscription = self._subscribe(self._transport)
+        self._subscription, self._known = self._subscribe(self._transport), RecentIds()
         try:
             self._ends = Ends(self._subscription.attributes())
             if self._subscription.active:
@@ -97,7 +98,8 @@ class Join(Stage):
     def _take_over(self) -> Holding:
         """Becomes the holder: whoever was it before is refused from here on, and the log says what was decided."""
         fence = self._transport.fence(self._log_topic, f"{self.options.name}-{os.getpid()}")
-        known = RecentIds(self._subscription.settled_ids())
+        # Told once each: a takeover that fails half-way and is tried again must still know them.
+        self._known.update(self._subscription.settled_ids())
         record = last_record(self._transport, self._log_topic)
         restorable = None if record is None else dict(record.held)
         pending = Decisions(
@@ -105,7 +107,7 @@ class Join(Stage):
         )
         pending.held = dict(restorable or {})
         self._holding = Holding(
-            self.options, self._counts, self._make_policy, self._run_set, self._subscription, pending, known, restorable
+            self.options, self._counts, self._make_policy, self._run_set, self._subscription, pending, self._known, restorable
         )
         return self._holding
 

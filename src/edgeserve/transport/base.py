@@ -117,6 +117,11 @@ class Subscription(ABC):
     def alone(self) -> bool:
         """Whether this is the group's only live member, as far as is known without asking."""
 
+    @property
+    @abstractmethod
+    def knows_all_ids(self) -> bool:
+        """Whether `settled_ids` has nothing to tell, as far as is known without asking."""
+
     @abstractmethod
     def receive(self, max_messages: int, timeout_ms: float | None = None) -> list[Delivery]:
         """Claims up to `max_messages`; waits for the first of them (None: for ever; 0: not at all).
@@ -201,8 +206,8 @@ class Transport(ABC):
 
     @abstractmethod
     def publisher(self, topic: str, *, send_window: int = 4_000) -> Publisher:
-        """A publisher. `send_window`: messages that live groups may lag behind before `publish` waits for them; a group that makes
-        no progress for a second does not hold the publisher (the store's size is the bound then)."""
+        """A publisher. `send_window`: how many of its own messages live groups may leave unsettled before `publish` waits for them; a
+        group that makes no progress for a second does not hold the publisher (the store's size is the bound then)."""
 
     @abstractmethod
     def subscribe(

@@ -109,6 +109,8 @@ def trim(txn: Txn, topic: str, head: Head, keep_bytes: int, older_than_ns: int, 
     freed = 0
     for key, value in txn.scan(Space.LOG, _KEY.pack(head.number, 0), _KEY.pack(head.number, floor)):
         over = head.stored_bytes - freed > keep_bytes
+        if head.fence_epoch and _KEY.unpack(key)[1] + 1 >= head.next:
+            break  # the newest record of a log that has a holder is the holder's memory
         if len(doomed) >= most or not (over or (len(value) >= _BATCH.size and _BATCH.unpack_from(value)[2] < older_than_ns)):
             break
         doomed.append((bytes(key), _KEY.unpack(key)[1], len(value)))

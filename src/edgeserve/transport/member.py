@@ -72,6 +72,13 @@ class LogSubscription(Subscription):
                 return False
         return True
 
+    @property
+    def knows_all_ids(self) -> bool:
+        for place in self._turn:  # a generator costs more than this loop
+            if not place.knows_all_ids:
+                return False
+        return True
+
     def _check(self) -> None:
         self._engine.check()
         if self._closed:

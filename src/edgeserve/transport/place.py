@@ -35,6 +35,7 @@ class Place:
         "_ack_timeout_ns",
         "_ahead",
         "_engine",
+        "_gone",
         "_group",
         "_key",
         "_mail",
@@ -42,6 +43,7 @@ class Place:
         "_raw",
         "_seen",
         "_term",
+        "_undelivered",
         "number",
         "paused",
         "skipped",
@@ -60,6 +62,9 @@ class Place:
         self.unsure = True
         self.paused = self.skipped = False
         self._mail: deque[bytes] = deque(maxlen=_MOST_MAIL)
+        # Positions found damaged and not settled yet; messages found with them and not handed over yet.
+        self._gone: list[int] = []
+        self._undelivered: list[Delivery] = []
         # While this member has the group to itself: below which position it has read; else -1. And the term that this is of.
         self._ahead = self._term = -1
         self._seen = settled.NOTHING
@@ -158,6 +163,11 @@ class Place:
 
     def receive(self, most: int) -> list[Delivery]:
         """Claims up to `most` messages, or reads them where no claim is needed."""
+        if self._undelivered:
+            found, self._undelivered = self._undelivered, []
+            return found
+        if self._gone:
+            self._skip_gone()
         if self._mail and not self.unsure and (found := self._from_mail(most)):
             return found
         now_ns = time.time_ns()
@@ -266,16 +276,24 @@ class Place:
                 there = {d[1] for d in found[count:]}
                 gone.extend(p for p in range(claim.lo, claim.hi) if p not in there)
         if gone:
-            warnings.warn(
-                f"skipped {len(gone)} messages of topic {self.topic!r} ({min(gone)} to {max(gone)}): "
-                f"damaged or missing at {self._engine.url}",
-                StoreDamagedWarning,
-                stacklevel=2,
-            )
-            self.skipped = True
-            with self._engine.kv.write(self.forget) as txn:
-                self.settle(txn, gone, 0, (), None, set())
+            # What follows may raise; what is intact is handed over by the next call then.
+            self._gone, self._undelivered = gone, found
+            self._skip_gone()
+            self._undelivered = []
         return found
+
+    def _skip_gone(self) -> None:
+        """Settles positions that can never be delivered, and says so."""
+        gone, wake = self._gone, set[str]()
+        with self._engine.kv.write(self.forget) as txn:
+            self.settle(txn, gone, 0, (), None, wake)
+        self._gone, self.skipped = [], True
+        self._engine.notify(wake)
+        warnings.warn(
+            f"skipped {len(gone)} messages of topic {self.topic!r} ({min(gone)} to {max(gone)}): damaged or missing at {self._engine.url}",
+            StoreDamagedWarning,
+            stacklevel=2,
+        )
 
     # --- settling -----------------------------------------------------------------------------------------------
 
@@ -322,9 +340,17 @@ class Place:
 
     def new_ids(self, txn: Txn) -> list[bytes]:
         """The ids that were settled since the last call, this member's own left out as far as no others came between."""
-        state, seen = self.find(txn), self._seen
+        state = self.find(txn)
+        if self.knows_all_ids:
+            return []
+        ids = settled.read_ids(txn, self.number, self._group, state, self._seen)
         self.seen_all()
-        return settled.read_ids(txn, self.number, self._group, state, seen) if self._seen != seen else []
+        return ids
+
+    @property
+    def knows_all_ids(self) -> bool:
+        """Whether the state, as far as it is known, holds no ids that this member was not told."""
+        return self._seen == (self.state.ids_next, len(self.state.recent_ids))
 
 
 __all__ = ("Place",)

@@ -14,7 +14,7 @@ from edgeserve.transport.groups import GroupState
 from edgeserve.transport.kv import Space, Txn
 from edgeserve.transport.url import NodeURL
 
-DISK_FORMAT = 1
+DISK_FORMAT = 2
 MAX_NAME_BYTES = 200
 VERSION_KEY = b"v"
 _CHECK = struct.Struct("<Q")

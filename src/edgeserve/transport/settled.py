@@ -51,13 +51,16 @@ def keep_ids(txn: Txn, number: int, group: str, state: GroupState, ids: Sequence
 
 def read_ids(txn: Txn, number: int, group: str, state: GroupState, seen: Seen) -> list[bytes]:
     """The settled ids that came after `seen`, oldest first."""
-    tag, parts = xxh3_64_intdigest(group.encode()), []
+    tag, parts, skip = xxh3_64_intdigest(group.encode()), list[bytes](), 0
     for key, value in txn.scan(Space.IDS, _KEY.pack(number, tag, seen[0]), _KEY.pack(number, tag, state.ids_next)):
+        if _KEY.unpack(key)[2] == seen[0]:
+            skip = seen[1]  # what stood in the state when it was looked at stands at the start of this chunk by now
         parts.append(bytes(unchecked(f"the settled ids of group {group!r}", bytes(key), value))[_CHUNK.size :])
+    if state.ids_next == seen[0]:
+        skip = seen[1]
     parts.append(state.recent_ids)
-    # What stood in the state when it was looked at stands at the start of the next chunk by now.
     body = b"".join(parts)
-    return [body[at : at + ID_BYTES] for at in range(seen[1], len(body), ID_BYTES)]
+    return [body[at : at + ID_BYTES] for at in range(skip, len(body), ID_BYTES)]
 
 
 def forget_group(txn: Txn, topic: str, head: Head, group: str) -> None:

@@ -6,12 +6,11 @@ wait, and a socket whose process died refuses the connection, which is how death
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
+import select
 import socket
-import struct
 import threading
 import uuid
 import weakref
@@ -24,7 +23,6 @@ _log = logging.getLogger("edgeserve")
 WAKE = b"w"
 _MAX_SOCKET_PATH_BYTES = 100
 _MAX_PACKET_BYTES = 8_192
-_TIMEVAL = struct.Struct("@ll")
 _MOST_CONNECTED = 256
 
 
@@ -74,6 +72,8 @@ class _EventWaker(Waker):
         self.event.wait(seconds)
 
     def drain(self) -> list[bytes]:
+        if not self.event.is_set():
+            return []
         self.event.clear()
         return [WAKE]
 
@@ -129,33 +129,20 @@ class _SocketWaker(Waker):
                 raise DiskFull(f"no space left for a socket in {directory}: free some and start again") from exc
             raise
         _wakers.add(self)
-        # The kernel does the waiting: a poll before each receive would be one more call into it while a message waits.
-        self._recv, self._timeout_us = self._socket.recv, -1
-        self._came: list[bytes] = []
+        self._socket.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self._socket, select.POLLIN)
 
     def wait(self, seconds: float) -> None:
-        if self._came:
-            return
-        timeout_us = int(seconds * 1e6)
-        if timeout_us <= 0:
-            return
-        if timeout_us != self._timeout_us:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.pack(*divmod(timeout_us, 1_000_000)))
-            self._timeout_us = timeout_us
-        # It was over.
-        with contextlib.suppress(BlockingIOError):
-            self._came.append(self._recv(_MAX_PACKET_BYTES))
+        # Not a receive with SO_RCVTIMEO, though that is one call less: its time begins anew with every signal, and signals may come often.
+        self._poll.poll(seconds * 1000)
 
     def drain(self) -> list[bytes]:
-        came = self._came
-        if came:
-            self._came = []
-            return came
         # One at a time: to find the queue empty costs as much as to take a packet from it.
         try:
-            return [self._recv(_MAX_PACKET_BYTES, socket.MSG_DONTWAIT)]
+            return [self._socket.recv(_MAX_PACKET_BYTES)]
         except BlockingIOError:
-            return came
+            return []
 
     def close(self) -> None:
         if self._socket.fileno() >= 0:

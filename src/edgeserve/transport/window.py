@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 
-from edgeserve.core.errors import DiskFull, StoreFull
+from edgeserve.core.errors import DiskFull, StoreFull, TransportError
 from edgeserve.transport import records
 from edgeserve.transport.engine import LogEngine
 from edgeserve.transport.wake import Waker
 
+_log = logging.getLogger(__name__)
 _STALL_S = 1.0
 
 
@@ -40,7 +42,12 @@ class Window:
         if self._own <= self._size or self._unchecked < self._size >> 3:
             return
         self._unchecked = 0
-        floors = [self._hold_back(group) for group in head.groups] if head.listeners else []
+        try:
+            floors = [self._hold_back(group) for group in head.groups] if head.listeners else []
+        except TransportError as exc:
+            # What was sent is stored: an error here must not look like one of the send.
+            _log.warning("the send window of topic %r is not kept: %s", self._topic, exc)
+            return
         floor = min(floors, default=head.next)
         while self._sent and self._sent[0][1] <= floor:
             self._forget_oldest()
@@ -58,7 +65,8 @@ class Window:
             try:
                 if self._waker is None:
                     self._waker = self._engine.board.waker()
-                self._waker.drain()
+                while self._waker.drain():
+                    pass  # wake-ups that came too late for an earlier wait
                 floor, before, behind = self._look(group, register=True)
             except (StoreFull, DiskFull):
                 return floor  # no room to ask to be woken; what was sent is stored, so this is no error of the send

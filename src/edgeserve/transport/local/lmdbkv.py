@@ -215,8 +215,10 @@ class _Write(_Transaction):
             except BaseException as exc:
                 error = exc
             else:
-                kv.live.discard(self)
-                kv.note(number)
+                try:
+                    kv.note(number)
+                finally:
+                    kv.live.discard(self)
                 return
         with suppress(lmdb.Error):
             self._txn.abort()
