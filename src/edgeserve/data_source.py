@@ -74,8 +74,10 @@ class DataSource(Node):
         if not isinstance(stream, (Iterable, AsyncIterable)):
             raise ConfigurationError(f"DataSource: the stream must be an iterable or an async iterable, not {type(stream).__name__}")
         self._check_callables("DataSource", gate=gate, event_time=event_time, message_id=message_id, key=key)
-        if max_lateness_ms < 0:
-            raise ConfigurationError(f"max_lateness_ms={max_lateness_ms} must not be negative")
+        if not isinstance(max_lateness_ms, (int, float)) or not max_lateness_ms >= 0:
+            raise ConfigurationError(f"max_lateness_ms={max_lateness_ms!r}: it is a number of milliseconds, 0 or more")
+        if not isinstance(send_window, int) or send_window < 1:
+            raise ConfigurationError(f"send_window={send_window!r}: it is a number of messages, at least 1")
         self._stream = stream
         self._source_id, self._gate, self._topic = source_id, gate, topic
         self._event_time, self._message_id, self._key = event_time, message_id, key

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import msgspec
 import xxhash
 
+from edgeserve.core.errors import ConfigurationError
+
 SOURCE_ID_MAX_BYTES = 255
 """The longest source id, counted in bytes of UTF-8."""
 
@@ -68,7 +70,23 @@ def message_id(producer_prefix: bytes, sequence: int) -> bytes:
 
 
 def replayable_id(source_id: str, given: str | int | bytes) -> bytes:
-    """The id of a message whose source names it itself (`message_id=`): the same after every restart."""
+    """The id of a message whose source names it itself (`message_id=`): the same after every restart.
+
+    Raises:
+        ConfigurationError: `given` is no str, int or bytes, or not valid Unicode.
+    """
+    if not isinstance(given, (str, int, bytes)):
+        raise ConfigurationError(
+            f"message_id of source {source_id!r} returned {given!r} ({type(given).__name__}): it must be a str, int or bytes that is "
+            "the same when the stream starts over"
+        )
+    try:
+        return _named_id(source_id, given)
+    except UnicodeEncodeError as exc:
+        raise ConfigurationError(f"message_id of source {source_id!r} returned {given!r}, which is not valid Unicode") from exc
+
+
+def _named_id(source_id: str, given: str | int | bytes) -> bytes:
     tag = b"i%d" % given if isinstance(given, int) else b"b" + given if isinstance(given, bytes) else b"s" + given.encode()
     return xxhash.xxh3_128_digest(b"%d:%s:%s" % (len(source_id), source_id.encode(), tag))
 

@@ -56,9 +56,17 @@ _decode_head = msgspec.msgpack.Decoder(Head).decode
 _decode_state = msgspec.msgpack.Decoder(GroupState).decode
 
 
+def _encodable(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_name(what: str, name: str) -> None:
     """Refuses names that cannot be stored."""
-    if not isinstance(name, str) or not name or "\0" in name or len(name.encode()) > MAX_NAME_BYTES:
+    if not isinstance(name, str) or not name or "\0" in name or len(name.encode(errors="replace")) > MAX_NAME_BYTES or not _encodable(name):
         raise ConfigurationError(f"{what} must be 1 to {MAX_NAME_BYTES} bytes of UTF-8 without NUL, not {name!r}")
 
 
