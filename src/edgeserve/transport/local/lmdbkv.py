@@ -34,6 +34,7 @@ _PAIR = struct.Struct("<QQ")
 _WORD = struct.Struct("<Q")
 _CHECK_READERS_EVERY = 256
 _GATE_S = 1.0
+_LOW_BYTES = 16 << 20
 _kvs: weakref.WeakSet[LmdbKV] = weakref.WeakSet()
 _paused: list[tuple[LmdbKV, AbstractContextManager[bool]]] = []
 
@@ -393,9 +394,10 @@ def _no_space(exc: Exception) -> bool:
 
 
 def _low(root: Path) -> bool:
-    """Whether the filesystem is as good as full: a short write is then told as such."""
+    """Whether the filesystem is as good as full: a short write is then told as such. A filesystem that was full a moment ago may have found
+    a few MiB again, of what it had set aside for writes that it has done meanwhile."""
     stat = os.statvfs(root)
-    return stat.f_bavail * stat.f_frsize < 1 << 20
+    return stat.f_bavail * stat.f_frsize < _LOW_BYTES
 
 
 __all__ = ("CENSUS", "DATA", "MARK", "LmdbKV", "LmdbTxn", "open_environment", "read_census", "read_mark", "reserve_lock_file")
