@@ -336,7 +336,7 @@ class LmdbKV(KV):
             return StoreFull(
                 f"{where} reached its map of {self._map_bytes >> 20} MiB ({freed} dead readers cleared); nothing of this was written"
             )
-        if _no_space(exc) or (isinstance(exc, OSError | lmdb.DiskError | lmdb.PanicError) and _low(self._root)):
+        if _no_space(exc) or (_cut_short(exc) and _low(self._root)):
             return DiskFull(f"no space left on the filesystem of {self._root}; nothing of this was written: free some and go on ({exc})")
         if isinstance(exc, lmdb.MapResizedError):
             return TransportError(f"{where} is open elsewhere with a larger size_mb= than here: use the same in all processes")
@@ -391,6 +391,11 @@ def _no_space(exc: Exception) -> bool:
     if isinstance(exc, OSError):
         return exc.errno in (errno.ENOSPC, errno.EDQUOT)
     return os.strerror(errno.ENOSPC) in str(exc) or os.strerror(errno.EDQUOT) in str(exc)
+
+
+def _cut_short(exc: Exception) -> bool:
+    """Whether a write may have ended early: LMDB has no error of its own for that."""
+    return isinstance(exc, OSError | lmdb.DiskError | lmdb.PanicError) or os.strerror(errno.EIO) in str(exc)
 
 
 def _low(root: Path) -> bool:
