@@ -66,9 +66,11 @@ def role(name: str, node: str, notes: Path) -> None:
             source.run(until="end")
     elif name == "task":
         with Compute(lambda a: a, node, topic_in="in", topic_out="out") as compute:
+            note(notes / "ready", name)
             compute.run(until="end")
     else:
         with Materialize(lambda item: note(notes / "sunk", item["n"]), node, topic="out") as sink:
+            note(notes / "ready", name)
             sink.run(until="end")
 
 
@@ -80,8 +82,12 @@ class Run:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Starts them all; what they log is kept."""
-        for name in ROLES:
+        """Starts them all; what they log is kept. The source last: for a topic that nobody reads only the retention counts."""
+        self.processes.clear()
+        readers = len(lines(self.notes / "ready")) + len(ROLES) - 1
+        for name in sorted(ROLES, key=lambda role: role == "source"):
+            if name == "source":
+                self.wait_for("the readers", lambda: len(lines(self.notes / "ready")) >= readers)
             with open(self.notes / f"{name}.log", "ab") as output:
                 self.processes[name] = subprocess.Popen(
                     [sys.executable, __file__, "--role", name, "--node", self.node, "--notes", str(self.notes)],
