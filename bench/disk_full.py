@@ -27,25 +27,12 @@ from typing import Any
 from edgeserve.compute import Compute
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
+from notes import lines, note
 
 NUMBERS = 4_000
 PAYLOAD = 2_000
 ROLES = ("source", "task", "sink")
 PATIENCE_S = 60.0
-
-
-def note(path: Path, value: object) -> None:
-    """Appends a line; a line is whole or not there."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(fd, (json.dumps(value) + "\n").encode())
-    finally:
-        os.close(fd)
-
-
-def lines(path: Path) -> list[Any]:
-    """What was noted."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 # --- the processes ----------------------------------------------------------------------------------------------

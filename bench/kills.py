@@ -11,7 +11,6 @@ function. `latest` is compared with an oracle that reads the input topic in stor
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing as mp
 import os
 import random
@@ -32,24 +31,11 @@ from edgeserve.core.payload import decoder_for
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
 from edgeserve.transport import connect, disconnect
+from notes import lines, note
 
 SCENARIOS = [(kind, victim) for kind in ("single", "exact") for victim in ("task", "source", "sink", "all")]
 SCENARIOS += [("latest", "task"), ("latest", "all")]
 SPREAD = 40  # latest: a partner may be this many numbers away
-
-
-def note(path: Path, value: object) -> None:
-    """Appends a line; a line is whole or not there."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(fd, (json.dumps(value) + "\n").encode())
-    finally:
-        os.close(fd)
-
-
-def lines(path: Path) -> list[Any]:
-    """What was noted."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def stream(name: str, messages: int, rate: float, seed: int) -> Iterator[dict[str, Any]]:

@@ -12,14 +12,14 @@ from edgeserve.core.codec import check_source_id, encode_frame
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, replayable_id
 from edgeserve.core.metrics import Reason
-from edgeserve.core.payload import encode_value
+from edgeserve.core.payload import encode_sized
 from edgeserve.stage.aio import Coroutines, Synchronous
 from edgeserve.stage.control import Stopped
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.node import Node
 from edgeserve.stage.send import Sender
 from edgeserve.stage.steplog import step_log
-from edgeserve.transport import Transport
+from edgeserve.transport import SEND_WINDOW, Transport
 
 Gate: TypeAlias = Callable[[Any], Any]
 
@@ -67,7 +67,7 @@ class DataSource(Node):
         message_id: Callable[[Any], str | int | bytes] | None = None,
         key: Callable[[Any], Key] | None = None,
         max_lateness_ms: float = 10_000,
-        send_window: int = 4_000,
+        send_window: int = SEND_WINDOW,
     ) -> None:
         super().__init__(node, pulsar_node, what="DataSource", name=source_id)
         check_source_id(source_id)
@@ -130,15 +130,9 @@ class DataSource(Node):
                     self._last_event_ns = event_ns
                 watermark_ns = self._last_event_ns - lateness_ns
             sequence = self._sequence
-            id_ = prefix + sequence.to_bytes(8, "big") if own_id is None else replayable_id(source_id, own_id(item))
+            id_ = message_id(prefix, sequence) if own_id is None else replayable_id(source_id, own_id(item))
             key = None if key_of is None else key_of(item)
-            payload: Any = value
-            if type(value) is bytes:
-                schema, size = "b", len(value)
-            else:
-                schema, buffers = encode_value(value)
-                payload = buffers[0] if len(buffers) == 1 else buffers
-                size = len(payload) if type(payload) is bytes else sum([memoryview(b).nbytes for b in buffers])
+            schema, payload, size = encode_sized(value)
             header = Header(id_, source_id, producer, sequence, event_ns, sent_ns, schema, size, watermark_ns, key, 0, time_kind)
             frame = encode_frame(header, payload)
             self._sequence = sequence + 1

@@ -81,13 +81,9 @@ def replayable_id(source_id: str, given: str | int | bytes) -> bytes:
             "the same when the stream starts over"
         )
     try:
-        return _named_id(source_id, given)
+        tag = b"i%d" % given if isinstance(given, int) else b"b" + given if isinstance(given, bytes) else b"s" + given.encode()
     except UnicodeEncodeError as exc:
         raise ConfigurationError(f"message_id of source {source_id!r} returned {given!r}, which is not valid Unicode") from exc
-
-
-def _named_id(source_id: str, given: str | int | bytes) -> bytes:
-    tag = b"i%d" % given if isinstance(given, int) else b"b" + given if isinstance(given, bytes) else b"s" + given.encode()
     return xxhash.xxh3_128_digest(b"%d:%s:%s" % (len(source_id), source_id.encode(), tag))
 
 

@@ -65,6 +65,16 @@ def encode_value(value: Any) -> tuple[str, Sequence[Buffer]]:
     return _pack.pack(value)
 
 
+def encode_sized(value: Any) -> tuple[str, bytes | Sequence[Buffer], int]:
+    """What a frame needs of a value: its schema tag, its payload, and the payload's bytes. Raises as `encode_value` does."""
+    if type(value) is bytes:
+        return "b", value, len(value)
+    schema, buffers = encode_value(value)
+    if len(buffers) == 1 and type(buffers[0]) is bytes:
+        return schema, buffers[0], len(buffers[0])
+    return schema, buffers, sum([memoryview(b).nbytes for b in buffers])
+
+
 def decode_value(schema: str, payload: bytes | memoryview) -> Any:
     """The value of a payload, without an annotation: dataclasses and Structs as dicts, Arrow data as pyarrow has it.
 
@@ -232,4 +242,4 @@ def _name(annotation: Any) -> str:
     return annotation.__qualname__ if type(annotation) is type else str(annotation)
 
 
-__all__ = ("PayloadDecoder", "decode_value", "decoder_for", "encode_value")
+__all__ = ("PayloadDecoder", "decode_value", "decoder_for", "encode_sized", "encode_value")

@@ -136,9 +136,8 @@ class Stage(ABC):
                 self._claimed = batch
                 self._admit_batch(batch)
         except NO_ROOM as exc:
-            # A claim is a write too, and so is taking over a join. In `run()` a disk without room is waited for, as when settling.
-            if not self._runs or not self._patience.wait(exc):
-                raise
+            # A claim is a write too, and so is taking over a join.
+            self._wait_for_room(exc)
             return False
         if self._patience.troubled:
             self._patience.over()
@@ -150,6 +149,11 @@ class Stage(ABC):
         batch.reverse()
         self._ready[:] = batch
         return True
+
+    def _wait_for_room(self, error: Exception) -> None:
+        """In `run()` a store without room is waited for, as when settling; elsewhere, and when the node is to end, it is an error."""
+        if not self._runs or not self._patience.wait(error):
+            raise error
 
     def _adapt(self) -> None:
         """A batch should take some ten milliseconds: long enough to be worth its settlement, short enough to share with others."""
@@ -190,8 +194,7 @@ class Stage(ABC):
                 if self._idle():
                     return False
             except NO_ROOM as exc:
-                if not self._runs or not self._patience.wait(exc):
-                    raise
+                self._wait_for_room(exc)
         return False
 
     def _idle(self) -> bool:

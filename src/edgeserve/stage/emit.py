@@ -7,12 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from xxhash import xxh3_128_digest
-
 from edgeserve.core.codec import encode_frame
 from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, result_id
 from edgeserve.core.metrics import Counters, Reason
-from edgeserve.core.payload import encode_value
+from edgeserve.core.payload import encode_sized
 from edgeserve.stage.task import Several
 from edgeserve.transport import Frame
 
@@ -40,7 +38,7 @@ class Emitter:
     def make(self) -> Emit:
         """The function that turns a result into what is published."""
         gate_out, output_id, producer, group, now_ns = self._gate_out, self.output_id, self._producer, self._group, time.time_ns
-        computed, first = int(TimeKind.COMPUTED), group + b"0"  # as `result_id` has it
+        computed = int(TimeKind.COMPUTED)
 
         def emit(
             value: Any, of: bytes, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key, index: int = 0
@@ -52,15 +50,9 @@ class Emitter:
                 if value is None:
                     self._counts.count(Reason.GATE, edge=output_id)
                     return None, None
-            payload: Any = value
-            if type(value) is bytes:
-                schema, size = "b", len(value)
-            else:
-                schema, buffers = encode_value(value)
-                payload = buffers[0] if len(buffers) == 1 else buffers
-                size = len(payload) if type(payload) is bytes else sum([memoryview(b).nbytes for b in buffers])
+            schema, payload, size = encode_sized(value)
             self._sequence = sequence = self._sequence + 1
-            id_ = xxh3_128_digest(of + first) if index == 0 else result_id(group, of, index)
+            id_ = result_id(group, of, index)
             header = Header(id_, output_id, producer, sequence, event_ns, now_ns(), schema, size, watermark_ns, key, 0, computed, oldest_ns)
             return value, encode_frame(header, payload)
 

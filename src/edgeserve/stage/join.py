@@ -125,8 +125,7 @@ class Join(Stage):
                 self._enter()
                 return
             except NO_ROOM as exc:
-                if not self._runs or not self._patience.wait(exc):
-                    raise
+                self._wait_for_room(exc)
 
     # --- what a node calls --------------------------------------------------------------------------------------
 

@@ -9,11 +9,10 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import msgspec
-from xxhash import xxh3_128_digest
 
 from edgeserve.align import JoinSet
 from edgeserve.core.errors import ClosedError
-from edgeserve.core.message import WATERMARK_END, Header
+from edgeserve.core.message import WATERMARK_END, Header, set_id
 from edgeserve.core.payload import decode_value, decoder_for
 from edgeserve.stage.base import Options, Raised
 from edgeserve.stage.context import Current
@@ -131,7 +130,7 @@ class RunSet:
                     member_oldest_ns = member_ns
                 if member_oldest_ns < oldest_ns:
                     oldest_ns = member_oldest_ns
-            of = xxh3_128_digest(b"".join(ids))  # as `message.set_id` says
+            of = set_id(ids)
             current.headers, current.join_id, current.redelivered = headers, of, redelivered
             if len(headers) != len(inputs) or current.missing:
                 current.missing = tuple([n for n in parameters if members.get(n) is None])

@@ -1,6 +1,7 @@
 """Engines by URL scheme: topics of frames, groups that consume them."""
 
 from edgeserve.transport.base import (
+    SEND_WINDOW,
     Buffer,
     Capabilities,
     ClaimLost,
@@ -18,6 +19,7 @@ from edgeserve.transport.base import (
 from edgeserve.transport.url import connect, disconnect
 
 __all__ = (
+    "SEND_WINDOW",
     "Buffer",
     "Capabilities",
     "ClaimLost",

@@ -25,6 +25,10 @@ Start: TypeAlias = Literal["earliest", "latest"] | int
 """Where a new group begins: the oldest message kept, only what comes from now on, or a publish time in ns."""
 
 
+SEND_WINDOW = 4_000
+"""How many of its own messages live groups may leave unsettled before a sender waits."""
+
+
 class GroupKind(StrEnum):
     """How the members of a group divide a topic's messages."""
 
@@ -205,7 +209,7 @@ class Transport(ABC):
     capabilities: Capabilities
 
     @abstractmethod
-    def publisher(self, topic: str, *, send_window: int = 4_000) -> Publisher:
+    def publisher(self, topic: str, *, send_window: int = SEND_WINDOW) -> Publisher:
         """A publisher. `send_window`: how many of its own messages live groups may leave unsettled before `publish` waits for them; a
         group that makes no progress for a second does not hold the publisher (the store's size is the bound then)."""
 
@@ -254,6 +258,7 @@ class Transport(ABC):
 
 
 __all__ = (
+    "SEND_WINDOW",
     "Buffer",
     "Capabilities",
     "ClaimLost",

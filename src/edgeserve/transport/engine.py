@@ -21,6 +21,7 @@ from edgeserve.core.errors import (
 )
 from edgeserve.transport import log, records
 from edgeserve.transport.base import (
+    SEND_WINDOW,
     Capabilities,
     Fence,
     Frame,
@@ -37,9 +38,6 @@ from edgeserve.transport.wake import Switchboard
 
 if TYPE_CHECKING:
     from edgeserve.transport.window import Window
-
-SEND_WINDOW = 4_000
-
 
 _engines: weakref.WeakSet[LogEngine] = weakref.WeakSet()
 
@@ -152,22 +150,20 @@ class LogEngine(Transport):
 
     def topic_info(self, topic: str) -> TopicInfo:
         self.check()
-        cache = records.StateCache()
         with self.kv.read() as txn:
             head = records.find_head(txn, topic)
             if head is None:
                 raise TransportError(
                     f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are"
                 )
-            states = {group: cache.find(txn, topic, group) for group in head.groups}
+            states = {group: records.group_state(txn, topic, group) for group in head.groups}
         groups = {group: state.info(head.next) for group, state in states.items() if state is not None}
         return TopicInfo(topic, head.first, head.next, head.stored_bytes, groups)
 
     def delete_group(self, topic: str, group: str) -> None:
         self.check()
-        cache = records.StateCache()
-        with self.kv.write(cache.forget) as txn:
-            head, state = records.find_head(txn, topic), cache.find(txn, topic, group)
+        with self.kv.write() as txn:
+            head, state = records.find_head(txn, topic), records.group_state(txn, topic, group)
             if head is None or state is None:
                 raise TransportError(f"there is no group {group!r} on topic {topic!r} at {self.url}")
             live = [name for name, m in state.members.items() if self.board.alive(m.address)]
@@ -178,9 +174,9 @@ class LogEngine(Transport):
 
     def forget_dead_broadcasts(self, txn: Txn, topic: str, head: records.Head) -> bool:
         """Forgets the groups of broadcast members that were killed: nobody can come back for what they hold. The caller saves the head."""
-        cache, dead = records.StateCache(), []
+        dead = []
         for group in head.groups:
-            state = cache.find(txn, topic, group)
+            state = records.group_state(txn, topic, group)
             if state and state.kind is GroupKind.BROADCAST and not any(self.board.alive(m.address) for m in state.members.values()):
                 dead.append(group)
         for group in dead:
@@ -295,4 +291,4 @@ def append_fenced(
     return log.append(txn, fence.topic, frames, time.time_ns(), limits, scratch, works_off=works_off) if frames else head
 
 
-__all__ = ("SEND_WINDOW", "LogEngine", "append_fenced", "first_position")
+__all__ = ("LogEngine", "append_fenced", "first_position")

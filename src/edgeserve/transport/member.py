@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, StoreFull, TransportError
 from edgeserve.transport import log, records
-from edgeserve.transport.base import Delivery, Fence, Frame, GroupKind, Start, Subscription
-from edgeserve.transport.engine import SEND_WINDOW, LogEngine, append_fenced
+from edgeserve.transport.base import SEND_WINDOW, Delivery, Fence, Frame, GroupKind, Start, Subscription
+from edgeserve.transport.engine import LogEngine, append_fenced
 from edgeserve.transport.groups import MemberRecord
 from edgeserve.transport.place import Place
 from edgeserve.transport.window import Window

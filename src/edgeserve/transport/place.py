@@ -317,7 +317,7 @@ class Place:
             state.settle(member, self.topic, positions)
         seen_all = False
         if ids:
-            seen_all = self._seen == (state.ids_next, len(state.recent_ids))
+            seen_all = self.knows_all_ids
             settled.keep_ids(txn, self.number, self._group, state, ids)
         if attributes:
             state.attributes.update(attributes)

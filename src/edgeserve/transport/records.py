@@ -56,17 +56,13 @@ _decode_head = msgspec.msgpack.Decoder(Head).decode
 _decode_state = msgspec.msgpack.Decoder(GroupState).decode
 
 
-def _encodable(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def check_name(what: str, name: str) -> None:
     """Refuses names that cannot be stored."""
-    if not isinstance(name, str) or not name or "\0" in name or len(name.encode(errors="replace")) > MAX_NAME_BYTES or not _encodable(name):
+    try:
+        size = len(name.encode()) if isinstance(name, str) else 0
+    except UnicodeEncodeError:
+        size = 0
+    if not 0 < size <= MAX_NAME_BYTES or "\0" in name:
         raise ConfigurationError(f"{what} must be 1 to {MAX_NAME_BYTES} bytes of UTF-8 without NUL, not {name!r}")
 
 
