@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ class Compute(StageNode):
         max_time_diff_ms: float = 10_000,
         no_overlap: bool = False,
         min_interval_ms: float = 0,
-        log_path: str | None = None,
+        log_path: str | os.PathLike[str] | None = None,
         log_filename: str | None = None,
         drop_if_older_than_ms: float | None = None,
         log_verbose: bool = False,

@@ -59,7 +59,7 @@ class DataSource(Node):
         source_id: str = "",
         gate: Gate | None = None,
         topic: str = "src",
-        log_path: str | None = None,
+        log_path: str | os.PathLike[str] | None = None,
         log_filename: str | None = None,
         *,
         pulsar_node: str | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -59,7 +60,7 @@ class Materialize(StageNode):
         ftp_delete: bool = False,
         local_ftp_path: str = "/srv/ftp/",
         topic: str = "dst",
-        log_path: str | None = None,
+        log_path: str | os.PathLike[str] | None = None,
         log_filename: str | None = None,
         *,
         pulsar_node: str | None = None,

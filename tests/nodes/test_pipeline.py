@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -371,6 +372,11 @@ def test_use_after_close_is_named(node: str) -> None:
         (lambda: next(DataSource([1], "memory://x", source_id="a", topic="\ud800")), "a topic must be"),
         (lambda: next(DataSource([1], "memory://x", source_id="a", message_id=lambda i: None)), "message_id of source 'a' returned None"),
         (lambda: next(DataSource([1], "memory://x", source_id="a", message_id=lambda i: "\ud800")), "not valid Unicode"),
+        (lambda: DataSource([1], "memory://x", source_id="a", log_path=5), "log_path=5: it is the path of a directory"),
+        (lambda: DataSource([1], "memory://x", source_id="a", log_path=b"/tmp"), "log_path=b'/tmp'"),
+        (lambda: DataSource([1], "memory://x", source_id="a", log_path=".", log_filename=5), "log_filename=5"),
+        (lambda: Compute(lambda a: 1, "memory://x", log_path=5), "log_path=5"),
+        (lambda: Materialize(print, "memory://x", log_path=5), "log_path=5"),
         (lambda: Compute(lambda a: 1, "memory://x", gate_in=b""), "gate_in= is a function"),
         (lambda: Compute(lambda a: 1, "memory://x", topic_in="t", topic_out="t"), "own results"),
         (lambda: Materialize(lambda: 1, "memory://x"), "called with one value"),
@@ -405,10 +411,11 @@ def test_naive_datetimes_and_unsendable_values_are_named(node: str) -> None:
             next(source)
 
 
-def test_logs_are_json_lines(node: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize("as_path", [str, Path])
+def test_logs_are_json_lines(node: str, tmp_path: Path, as_path: Callable[[Path], Any]) -> None:
     import json
 
-    logs = {"log_path": str(tmp_path), "log_filename": "run"}
+    logs = {"log_path": as_path(tmp_path), "log_filename": "run"}
     with DataSource([b"1"], node, source_id="a", **logs) as source:
         next(source)
     with Compute(lambda a: a, node, **logs) as compute:

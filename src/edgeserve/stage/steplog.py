@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ _FLUSH_EVERY_S = 1.0
 class StepLog:
     """Appends lines to `<log_path>/<log_filename>.<kind>`; ids are hexadecimal, times are ns since the epoch."""
 
-    def __init__(self, path: str, filename: str, kind: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], filename: str, kind: str) -> None:
         self._directory, self._name = Path(path), f"{filename}.{kind}"
         self._file: BinaryIO | None = None
         self._encode = msgspec.json.Encoder().encode
@@ -48,8 +49,16 @@ class StepLog:
             self._file = None
 
 
-def step_log(path: str | None, filename: str | None, fallback: str, kind: str) -> StepLog | None:
-    """The log, or None when none is asked for."""
+def step_log(path: str | os.PathLike[str] | None, filename: str | None, fallback: str, kind: str) -> StepLog | None:
+    """The log, or None when none is asked for.
+
+    Raises:
+        ConfigurationError: `log_path` or `log_filename` is of a type that names no file.
+    """
+    if path is not None and not (isinstance(path, (str, os.PathLike)) and isinstance(os.fspath(path), str)):
+        raise ConfigurationError(f"log_path={path!r}: it is the path of a directory, a str or os.PathLike, not {type(path).__name__}")
+    if filename is not None and not isinstance(filename, str):
+        raise ConfigurationError(f"log_filename={filename!r}: it is the name of a file, a str, not {type(filename).__name__}")
     return None if path is None else StepLog(path, filename or fallback, kind)
 
 
