@@ -20,11 +20,6 @@ from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
 from edgeserve.transport import GroupKind, Start
 
-REFERENCES_LATER = (
-    "{what}: ftp=True is not in this release. Payloads travel with their messages; payloads by reference, straight from the node that "
-    "made them, come with a later release. Leave ftp out."
-)
-
 
 class Compute(StageNode):
     """Runs `task` on every message of its source, or, with several parameters, on the sets that the join policy forms of them.
@@ -104,8 +99,7 @@ class Compute(StageNode):
         overflow: str = "drop_oldest",
     ) -> None:
         super().__init__(node, pulsar_node, what="Compute", name=worker_id)
-        if ftp:
-            raise ConfigurationError(REFERENCES_LATER.format(what="Compute"))
+        self._refuse_references("Compute", ftp)
         self._check_callables("Compute", gate_in=gate_in, gate_out=gate_out)
         if topic_in == topic_out:
             raise ConfigurationError(

@@ -6,18 +6,12 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from edgeserve.core.errors import ConfigurationError
 from edgeserve.stage.base import Options
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.sink import Sink
 from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
 from edgeserve.transport import GroupKind, Start
-
-REFERENCES_LATER = (
-    "{what}: ftp=True is not in this release. Payloads travel with their messages; payloads by reference, straight from the node that "
-    "made them, come with a later release. Leave ftp out."
-)
 
 
 class Materialize(StageNode):
@@ -73,8 +67,7 @@ class Materialize(StageNode):
         ack_timeout_ms: int = 300_000,
     ) -> None:
         super().__init__(node, pulsar_node, what="Materialize", name=topic)
-        if ftp:
-            raise ConfigurationError(REFERENCES_LATER.format(what="Materialize"))
+        self._refuse_references("Materialize", ftp)
         self._check_callables("Materialize", gate=gate)
         options = Options(
             what="Materialize",

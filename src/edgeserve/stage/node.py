@@ -259,6 +259,14 @@ class StageNode(Node):
     _stage: Stage
     _logs: tuple[StepLog | None, ...] = ()
 
+    @staticmethod
+    def _refuse_references(what: str, asked: bool) -> None:
+        if asked:
+            raise ConfigurationError(
+                f"{what}: ftp=True is not in this release. Payloads travel with their messages; payloads by reference, straight from "
+                "the node that made them, come with a later release. Leave ftp out."
+            )
+
     def _open(self, transport: Transport) -> None:
         try:
             for log in self._logs:
