@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from edgeserve import DataSource
 from edgeserve.core.errors import ConfigurationError, UnknownScheme
 from edgeserve.transport import connect
 from edgeserve.transport.url import parse
@@ -13,6 +14,20 @@ from edgeserve.transport.url import parse
 def test_what_is_no_url(text: object) -> None:
     with pytest.raises(ConfigurationError, match="a node is a URL"):
         connect(text)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text", ["local:///tmp/a\0b", "memory://a\0b", "local:///tmp/\ud800", "local:///tmp/a?durability=\0", "local://[x/y"]
+)
+def test_what_no_url_can_hold(text: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        connect(text)
+    assert repr(text) in str(caught.value)
+
+
+def test_a_node_says_so_when_it_connects() -> None:
+    with pytest.raises(ConfigurationError, match="NUL"), DataSource([1], "local:///tmp/a\0b", source_id="a"):
+        pass
 
 
 def test_an_unknown_scheme_is_told_the_known_ones() -> None:

@@ -50,7 +50,13 @@ def parse(text: str) -> NodeURL:
     """Splits a node URL; `ConfigurationError` says what is wrong with it."""
     if not isinstance(text, str) or "://" not in text:
         raise ConfigurationError(f"a node is a URL such as 'local://', not {text!r}")
-    parts = urlsplit(text)
+    try:
+        os.fsencode(text)
+        parts = urlsplit(text)
+    except ValueError as exc:
+        raise ConfigurationError(f"the node URL {text!r} cannot be read ({exc}): name one such as 'local:///var/lib/edgeserve'") from exc
+    if "\0" in text:
+        raise ConfigurationError(f"the node URL {text!r} has a NUL in it, which no path can hold: leave it out")
     if parts.fragment:
         raise ConfigurationError(f"{text}: a node URL has no part after '#'")
     return NodeURL(text, parts.scheme, parts.netloc + parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)))
