@@ -295,8 +295,15 @@ def test_one_store_under_several_names_is_one_store(root: Path, tmp_path: Path) 
 
 def test_a_directory_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
+    for path in ("file", "file/store", "file/deep/store"):
+        with pytest.raises(ConfigurationError, match=rf"{tmp_path}/file is a file.*directory of its own") as caught:
+            connect(f"local://{tmp_path}/{path}")
+        assert "File exists" not in str(caught.value)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(ConfigurationError, match="nowhere is a link to nothing"):
+        connect(f"local://{tmp_path}/nowhere")
     with pytest.raises(ConfigurationError, match="cannot make the directory"):
-        connect(f"local://{tmp_path}/file/store")
+        connect("local:///proc/store")
     with pytest.raises(ConfigurationError, match="absolute path"):
         connect("local://relative/path")
     (tmp_path / "taken" / "data").mkdir(parents=True)

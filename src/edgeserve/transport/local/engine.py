@@ -170,6 +170,12 @@ def _directory(url: NodeURL) -> Path:
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"no space left on the filesystem of {root}: free some and start again") from exc
+        in_the_way = next((path for path in (root, *root.parents) if os.path.lexists(path)), root)
+        if not in_the_way.is_dir():
+            what = "a file" if in_the_way.exists() else "a link to nothing"
+            raise ConfigurationError(
+                f"{url.text}: {in_the_way} is {what}, and a store is a directory of its own: name another path, or move it away"
+            ) from exc
         raise ConfigurationError(f"{url.text}: cannot make the directory {root}: {exc.strerror}") from exc
     root = root.resolve()
     try:
