@@ -25,7 +25,7 @@ Gate: TypeAlias = Callable[[Any], Any]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-_LONG_AGO = -(2**63)
+_LONG_AGO, _FAR_AHEAD = -(2**63), 2**63 - 1
 _ENDED = object()
 
 
@@ -122,20 +122,26 @@ class DataSource(Node):
             if event_time is None:
                 # A clock that was set back must not break the promise of the watermark.
                 event_ns = sent_ns if sent_ns > self._last_event_ns else self._last_event_ns
-                watermark_ns = self._last_event_ns = event_ns
+                watermark_ns = newest_ns = event_ns
             else:
                 given = event_time(item)
                 event_ns = given if type(given) is int else _to_ns(given)
-                if event_ns > self._last_event_ns:
-                    self._last_event_ns = event_ns
-                watermark_ns = self._last_event_ns - lateness_ns
+                if not _LONG_AGO <= event_ns <= _FAR_AHEAD:
+                    raise _no_event_time(event_ns, source_id)
+                newest_ns = self._last_event_ns
+                if event_ns > newest_ns:
+                    newest_ns = event_ns
+                watermark_ns = newest_ns - lateness_ns
+                if watermark_ns < _LONG_AGO:
+                    watermark_ns = _LONG_AGO
             sequence = self._sequence
             id_ = message_id(prefix, sequence) if own_id is None else replayable_id(source_id, own_id(item))
             key = None if key_of is None else key_of(item)
             schema, payload, size = encode_sized(value)
             header = Header(id_, source_id, producer, sequence, event_ns, sent_ns, schema, size, watermark_ns, key, 0, time_kind)
             frame = encode_frame(header, payload)
-            self._sequence = sequence + 1
+            # Only now: what could not be sent must leave no trace in the watermarks of what can.
+            self._sequence, self._last_event_ns = sequence + 1, newest_ns
             append(frame)
             if log is not None:
                 log.write(msg_id=id_.hex(), source_id=source_id, sequence=sequence, event_ns=event_ns, sent_ns=sent_ns, bytes=size)
@@ -240,6 +246,14 @@ def _to_ns(given: Any) -> int:
         raise ConfigurationError(
             f"event_time must return integer ns or an aware datetime, not {type(given).__name__}: for seconds use int(seconds * 1e9)"
         ) from None
+
+
+def _no_event_time(number: int, source_id: str) -> ConfigurationError:
+    shown = number if number.bit_length() < 256 else f"(an int of {number.bit_length()} bits)"
+    return ConfigurationError(
+        f"event_time returned {shown} for an example of source {source_id!r}, which does not fit into 64 bits with a sign: "
+        "return nanoseconds since the epoch, or an aware datetime"
+    )
 
 
 __all__ = ("DataSource",)

@@ -411,6 +411,47 @@ def test_naive_datetimes_and_unsendable_values_are_named(node: str) -> None:
             next(source)
 
 
+@pytest.mark.parametrize("number", [2**70, -(2**70), 2**63, -(2**63) - 1, 10**5000], ids=lambda n: f"{n.bit_length()} bits")
+def test_an_event_time_beyond_64_bits_is_refused_and_leaves_no_trace(node: str, transport: Transport, number: int) -> None:
+    shown = str(number) if number.bit_length() < 100 else "bits"
+    with DataSource([1, number, 2], node, source_id="a", event_time=lambda i: i, max_lateness_ms=0) as source:
+        next(source)
+        with pytest.raises(ConfigurationError, match=rf"(?s)event_time.*{shown}.*source 'a'.*nanoseconds"):
+            next(source)
+        assert next(source) == 2
+    headers = [decode_frame(frame)[0] for frame, _, _ in transport.read("src")]
+    assert [(h.sequence, h.event_ns, h.watermark_ns) for h in headers] == [(0, 1, 1), (1, 2, 2)]
+
+
+@pytest.mark.parametrize("number", [2**70, 2**64, -(2**63) - 1], ids=lambda n: f"{n.bit_length()} bits")
+def test_a_key_beyond_64_bits_is_refused_and_leaves_no_trace(node: str, transport: Transport, number: int) -> None:
+    options = {"event_time": lambda i: 9 if i < 0 else min(i, 9), "max_lateness_ms": 0}
+    with DataSource([1, number, 2], node, source_id="a", key=lambda i: i, **options) as source:
+        next(source)
+        with pytest.raises(ConfigurationError, match=rf"key.*{number}.*source 'a'.*str\(key\)"):
+            next(source)
+        assert next(source) == 2
+    headers = [decode_frame(frame)[0] for frame, _, _ in transport.read("src")]
+    assert [(h.sequence, h.key, h.watermark_ns) for h in headers] == [(0, 1, 1), (1, 2, 2)]
+
+
+@pytest.mark.parametrize(("join", "times"), [("latest", [-7, -6, 0]), ("exact", [-(2**63), -(2**63) + 5, -7, 0, 2**63 - 1])])
+def test_event_times_before_the_epoch_work(node: str, join: str, times: list[int]) -> None:
+    for name in "ab":
+        with DataSource(times, node, source_id=name, event_time=lambda t: t) as source:
+            source.run()
+    seen: list[tuple[int, ...]] = []
+    with Compute(lambda a, b: seen.append((a, b, edgeserve.context().event_ns)), node, join=join) as compute:
+        compute.run(until="end")
+    assert seen[-1] == (times[-1],) * 3
+    assert join == "latest" or seen == [(t, t, t) for t in times]
+    alone: list[int] = []
+    with Compute(lambda a: alone.append(edgeserve.context().event_ns), node, topic_out="alone") as compute:
+        for _ in times:
+            next(compute)
+    assert alone == times
+
+
 @pytest.mark.parametrize("as_path", [str, Path])
 def test_logs_are_json_lines(node: str, tmp_path: Path, as_path: Callable[[Path], Any]) -> None:
     import json

@@ -47,6 +47,9 @@ _ALIGNED_WORD = _PLAIN_WORD | _ALIGNED << 24
 _SURELY_SHORT = SOURCE_ID_MAX_BYTES // 4
 _KEY_TYPES = frozenset((str, int, bytes))
 
+# What msgpack has room for.
+_LEAST_INT, _LARGEST_INT = -(2**63), 2**64 - 1
+
 _pack = _PREFIX.pack
 _unpack = _PREFIX.unpack_from
 _encode_header = Encoder().encode
@@ -82,7 +85,7 @@ def encode_frame(header: Header, payload: bytes | Sequence[Buffer]) -> bytes | l
     try:
         head = _encode_header(header)
     except (TypeError, ValueError, OverflowError) as exc:
-        raise ConfigurationError(f"the header of source {header.source_id!r} cannot be encoded: {exc}") from exc
+        raise ConfigurationError(_why_not(header, exc)) from exc
     # A reader would refuse these; asked here in place, because a call costs more than the questions.
     source_id, key = header.source_id, header.key
     if len(header.id) != 16 or not 0 < len(source_id) <= _SURELY_SHORT or (key is not None and type(key) not in _KEY_TYPES):
@@ -155,6 +158,14 @@ def _decode_any(frame: Buffer) -> tuple[Header, memoryview]:
     if len(header.source_id.encode()) > SOURCE_ID_MAX_BYTES or not (header.key is None or type(header.key) in _KEY_TYPES):
         raise CorruptMessage(f"a header is not valid: source id {header.source_id[:64]!r}, key of type {type(header.key).__name__}")
     return header, body[start:]
+
+
+def _why_not(header: Header, error: Exception) -> str:
+    key = header.key
+    if isinstance(key, int) and not _LEAST_INT <= key <= _LARGEST_INT:
+        shown = key if key.bit_length() < 256 else f"(an int of {key.bit_length()} bits)"
+        return f"key {shown} of source {header.source_id!r} does not fit into 64 bits: return a smaller one from key=, or a str: str(key)"
+    return f"the header of source {header.source_id!r} cannot be encoded: {error}"
 
 
 def _check_header(header: Header) -> None:
