@@ -153,12 +153,67 @@ def test_a_file_without_nodes_is_told_so(edgeserve, app):
     assert result.stderr.splitlines()[0] == "error: no nodes in app.py"
 
 
-def test_a_file_that_raises_shows_its_own_traceback(edgeserve, app):
-    result = edgeserve("run", app("def f():\n    return 1 / 0\n\nf()\n"))
+RAISES = "def f():\n    return 1 / 0\n\nf()\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "line"),
+    [
+        (RAISES, "ZeroDivisionError: division by zero", 2),
+        ("x = 1\ndef f(:\n", "SyntaxError: ", 2),
+        ("\n\nimport no_such_module\n", "ModuleNotFoundError: No module named 'no_such_module'", 3),
+        ("import edgeserve\nedgeserve.DataSource([1], 'local://', source_id='')\n", "source_id must be", 2),
+        ("import json\njson.loads('no')\n", "JSONDecodeError: ", 2),
+        ("Dear reader,\nthis is no program.\n", "SyntaxError: ", 1),
+    ],
+)
+def test_a_file_that_cannot_run_is_an_error_of_three_lines(edgeserve, app, text, what, line):
+    path = app(text)
+    result = edgeserve("run", path)
     assert result.returncode == 1
-    assert "ZeroDivisionError" in result.stderr
+    error, where, to_do = result.stderr.splitlines()
+    assert error.startswith(f"error: {what}")
+    assert where == f"where: {path}:{line}"
+    assert to_do.startswith("to do: correct it") and "--verbose" in to_do
+
+
+def test_verbose_shows_the_traceback_of_a_file_that_raises(edgeserve, app):
+    result = edgeserve("run", app(RAISES), "--verbose")
+    assert result.returncode == 1
     assert 'app.py", line 2, in f' in result.stderr
-    assert "importlib" not in result.stderr and "child.py" not in result.stderr
+    assert "importlib" not in result.stderr and "child.py" not in result.stderr and "cli/run.py" not in result.stderr
+    assert result.stderr.splitlines()[-3].startswith("error: ZeroDivisionError")
+
+
+def test_an_error_in_a_file_that_the_app_imports_is_found_there(edgeserve, app, tmp_path):
+    (tmp_path / "helper.py").write_text("\nx = (\n")
+    result = edgeserve("run", app("import helper\n"), "--json")
+    assert json.loads(result.stderr)["error"]["where"] == f"{tmp_path}/helper.py:2"
+
+
+def test_what_is_no_python_file_is_told_so(edgeserve, app, tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    result = edgeserve("run", "notes.txt")
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[:2] == [
+        f"error: ImportError: {tmp_path}/notes.txt is not a Python file",
+        f"where: {tmp_path}/notes.txt",
+    ]
+    (tmp_path / "binary.py").write_bytes(bytes(range(256)))
+    result = edgeserve("run", "binary.py")
+    assert result.returncode == 1
+    assert len(result.stderr.splitlines()) == 3
+    assert "binary.py" in result.stderr.splitlines()[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "how"), [("raise SystemExit(0)", "status 0"), ("exit(3)", "status 3"), ("import os; os.kill(os.getpid(), 9)", "SIGKILL")]
+)
+def test_a_file_that_ends_its_process_is_told_so(edgeserve, app, text, how):
+    result = edgeserve("run", app(text))
+    assert result.returncode == 1
+    error, _, _ = result.stderr.splitlines()
+    assert error.startswith("error: app.py ") and how in error
 
 
 def test_a_file_that_is_not_there_is_a_usage_error(edgeserve):

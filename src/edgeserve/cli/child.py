@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+from edgeserve.cli.output import explain
 from edgeserve.compute import Compute
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
@@ -83,6 +84,20 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
+def _failure(exc: Exception, app: Path) -> dict[str, str]:
+    """Why an app's file could not be run, where, and the traceback."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(exc.__traceback__)]
+    own = [at for at in frames if Path(at[0]).is_relative_to(app.parent) and "site-packages" not in at[0]]
+    if isinstance(exc, SyntaxError) and exc.filename:
+        own.append((exc.filename, exc.lineno))
+    file, line = own[-1] if own else (str(app), None)
+    return {
+        "what": explain(exc, "").what,
+        "where": f"{file}:{line}" if line else file,
+        "traceback": _traceback_without_this_file(exc),
+    }
+
+
 def _traceback_without_this_file(exc: BaseException) -> str:
     """The user's own frames: how this module got there helps nobody."""
     tb = exc.__traceback__
@@ -93,6 +108,18 @@ def _traceback_without_this_file(exc: BaseException) -> str:
     ):
         tb = tb.tb_next
     return "".join(traceback.format_exception(type(exc), exc, tb))
+
+
+def _list(app: Path, to: int) -> int:
+    """Writes the app's nodes as JSON to a file descriptor, or why it has none."""
+    listed: list[list[str]] | dict[str, str]
+    try:
+        listed = [[name, type(node).__name__, node.url] for name, node in nodes(load(app)).items()]
+    except Exception as exc:
+        listed = _failure(exc, app)
+    with os.fdopen(to, "w") as pipe:
+        json.dump(listed, pipe)
+    return 0 if isinstance(listed, list) else 1
 
 
 def main() -> int:
@@ -110,12 +137,10 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     if given.parent is not None:
         _end_with(given.parent)
+    if given.list_to is not None:
+        return _list(given.app.resolve(), given.list_to)
     try:
         found = nodes(load(given.app.resolve()))
-        if given.list_to is not None:
-            with os.fdopen(given.list_to, "w") as pipe:
-                json.dump([[name, type(node).__name__, node.url] for name, node in found.items()], pipe)
-            return 0
         run_node(found[given.name], until_end=given.until_end)
     except Exception as exc:
         sys.stderr.write(_traceback_without_this_file(exc))

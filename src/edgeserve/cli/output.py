@@ -31,13 +31,16 @@ _TO_DO: tuple[tuple[type[BaseException], str], ...] = (
 
 
 class CommandError(Exception):
-    """A command could not do its work. Shown as three lines: what, where, what to do."""
+    """A command could not do its work. Shown as three lines: what, where, what to do.
+
+    `traceback` is another process's, shown with --verbose in place of this one's.
+    """
 
     exit_code = 1
 
-    def __init__(self, what: str, where: str, to_do: str, *, exit_code: int = 1) -> None:
+    def __init__(self, what: str, where: str, to_do: str, *, exit_code: int = 1, traceback: str = "") -> None:
         super().__init__(what)
-        self.what, self.where, self.to_do, self.exit_code = what, where, to_do, exit_code
+        self.what, self.where, self.to_do, self.exit_code, self.traceback = what, where, to_do, exit_code, traceback
 
 
 class Output:
@@ -120,7 +123,7 @@ def guarded(command: str, out: Output, where: str, body: Callable[[], None]) -> 
 
 def _fail(error: CommandError, cause: BaseException, out: Output) -> NoReturn:
     if out.verbose:
-        click.echo("".join(traceback.format_exception(cause)), err=True, nl=False)
+        click.echo(error.traceback or "".join(traceback.format_exception(cause)), err=True, nl=False)
     show_error(error, as_json=out.as_json)
     raise click.exceptions.Exit(error.exit_code)
 

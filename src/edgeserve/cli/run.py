@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from edgeserve.cli.supervisor import Outcome, Supervisor
 
 # -P: a file called edgeserve.py in the current directory is not what is meant.
 _CHILD = [sys.executable, "-P", "-m", "edgeserve.cli.child"]
+_CORRECT_IT = "correct it: python must be able to run the file"
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
 
 
@@ -31,11 +33,13 @@ def find_nodes(app: Path) -> dict[str, str]:
         )
         os.close(writer)
         text = pipe.read()
-    if process.wait() != 0:
-        raise CommandError(
-            f"{app.name} failed before any node ran; its error stands above", str(app), "correct it: python must be able to run it"
-        )
-    listed = json.loads(text)
+    status = process.wait()
+    listed = json.loads(text) if text else None
+    if isinstance(listed, dict):
+        raise CommandError(**listed, to_do=f"{_CORRECT_IT}; --verbose shows the traceback")
+    if status != 0 or listed is None:
+        how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        raise CommandError(f"{app.name} {how} before any node ran", str(app), _CORRECT_IT)
     found = {name: kind for name, kind, _ in listed}
     alone = [name for name, _, url in listed if url.startswith("memory://")]
     if alone and len(found) > 1:
