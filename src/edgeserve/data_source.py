@@ -209,11 +209,7 @@ class DataSource(Node):
         id_ = message_id(self._prefix, self._sequence)
         header = Header(id_, self._source_id, self._producer, self._sequence, event_ns, now, watermark_ns=WATERMARK_END, kind=int(Kind.END))
         self._sequence += 1
-        try:
-            self._sender.append()(encode_frame(header, b""))
-        except NO_ROOM:
-            self._sender.flush_patiently()
-        self._sender.flush_patiently()
+        self._sender.end(encode_frame(header, b""))
 
     def _flush(self) -> None:
         self._sender.flush()
@@ -230,7 +226,7 @@ class DataSource(Node):
         """A source waits in the user's iterator, which nothing can wake."""
 
     def _totals(self) -> dict[str, int]:
-        return {"sent": self._sender.published} if self._opened else {}
+        return {"sent": self._sender.sent} if self._opened else {}
 
 
 def _to_ns(given: Any) -> int:

@@ -342,12 +342,55 @@ def test_two_computes_share_a_group_and_other_groups_see_all(node: str, send: Ca
     assert len(set(shared)) == 2
 
 
-def test_runs_are_counted(node: str, send: Callable[..., None]) -> None:
-    with DataSource(range(5), node, source_id="a") as source:
-        source.run()
-    with Compute(lambda a: a, node) as compute:
+def test_runs_are_counted_without_their_ends(node: str) -> None:
+    for name, count in (("a", 5), ("b", 3)):
+        with DataSource(range(count), node, source_id=name, event_time=lambda i: i) as source:
+            source.run()
+            assert source.counters == {"sent": count}
+        assert source.counters == {"sent": count}
+    with Compute(lambda a, b: a + b, node, join="exact", topic_out="pairs") as compute:
         compute.run(until="end")
-        assert compute.counters == {"received": 6, "settled": 5, "sent": 5}
+        assert compute.counters == {"received": 8, "settled": 8, "sent": 3, "unmatched": 2}
+    with Materialize(repr, node, topic="pairs") as sink:
+        sink.run(until="end")
+        assert sink.counters == {"received": 3, "settled": 3, "sent": 0}
+    with DataSource(range(5), node, source_id="a", topic="alone") as source:
+        source.run()
+    with Compute(lambda a: a, node, topic_in="alone") as compute:
+        compute.run(until="end")
+        assert compute.counters == {"received": 5, "settled": 5, "sent": 5}
+
+
+def test_a_source_whose_stream_ends_under_next_counts_no_end(node: str) -> None:
+    with DataSource([1, 2], node, source_id="a") as source:
+        assert list(source) == [1, 2]
+        source.flush()
+        assert source.counters == {"sent": 2}
+
+
+@pytest.mark.parametrize("parameters", [1, 2])
+def test_control_messages_of_others_are_settled_and_not_counted(node: str, send: Callable[..., None], parameters: int) -> None:
+    send("a", [1, 2])
+    with DataSource([], node, source_id="stranger") as stranger:
+        stranger.run()
+    if parameters == 2:
+        send("b", [3])
+    tasks: list[Callable[..., Any]] = [lambda a: a, lambda a, b: a + b]
+    with Compute(tasks[parameters - 1], node, timeout_ms=50, no_overlap=parameters == 2) as compute:
+        with pytest.raises(ReceiveTimeout):
+            while True:
+                next(compute)
+        compute.flush()
+        assert compute.counters["received"] == (2 if parameters == 1 else 3)
+        assert compute.counters["settled"] == (2 if parameters == 1 else 3)
+
+
+def test_what_was_only_fetched_ahead_does_not_count_as_received(node: str, send: Callable[..., None]) -> None:
+    send("a", range(10))
+    with Compute(lambda a: a, node) as compute:
+        next(compute)
+        next(compute)
+        assert compute.counters["received"] == 2
 
 
 def test_use_after_close_is_named(node: str) -> None:

@@ -77,7 +77,9 @@ class Stage(ABC):
         # A batch that could not be admitted yet.
         self._claimed: list[Delivery] = []
         self._batch, self._asked, self._batch_began_ns = _FIRST_BATCH, _FIRST_BATCH, 0
-        self.received = 0
+        self._fetched = 0
+        # Control messages among them: ends, and whatever else is no message of a step.
+        self._controls = 0
         self._runs = False
         self._patience = Patience(options.name, control)
         self._subscription: Subscription
@@ -120,6 +122,11 @@ class Stage(ABC):
         if subscription is not None:
             subscription.wake()
 
+    @property
+    def received(self) -> int:
+        """How many messages have been taken; what is only fetched ahead goes back on close, and control messages are none."""
+        return self._fetched - len(self._ready) - self._controls
+
     # --- receive ------------------------------------------------------------------------------------------------
 
     def _subscribe(self, transport: Transport) -> Subscription:
@@ -145,7 +152,7 @@ class Stage(ABC):
             return False
         self._claimed = []
         self._asked, self._batch_began_ns = len(batch), monotonic_ns()
-        self.received += len(batch)
+        self._fetched += len(batch)
         batch.reverse()
         self._ready[:] = batch
         return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import TypeAlias
 
 import msgspec
@@ -131,7 +131,7 @@ class Decisions(Settlement):
         del self.units[:n]
         self.held = after
         self.results += len(produced)
-        self.settled += len(positions)
+        self._count_settled(repeat(self._topic), positions)
 
     def _held_after(self, units: list[Unit]) -> dict[int, bytes]:
         after = dict(self.held)

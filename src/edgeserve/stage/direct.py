@@ -283,10 +283,12 @@ class Direct(Stage):
 
     def _control_message(self, delivery: Delivery, header: Header) -> Any:
         _, position, _, _, topic = delivery
+        self._controls += 1
         if header.kind == Kind.END and (self._source is None or header.source_id == self._source):
             self._clocks.setdefault(header.source_id, SourceClock()).end(header, position)
             self._ends.held.append((topic, position, header.source_id))
         else:
+            self._pending.controls.add((topic, position))
             self._keep(delivery, None)
         return CONTROL
 

@@ -50,6 +50,7 @@ class Holding:
         due: sets that wait to be run.
         ends: the sources' ends.
         untold: messages since the policy was last told the watermarks.
+        controls: control messages taken.
         push: takes one delivered message.
     """
 
@@ -76,7 +77,7 @@ class Holding:
         self._clocks = {name: SourceClock() for name in self._parameters}
         self._marks: dict[str, int] = {}
         self._told: dict[str, int] = {}
-        self.untold = 0
+        self.untold = self.controls = 0
         self.ends = Ends(subscription.attributes())
         # Sources that have ended, as far as this member has read: their next message opens them again.
         self._gone = {source for source in self._parameters if source in self.ends.ended}
@@ -343,8 +344,10 @@ class Holding:
 
     def _control_message(self, delivery: Delivery, header: Header) -> Any:
         _, position, _, _, topic = delivery
+        self.controls += 1
         clock = self._clocks.get(header.source_id)
         if header.kind != Kind.END or clock is None:
+            self.pending.controls.add((topic, position))
             self._ack(position)
         elif (topic, position, header.source_id) not in self.ends.held:
             self.ends.held.append((topic, position, header.source_id))

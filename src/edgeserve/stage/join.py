@@ -116,7 +116,9 @@ class Join(Stage):
         log.warning("Compute %r lost the join of topic %r and begins anew: %s", self.options.name, self._topic, why)
         if self._holding is not None:
             self._holding.pending.close()
+            self._controls += self._holding.controls
             self._holding = None
+        self._fetched -= len(self._ready)
         self._ready.clear()
         self._claimed = []
         self._subscription.close()
@@ -296,10 +298,10 @@ class Join(Stage):
                 self._run_set.close()
 
     def totals(self) -> dict[str, int]:
-        counts = {"received": self.received}
-        if self._holding is not None:
-            counts |= {"settled": self._holding.pending.settled, "sent": self._holding.pending.results}
-        return counts
+        holding = self._holding
+        if holding is None:
+            return {"received": self.received}
+        return {"received": self.received - holding.controls, "settled": holding.pending.settled, "sent": holding.pending.results}
 
     def explain(self) -> dict[str, Any]:
         holding = self._holding

@@ -24,7 +24,7 @@ class Sender:
     Attributes:
         error: of an earlier send; `check` raises it.
         full: the store had no room; `check` tries again.
-        published: how many messages were.
+        published: how many frames were.
     """
 
     def __init__(self, publisher: Publisher, name: str, control: Control, max_frame_bytes: int | None) -> None:
@@ -43,6 +43,7 @@ class Sender:
         self._linger = Linger(f"edgeserve-send-{name}", self._write_tail)
         self._patience = Patience(f"source {name!r}", control)
         self.published = 0
+        self._ended = False
 
     def append(self) -> Callable[[Frame], None]:
         """The function that takes a frame: a closure, because it runs once per message."""
@@ -103,6 +104,20 @@ class Sender:
             except NO_ROOM as exc:
                 if not self._patience.wait(exc):
                     raise
+
+    def end(self, frame: Frame) -> None:
+        """Publishes what is pending and a last frame, which says that nothing follows."""
+        self._ended = True
+        try:
+            self.append()(frame)
+        except NO_ROOM:
+            self.flush_patiently()
+        self.flush_patiently()
+
+    @property
+    def sent(self) -> int:
+        """How many messages were published; the end is none."""
+        return self.published - (self._ended and not self._pending)
 
     def close(self) -> None:
         """Ends the thread, flushes, closes the publisher."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from time import monotonic_ns
 from typing import Any, TypeVar
 
@@ -42,6 +42,7 @@ class Settlement(ABC):
         urgent: a result is too large to have been copied, so it has to be settled before the task runs again.
         results: how many result messages were published.
         settled: how many inputs were.
+        controls: topic and position of control messages among what is pending, which are settled and not counted.
         fence: the decision log's, for stages that have one.
     """
 
@@ -53,6 +54,7 @@ class Settlement(ABC):
         self.since_ns = 0
         self.urgent = False
         self.results = self.settled = 0
+        self.controls: set[tuple[str, int]] = set()
         self._patience = Patience(name, control)
         self._error: Exception | None = None
         self._retry_ns = 0
@@ -71,6 +73,13 @@ class Settlement(ABC):
     def _lost(self, lost: ClaimLost, n: int) -> None:
         """Another member has some of the inputs by now."""
         raise lost
+
+    def _count_settled(self, topics: Iterable[str], positions: Sequence[int]) -> None:
+        self.settled += len(positions)
+        if self.controls:
+            found = [at for at in zip(topics, positions, strict=False) if at in self.controls]
+            self.settled -= len(found)
+            self.controls.difference_update(found)
 
     def settle(self) -> None:
         """Writes all that is pending, or raises with all of it kept. In `run()` a store without room is waited for."""
@@ -199,7 +208,7 @@ class Pending(Settlement):
                 self._asides.pop(at, None)
         del self.frames[:n], self.ids[:n], self.topics[:n], self.positions[:n]
         self.results += results
-        self.settled += n
+        self._count_settled(topics, positions)
 
     def _lost(self, lost: ClaimLost, n: int) -> None:
         """Leaves out inputs that another member has by now: it computes the same results, under the same ids."""
@@ -212,6 +221,7 @@ class Pending(Settlement):
             raise TransportError(f"the engine refused to settle messages of {lost.topic!r} that were not asked for") from lost
         for _, id_, topic, position in gone:
             self._asides.pop((topic, position), None)
+            self.controls.discard((topic, position))
             if id_ is not None:
                 self._known.discard((id_,))
         self._counts.count(Reason.DUPLICATE, len(gone), edge=lost.topic)
