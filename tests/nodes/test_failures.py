@@ -466,6 +466,47 @@ def test_closing_from_another_thread_ends_a_waiting_step(node: str) -> None:
     assert not thread.is_alive()
 
 
+@pytest.mark.parametrize("order", ["steps, then closes", "closes, then steps"])
+@pytest.mark.parametrize("another_thread", [False, True])
+def test_a_function_that_steps_its_own_node_and_closes_it_ends_well(node: str, tmp_path: Path, order: str, another_thread: bool) -> None:
+    with DataSource([1, 2, 3], node, source_id="a", topic="dst") as source:
+        for _ in range(3):
+            next(source)
+    done: list[int] = []
+    closing: list[threading.Thread] = []
+
+    def close() -> None:
+        if another_thread:
+            closing.append(threading.Thread(target=sink.close))
+            closing[-1].start()
+            assert sink._control.closing.wait(20)
+        else:
+            sink.close()
+
+    def take(number: int) -> None:
+        if number == 1:
+            if order.startswith("closes"):
+                close()
+            next(sink)
+            if order.startswith("steps"):
+                close()
+        done.append(number)
+
+    sink = Materialize(take, node, log_path=tmp_path, retries=0, on_error="raise")
+    next(sink)
+    for thread in closing:
+        thread.join(20)
+    assert done == [2, 1]
+    with pytest.raises(edgeserve.core.errors.ClosedError):
+        next(sink)
+    assert len((tmp_path / "dst.destination").read_text().splitlines()) == 2
+    rest: list[int] = []
+    with Materialize(rest.append, node, timeout_ms=50) as other, pytest.raises(ReceiveTimeout):
+        while True:
+            next(other)
+    assert rest == [3]
+
+
 def test_a_sink_may_close_itself(node: str, send: Send) -> None:
     send("a", range(5), topic="dst")
     seen: list[int] = []

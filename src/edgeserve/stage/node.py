@@ -147,14 +147,15 @@ class Node(ABC):
 
     def __next__(self) -> Any:
         with self._step_lock:
-            if self._forks != _forks or self._closed or not self._opened:
-                self._ensure_open()
-            self._stepper = threading.get_ident()
+            # A task may step its own node: only the outermost step is the end of what is in hand, and closes.
+            outer, self._stepper = self._stepper, threading.get_ident()
             try:
+                if self._forks != _forks or self._closed or not self._opened:
+                    self._ensure_open()
                 return self._next()
             finally:
-                self._stepper = None
-                if self._control.stop and self._control.closing.is_set():
+                self._stepper = outer
+                if outer is None and self._control.stop and self._control.closing.is_set():
                     self.close()
 
     def __aiter__(self) -> Self:
@@ -189,16 +190,16 @@ class Node(ABC):
         if until not in (None, "end"):
             raise ConfigurationError(f"run(until={until!r}): until is 'end' or None")
         with self._step_lock:
-            self._ensure_open()
-            self._control.stop = self._control.closing.is_set()
-            self._stepper = threading.get_ident()
+            outer, self._stepper = self._stepper, threading.get_ident()
             try:
+                self._ensure_open()
+                self._control.stop = self._control.closing.is_set()
                 with self._signals(), rare_collections():
                     self._run(until)
             finally:
-                self._stepper = None
+                self._stepper = outer
                 self._control.stop = self._control.closing.is_set()
-                if self._control.stop:
+                if outer is None and self._control.stop:
                     self.close()
 
     def flush(self) -> None:

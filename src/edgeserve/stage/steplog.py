@@ -44,9 +44,10 @@ class StepLog:
 
     def close(self) -> None:
         """Idempotent."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
 
 
 def step_log(path: str | os.PathLike[str] | None, filename: str | None, fallback: str, kind: str) -> StepLog | None:
