@@ -16,6 +16,7 @@ from edgeserve import Compute, DataSource, Materialize
 from edgeserve.align import JoinSet, Member, Policy, Released
 from edgeserve.core.codec import encode_frame
 from edgeserve.core.errors import (
+    ClosedError,
     DiskFull,
     GroupConflict,
     ReceiveTimeout,
@@ -497,7 +498,7 @@ def test_a_function_that_steps_its_own_node_and_closes_it_ends_well(node: str, t
     for thread in closing:
         thread.join(20)
     assert done == [2, 1]
-    with pytest.raises(edgeserve.core.errors.ClosedError):
+    with pytest.raises(ClosedError):
         next(sink)
     assert len((tmp_path / "dst.destination").read_text().splitlines()) == 2
     rest: list[int] = []
@@ -505,6 +506,38 @@ def test_a_function_that_steps_its_own_node_and_closes_it_ends_well(node: str, t
         while True:
             next(other)
     assert rest == [3]
+
+
+def test_a_node_that_is_closed_while_it_opens_opens_first(node: str) -> None:
+    opening, go_on = threading.Event(), threading.Event()
+    calls: list[str] = []
+
+    class Slow:
+        def setup(self) -> None:
+            opening.set()
+            assert go_on.wait(20)
+            calls.append("setup")
+
+        def __call__(self, value: int) -> None:
+            calls.append("call")
+
+        def close(self) -> None:
+            calls.append("close")
+
+    sink = Materialize(Slow(), node)
+    opener = threading.Thread(target=sink.__enter__)
+    opener.start()
+    assert opening.wait(20)
+    closer = threading.Thread(target=sink.close)
+    closer.start()
+    assert sink._control.closing.wait(20)
+    closer.join(0.1)  # long enough to do harm
+    go_on.set()
+    opener.join(20)
+    closer.join(20)
+    assert calls == ["setup", "close"]
+    with pytest.raises(ClosedError):
+        next(sink)
 
 
 def test_a_sink_may_close_itself(node: str, send: Send) -> None:

@@ -56,7 +56,7 @@ class Node(ABC):
         self._control = Control()
         # One step at a time, whichever thread asks; re-entrant, so that a task may look at its own node.
         self._step_lock = threading.RLock()
-        self._open_lock = threading.Lock()
+        self._open_lock = threading.RLock()
         self._stepper: int | None = None
         self._counts = Counters()
         self._worker: Worker | None = None
@@ -101,7 +101,8 @@ class Node(ABC):
         if self._stepper == threading.get_ident():
             return  # called by the task: the step that it is in ends first
         self._wake()
-        with self._step_lock:
+        # What another thread is about to open has to be there to be closed.
+        with self._step_lock, self._open_lock:
             if self._closed:
                 return  # another thread was faster
             self._closed = True
