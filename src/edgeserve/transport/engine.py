@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from edgeserve.core.errors import (
     ClosedError,
-    ConfigurationError,
     Fenced,
     GroupConflict,
     StoreDamaged,
@@ -32,6 +31,7 @@ from edgeserve.transport.base import (
     TopicInfo,
     Transport,
 )
+from edgeserve.transport.checks import check_name, check_subscription, check_window
 from edgeserve.transport.kv import KV, Txn
 from edgeserve.transport.settled import forget_group
 from edgeserve.transport.wake import Switchboard
@@ -80,9 +80,8 @@ class LogEngine(Transport):
 
     def publisher(self, topic: str, *, send_window: int = SEND_WINDOW) -> Publisher:
         self.check()
-        records.check_name("a topic", topic)
-        if send_window < 1:
-            raise ConfigurationError(f"send_window= must be at least 1, not {send_window!r}")
+        check_name("a topic", topic)
+        check_window(send_window)
         # It needs this class for its types.
         from edgeserve.transport.window import Window
 
@@ -105,16 +104,16 @@ class LogEngine(Transport):
         from edgeserve.transport.member import LogSubscription
 
         self.check()
-        _check_subscription(topics, group, kind, start, ack_timeout_ms)
+        check_subscription(topics, group, kind, start, ack_timeout_ms)
         name = member or f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        records.check_name("a member", name)
+        check_name("a member", name)
         subscription = LogSubscription(self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name)
         self._users.add(subscription)
         return subscription
 
     def fence(self, topic: str, holder: str) -> Fence:
         self.check()
-        records.check_name("a topic", topic)
+        check_name("a topic", topic)
         with self.kv.write() as txn:
             head = records.make_head(txn, topic)
             head.fence_epoch += 1
@@ -205,20 +204,6 @@ class LogEngine(Transport):
         """Lets go of what is below the engine."""
         self.board.close()
         self.kv.close()
-
-
-def _check_subscription(topics: Sequence[str], group: str, kind: GroupKind, start: Start, ack_timeout_ms: int | None) -> None:
-    records.check_name("a group", group)
-    if isinstance(topics, str) or not topics or len(set(topics)) < len(topics):
-        raise ConfigurationError(f"topics must be a list of at least one topic, each once, not {topics!r}")
-    for topic in topics:
-        records.check_name("a topic", topic)
-    if kind not in list(GroupKind):
-        raise ConfigurationError(f"kind= is one of {', '.join(repr(k.value) for k in GroupKind)}, not {kind!r}")
-    if start not in ("earliest", "latest") and not isinstance(start, int):
-        raise ConfigurationError(f"start= is 'earliest', 'latest' or a publish time in ns, not {start!r}")
-    if ack_timeout_ms is not None and ack_timeout_ms <= 0:
-        raise ConfigurationError(f"ack_timeout_ms= must be above 0, or None for none, not {ack_timeout_ms!r}")
 
 
 def first_position(txn: Txn, head: records.Head, start: Start) -> int:

@@ -9,13 +9,12 @@ from functools import lru_cache
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from edgeserve.core.errors import ConfigurationError, StoreDamaged
+from edgeserve.core.errors import StoreDamaged
 from edgeserve.transport.groups import GroupState
 from edgeserve.transport.kv import Space, Txn
 from edgeserve.transport.url import NodeURL
 
 DISK_FORMAT = 2
-MAX_NAME_BYTES = 200
 VERSION_KEY = b"v"
 _CHECK = struct.Struct("<Q")
 _encode = msgspec.msgpack.Encoder().encode
@@ -54,16 +53,6 @@ def limits_from(url: NodeURL) -> Limits:
 
 _decode_head = msgspec.msgpack.Decoder(Head).decode
 _decode_state = msgspec.msgpack.Decoder(GroupState).decode
-
-
-def check_name(what: str, name: str) -> None:
-    """Refuses names that cannot be stored."""
-    try:
-        size = len(name.encode()) if isinstance(name, str) else 0
-    except UnicodeEncodeError:
-        size = 0
-    if not 0 < size <= MAX_NAME_BYTES or "\0" in name:
-        raise ConfigurationError(f"{what} must be 1 to {MAX_NAME_BYTES} bytes of UTF-8 without NUL, not {name!r}")
 
 
 _seed = lru_cache(4096)(xxh3_64_intdigest)
@@ -227,7 +216,6 @@ __all__ = (
     "Limits",
     "StateCache",
     "age",
-    "check_name",
     "checked",
     "decode_state",
     "encode_state",

@@ -1,0 +1,192 @@
+"""What one member has of one topic: entries as the broker delivered them, cut into messages and put together again when they are done.
+
+Pure: entries come in, messages go out, decisions come back, and what is to be acknowledged or given back is said. Thread-safe only where
+noted: the driver's thread adds entries, everything else is the member's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
+
+from edgeserve.transport.base import ClaimLost, Delivery
+from edgeserve.transport.broker.driver import Entry
+from edgeserve.transport.broker.envelope import INDEX_BITS, INDEX_MASK, Item
+
+_REMEMBERED = 65_536
+
+
+class Open:
+    """An entry in this member's hands. `left`: frames that are not settled; `next`: the first that was not handed over yet."""
+
+    __slots__ = ("again", "away", "count", "deadline", "done", "entry", "frames", "left", "nacked", "named", "next", "publish_ns")
+
+    def __init__(self, entry: Entry, publish_ns: int, frames: Sequence[Item], again: int, done: Iterable[int], deadline: float) -> None:
+        self.entry, self.publish_ns, self.frames, self.again, self.deadline = entry, publish_ns, frames, again, deadline
+        self.count = len(frames)
+        self.done = set(done)
+        # Whether the group's log speaks of this entry's frames one by one.
+        self.named = bool(self.done)
+        self.left = self.count - len(self.done)
+        self.next = 0
+        # Frames given back that this member gets again, and how often.
+        self.away: set[int] = set()
+        self.nacked: Counter[int] = Counter()
+
+
+class Desk:
+    """The entries of one topic in one member's hands.
+
+    Args:
+        topic: its name.
+        fetch: makes a frame of a `Reference`.
+
+    Attributes:
+        last: the newest entry that has come; -1 none.
+    """
+
+    def __init__(self, topic: str, fetch: Callable[[str, Item], bytes | memoryview]) -> None:
+        self.topic = topic
+        self._fetch = fetch
+        self.open: dict[int, Open] = {}
+        self._ready: deque[Open] = deque()
+        # What this member has finished: a broker may bring it back.
+        self._finished: OrderedDict[int, None] = OrderedDict()
+        # Messages given back of entries that others of are in hand: (when due, position).
+        self._returned: list[tuple[float, int]] = []
+        self.last = -1
+
+    def add(self, opened: Open) -> bool:
+        """Takes an entry in; False when it has to be acknowledged at once, because all of it is done or was before."""
+        at = opened.entry.at
+        if at > self.last:
+            self.last = at
+        held = self.open.get(at)
+        if held is not None:
+            held.entry = opened.entry  # it came again over a new connection: the old one's token is worth nothing
+            return True
+        if at in self._finished or not opened.left:
+            return False
+        self.open[at] = opened
+        self._ready.append(opened)
+        return True
+
+    @property
+    def ready(self) -> int:
+        """How many entries wait to be handed over."""
+        return len(self._ready)
+
+    def next_due(self) -> float | None:
+        """When the next message that was given back is due."""
+        return min(self._returned)[0] if self._returned else None
+
+    def take(self, most: int, now: float) -> list[Delivery]:
+        """Up to `most` messages, in stored order as far as they came in it; redelivered ones first."""
+        found: list[Delivery] = []
+        ready, topic = self._ready, self.topic
+        if self._returned:
+            due = sorted(position for when, position in self._returned if when <= now)[:most]
+            self._returned = [r for r in self._returned if r[1] not in due]
+            for position in due:
+                opened = self.open[position >> INDEX_BITS]
+                index = position & INDEX_MASK
+                opened.nacked[index] += 1
+                opened.away.discard(index)
+                frame = self._fetch(topic, opened.frames[index])
+                found.append((frame, position, opened.publish_ns, opened.again + opened.nacked[index], topic))
+        while ready and len(found) < most:
+            opened = ready[0]
+            at, publish_ns, again, done = opened.entry.at << INDEX_BITS, opened.publish_ns, opened.again, opened.done
+            index, stop = opened.next, min(opened.count, opened.next + most - len(found))
+            frames = opened.frames
+            for index in range(index, stop):
+                if index in done:
+                    continue
+                frame = frames[index]
+                if type(frame) is not bytes and type(frame) is not memoryview:
+                    frame = self._fetch(topic, frame)
+                found.append((frame, at | index, publish_ns, again, topic))
+            opened.next = stop
+            if stop >= opened.count:
+                ready.popleft()
+        return found
+
+    def stamp(self, deliveries: Iterable[Delivery], deadline: float) -> None:
+        """Says until when what was just handed over is to be settled."""
+        for delivery in deliveries:
+            self.open[delivery[1] >> INDEX_BITS].deadline = deadline
+
+    def check(self, positions: Iterable[int]) -> None:
+        """Raises `ClaimLost` when some of these are not in this member's hands."""
+        lost = []
+        for position in positions:
+            opened = self.open.get(position >> INDEX_BITS)
+            index = position & INDEX_MASK
+            if opened is None or index >= opened.next or index in opened.done or index in opened.away:
+                lost.append(position)
+        if lost:
+            raise ClaimLost(self.topic, lost)
+
+    def settle(self, positions: Iterable[int]) -> tuple[list[Open], list[Open]]:
+        """Takes messages out of hand: (entries that are complete by that, entries that have some left)."""
+        touched: dict[int, Open] = {}
+        for position in positions:
+            at = position >> INDEX_BITS
+            opened = touched.get(at)
+            if opened is None:
+                opened = touched[at] = self.open[at]
+            opened.done.add(position & INDEX_MASK)
+        complete, some = [], []
+        for at, opened in touched.items():
+            opened.left = opened.count - len(opened.done)
+            if opened.left:
+                some.append(opened)
+            else:
+                del self.open[at]
+                self._remember(at)
+                complete.append(opened)
+        return complete, some
+
+    def _remember(self, at: int) -> None:
+        self._finished[at] = None
+        if len(self._finished) > _REMEMBERED:
+            self._finished.popitem(last=False)
+
+    def give_back(self, positions: Iterable[int], due: float) -> list[Open]:
+        """Gives messages back. Entries of which nothing else is in hand are returned, for others to have; of the rest the messages come
+        again here."""
+        entries: dict[int, set[int]] = {}
+        for position in positions:
+            entries.setdefault(position >> INDEX_BITS, set()).add(position & INDEX_MASK)
+        gone = []
+        for at, given in entries.items():
+            opened = self.open[at]
+            if len(given) == opened.left:
+                gone.append(self.drop(at))
+                continue
+            opened.away |= given
+            self._returned += [(due, at << INDEX_BITS | index) for index in given]
+        return gone
+
+    def drop(self, at: int) -> Open:
+        """Lets go of an entry that another member may have from now on."""
+        opened = self.open.pop(at)
+        if opened.next < opened.count:
+            self._ready.remove(opened)
+        self._returned = [r for r in self._returned if r[1] >> INDEX_BITS != at]
+        return opened
+
+    def overdue(self, now: float) -> list[int]:
+        """Entries that were not settled in time."""
+        return [at for at, opened in self.open.items() if opened.deadline and opened.deadline <= now and opened.next]
+
+    def floor(self) -> int:
+        """All that has come to this member below this entry is settled."""
+        return min(self.open, default=self.last + 1)
+
+    def messages(self) -> int:
+        """How many messages are in hand."""
+        return sum(opened.left for opened in self.open.values())
+
+
+__all__ = ("Desk", "Open")

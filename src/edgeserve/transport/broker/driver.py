@@ -1,0 +1,158 @@
+"""What a broker must be able to do, so that the transport contract can be kept on it: the small part that differs between brokers.
+
+A broker stores *entries*: opaque bytes in topics, each at a number `at` that grows in stored order. One entry holds a batch of frames, so
+a broker sees some hundred times fewer of them than there are messages. Names of topics and groups come as users give them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+from edgeserve.transport.base import Start
+
+
+class Entry(NamedTuple):
+    """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs."""
+
+    at: int
+    data: bytes
+    deliveries: int = 0
+    token: Any = None
+
+
+Deliver: TypeAlias = Callable[[Entry], None]
+"""Takes an entry; blocks while its owner has enough of them. Called by a thread of the driver's, one entry at a time."""
+
+Done: TypeAlias = Callable[["int | None", "Exception | None"], None]
+"""(at, None) when an entry is durable, (None, error) when it is not going to be. Called by any thread; must not block."""
+
+
+class Outlet(ABC):
+    """Appends entries to one topic."""
+
+    @abstractmethod
+    def send(self, data: bytes, done: Done) -> None:
+        """Hands an entry over, in order. While the broker is away it is kept and sent later."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go; what was not confirmed may be lost. Idempotent."""
+
+
+class Inlet(ABC):
+    """One member's share of a group's entries on one topic."""
+
+    @abstractmethod
+    def acknowledge(self, entry: Entry) -> None:
+        """The group is done with it. Any thread; does not wait for the broker."""
+
+    @abstractmethod
+    def give_back(self, entry: Entry) -> None:
+        """It is to be delivered again, to any member, soon. Any thread."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Entries that are not acknowledged go back at once. Idempotent."""
+
+
+class Tail(ABC):
+    """Follows a topic without a group."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Ends it. Idempotent."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a topic holds: entries from `first` to `last`, both None when there are none."""
+
+    first: int | None
+    last: int | None
+    stored_bytes: int
+
+
+class Driver(ABC):
+    """A connection to a broker.
+
+    Attributes:
+        what: the broker's name, for people.
+        max_bytes: of one entry.
+        precision_ms: how late a redelivery with a delay may come, or how much too soon.
+    """
+
+    what: str
+    max_bytes: int
+    precision_ms: int
+
+    @abstractmethod
+    def outlet(self, topic: str) -> Outlet: ...
+
+    @abstractmethod
+    def fenced_outlet(self, topic: str) -> Outlet:
+        """Takes the topic from whoever appends to it by such an outlet: their entries end with `Fenced`."""
+
+    @abstractmethod
+    def inlet(self, topic: str, group: str, start: Start, deliver: Deliver, *, exclusive: bool) -> Inlet:
+        """Joins a group, which is made where it does not exist. `exclusive`: nobody else may be in it.
+
+        Raises:
+            GroupBusy: exclusive, and somebody is still in it.
+        """
+
+    @abstractmethod
+    def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
+        """Delivers what is stored after an entry (None: from the first) and what will be. The topic is made where it does not exist."""
+
+    @abstractmethod
+    def newest(self, topic: str) -> Entry | None:
+        """The last entry of a topic, which is made where it does not exist."""
+
+    @abstractmethod
+    def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
+        """What is stored now, from the entry `first` on, or from about a publish time. Nothing of a topic that does not exist."""
+
+    @abstractmethod
+    def discard(self, topic: str, before: int) -> None:
+        """Entries below are not needed any more, as far as groups allow."""
+
+    @abstractmethod
+    def topics(self) -> list[str]:
+        """The names of all topics, internal ones included."""
+
+    @abstractmethod
+    def extent(self, topic: str) -> Extent | None:
+        """What a topic holds; None where there is none."""
+
+    @abstractmethod
+    def groups(self, topic: str) -> list[str]:
+        """The names of a topic's groups."""
+
+    @abstractmethod
+    def floor(self, topic: str, group: str) -> int:
+        """Every entry below is acknowledged by the group."""
+
+    @abstractmethod
+    def claimed(self, topic: str, group: str) -> int:
+        """How many entries are in members' hands, as far as the broker knows."""
+
+    @abstractmethod
+    def delete_group(self, topic: str, group: str) -> None:
+        """Forgets a group that nobody is in."""
+
+    @abstractmethod
+    def delete_topic(self, topic: str) -> None:
+        """Deletes an internal topic; none is no error."""
+
+    @abstractmethod
+    def trouble(self) -> str | None:
+        """What keeps the broker from answering, None when nothing does. Does not ask the broker."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+__all__ = ("Deliver", "Done", "Driver", "Entry", "Extent", "Inlet", "Outlet", "Tail")

@@ -1,0 +1,209 @@
+"""The transport contract over any broker that a `Driver` reaches."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+import weakref
+from collections.abc import Iterator, Sequence
+
+from edgeserve.core.errors import ClosedError, GroupConflict, MessageError, StoreDamaged, TransportError, UsedAfterFork
+from edgeserve.transport.base import (
+    SEND_WINDOW,
+    Capabilities,
+    Fence,
+    GroupInfo,
+    GroupKind,
+    Publisher,
+    Start,
+    Subscription,
+    TopicInfo,
+    Transport,
+)
+from edgeserve.transport.broker.driver import Driver, Entry
+from edgeserve.transport.broker.envelope import Item, Reference, parts_topic, position, unwrap
+from edgeserve.transport.broker.grouplog import GroupLog, Snapshot, decode_line, group_topic
+from edgeserve.transport.broker.membership import BEAT_S, process_name, shown, this_host
+from edgeserve.transport.broker.publisher import BrokerFence, BrokerPublisher, unstamped
+from edgeserve.transport.checks import check_name, check_subscription, check_window
+
+_COUNTED_ENTRIES = 512
+
+
+class BrokerEngine(Transport):
+    """A transport whose topics are a broker's."""
+
+    def __init__(self, url: str, driver: Driver, capabilities: Capabilities) -> None:
+        self.url, self.driver, self.capabilities = url, driver, capabilities
+        self._pid = os.getpid()
+        self._closed = False
+        self._users: weakref.WeakSet[Subscription | Publisher] = weakref.WeakSet()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this is a child of the process that the connection belongs to."""
+        return self._pid != os.getpid()
+
+    def check(self) -> None:
+        """Raises when the connection is closed or belongs to another process."""
+        if self._pid != os.getpid():
+            raise UsedAfterFork(f"{self.url} was opened by process {self._pid} and used by {os.getpid()}: open it again after the fork")
+        if self._closed:
+            raise ClosedError(f"{self.url} is closed")
+
+    def publisher(self, topic: str, *, send_window: int = SEND_WINDOW) -> Publisher:
+        self.check()
+        check_name("a topic", topic)
+        check_window(send_window)
+        publisher = BrokerPublisher(self, topic, send_window)
+        self._users.add(publisher)
+        return publisher
+
+    def subscribe(
+        self,
+        topics: Sequence[str],
+        group: str,
+        *,
+        kind: GroupKind = GroupKind.SHARED,
+        start: Start = "earliest",
+        ack_timeout_ms: int | None = None,
+        signature: str = "",
+        member: str = "",
+    ) -> Subscription:
+        # The member's side is a module of its own; it needs this class for its types.
+        from edgeserve.transport.broker.member import BrokerSubscription
+
+        self.check()
+        check_subscription(topics, group, kind, start, ack_timeout_ms)
+        name = member or f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        check_name("a member", name)
+        subscription = BrokerSubscription(self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name)
+        self._users.add(subscription)
+        return subscription
+
+    def fence(self, topic: str, holder: str) -> Fence:
+        self.check()
+        check_name("a topic", topic)
+        return BrokerFence(self, topic, holder)
+
+    def read(self, topic: str, start: Start | None = "earliest", *, position: int | None = None) -> Iterator[tuple[bytes, int, int]]:
+        self.check()
+        if start == "latest" and position is None:
+            return
+        since_ns = start if isinstance(start, int) and position is None else None
+        first = None if position is None else position >> 12
+        for entry in self.driver.scan(topic, first, since_ns=since_ns):
+            publish_ns, items = self.unwrap(topic, entry)
+            for index, item in enumerate(items):
+                at = entry.at << 12 | index
+                if (position is None or at >= position) and (since_ns is None or publish_ns >= since_ns):
+                    yield bytes(self.fetch(topic, item)), at, publish_ns
+
+    def unwrap(self, topic: str, entry: Entry) -> tuple[int, Sequence[Item]]:
+        """(publish time, frames) of an entry; what cannot be read is a frame as it is, for the stage to put aside by name."""
+        try:
+            return unwrap(unstamped(entry.data), time.time_ns())
+        except MessageError:
+            return time.time_ns(), [entry.data]
+
+    def fetch(self, topic: str, item: Item) -> bytes | memoryview:
+        """A frame, gathered from its parts if it is only a reference."""
+        if not isinstance(item, Reference):
+            return item
+        found = []
+        for at in item.parts:
+            for entry in self.driver.scan(parts_topic(topic), at):
+                if entry.at == at:
+                    found.append(unwrap(entry.data, 0)[1][0])
+                break
+        frame = b"".join(found)  # type: ignore[arg-type]  # a part is never a reference
+        if not item.check(frame):
+            raise StoreDamaged(
+                f"a message of {item.size} bytes on topic {topic!r} cannot be put together: its parts on {parts_topic(topic)!r} are gone "
+                "or damaged; keep them for longer (retention)"
+            )
+        return frame
+
+    def topics(self) -> list[str]:
+        self.check()
+        return sorted(t for t in self.driver.topics() if "~" not in t or not t.endswith("~group"))
+
+    def topic_info(self, topic: str) -> TopicInfo:
+        self.check()
+        extent = self.driver.extent(topic)
+        if extent is None:
+            raise TransportError(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
+        first = 0 if extent.first is None else position(extent.first, 0)
+        next_ = first if extent.last is None else position(extent.last + 1, 0)
+        groups = {group: self._group_info(topic, group) for group in self.driver.groups(topic)}
+        return TopicInfo(topic, first, next_, extent.stored_bytes, groups)
+
+    def _group_info(self, topic: str, group: str) -> GroupInfo:
+        log = self.replay(topic, group)
+        floor = self.driver.floor(topic, group)
+        backlog = entries = 0
+        partial = log.partial.get(topic, {})
+        for entry in self.driver.scan(topic, floor):
+            entries += 1
+            if entries > _COUNTED_ENTRIES:
+                extent = self.driver.extent(topic)
+                if extent is not None and extent.last is not None:
+                    backlog = backlog * max(1, extent.last - floor) // _COUNTED_ENTRIES
+                break
+            backlog += len(self.unwrap(topic, entry)[1]) - len(partial.get(entry.at, ()))
+        members = tuple(shown(name) for name in log.members)
+        kind = next((m.kind for m in log.members.values()), GroupKind.SHARED)
+        active = (shown(log.leader) or None) if kind is GroupKind.FAILOVER else None
+        return GroupInfo(kind, members, active, backlog, self.driver.claimed(topic, group), log.epoch)
+
+    def replay(self, topic: str, group: str) -> GroupLog:
+        """What a group's log says now, members that are known to be dead left out."""
+        log, driver, name = GroupLog(""), self.driver, group_topic(topic, group)
+        if driver.extent(name) is None:
+            return log
+        newest = driver.newest(name)
+        checkpoint = None if newest is None else decode_line(group, newest.data).checkpoint
+        begin = None
+        if checkpoint is not None:
+            for entry in driver.scan(name, checkpoint.at):
+                for record in decode_line(group, entry.data).records:
+                    if type(record) is Snapshot:
+                        log.restore(record, entry.at)
+                break
+            begin = checkpoint.upto + 1
+        for entry in driver.scan(name, begin):
+            log.apply(decode_line(group, entry.data), entry.at)
+        for member, state in list(log.members.items()):
+            if state.host == this_host() and process_name(int(state.process.partition("-")[0] or 0)) != state.process:
+                del log.members[member]
+        return log
+
+    def delete_group(self, topic: str, group: str) -> None:
+        self.check()
+        if self.driver.extent(topic) is None or group not in self.driver.groups(topic):
+            raise TransportError(f"there is no group {group!r} on topic {topic!r} at {self.url}")
+        before = self.replay(topic, group)
+        if before.members and any(m.host != this_host() for m in before.members.values()):
+            # Members of other hosts show by a heartbeat that they live.
+            time.sleep(BEAT_S * 2)
+            after = self.replay(topic, group)
+            if after.at == before.at:
+                before.members = {n: m for n, m in before.members.items() if m.host == this_host()}
+        if before.members:
+            live = ", ".join(shown(n) for n in before.members)
+            raise GroupConflict(f"group {group!r} of topic {topic!r} has live members: {live}; stop them first")
+        self.driver.delete_group(topic, group)
+        self.driver.delete_topic(group_topic(topic, group))
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        if not self.foreign:
+            for user in list(self._users):
+                user.close()
+            self.driver.close()
+        self._closed = True
+
+
+__all__ = ("BrokerEngine",)

@@ -1,0 +1,306 @@
+"""A group's own log, as a pure state machine: who its members are, who leads, which ids are settled, what the members share.
+
+Everything that members of a group must agree on goes to one topic beside the group's, `<topic>~<group>~group`, and every member follows
+it. The broker's order is the truth: of two who take the lead in one epoch the first in the log has it. Members that are silent are taken
+for dead by each observer for itself; what follows from it is written down again.
+
+No I/O and no clock: records come in as they are stored, times are handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+import msgspec
+
+from edgeserve.core.errors import GroupBusy, GroupConflict, TransportError
+from edgeserve.transport.base import GroupKind
+
+IDS_KEPT = 131_072
+ID_BYTES = 16
+SNAPSHOT_EVERY_IDS = 16_384
+SNAPSHOT_EVERY_RECORDS = 2_000
+
+Partial: TypeAlias = dict[str, dict[int, list[int]]]
+"""topic to entry to the frames of it that are settled while others are not."""
+
+
+class MemberState(msgspec.Struct, array_like=True):
+    """What a member says of itself. `host` and `process` name it to others on its machine; `joined_at` is its record in the log."""
+
+    kind: GroupKind
+    signature: str
+    host: str = ""
+    process: str = ""
+    joined_at: int = -1
+
+
+class Joined(msgspec.Struct, tag="j", array_like=True):
+    """A member comes."""
+
+    name: str
+    member: MemberState
+    start_ns: int = 0
+
+
+class Beat(msgspec.Struct, tag="b", array_like=True):
+    """A member lives."""
+
+    name: str
+
+
+class Left(msgspec.Struct, tag="l", array_like=True):
+    """A member goes; `worked` names entries that it had begun. Or it was found dead by `by`: it may have begun all up to `doubt`."""
+
+    name: str
+    by: str = ""
+    worked: dict[str, list[int]] = {}
+    doubt: dict[str, int] = {}
+
+
+class Lead(msgspec.Struct, tag="e", array_like=True):
+    """A member takes the lead; counts only when nobody else has taken this epoch."""
+
+    name: str
+    epoch: int
+
+
+class Settled(msgspec.Struct, tag="s", array_like=True):
+    """What a member has settled. `closed` names entries that `partial` named before and that are complete now."""
+
+    name: str
+    ids: bytes = b""
+    attributes: dict[str, bytes] = {}
+    partial: Partial = {}
+    closed: dict[str, list[int]] = {}
+
+
+class Checkpoint(msgspec.Struct, array_like=True):
+    """Where a newcomer begins: a `Snapshot` stands at `at` and is of the log up to `upto`; ids are to be read after `ids_after`."""
+
+    at: int
+    upto: int
+    ids_after: int
+
+
+class Snapshot(msgspec.Struct, tag="z", array_like=True):
+    """The state, ids left out, after the record at `upto`."""
+
+    upto: int
+    ids_after: int
+    members: dict[str, MemberState]
+    leader: str
+    epoch: int
+    start_ns: int
+    attributes: dict[str, bytes]
+    partial: Partial
+    worked: dict[str, list[int]]
+    doubt: dict[str, int]
+    marks: list[tuple[int, int, int]]
+
+
+Record: TypeAlias = Joined | Beat | Left | Lead | Settled | Snapshot
+
+
+class Line(msgspec.Struct, array_like=True):
+    """One entry of the log: records, and the newest checkpoint that their writer knew."""
+
+    records: list[Record]
+    checkpoint: Checkpoint | None = None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Line).decode
+
+
+def group_topic(topic: str, group: str) -> str:
+    """The log of a group."""
+    return f"{topic}~{group}~group"
+
+
+def encode_line(records: Iterable[Record], checkpoint: Checkpoint | None) -> bytes:
+    """An entry of the log."""
+    return _encode(Line(list(records), checkpoint))
+
+
+def decode_line(what: str, data: bytes) -> Line:
+    """The records of an entry; `TransportError` when it is none."""
+    try:
+        return _decode(data)
+    except msgspec.DecodeError as exc:
+        raise TransportError(f"the log of group {what} holds what is no record of it ({exc}): does another program write to it?") from exc
+
+
+class GroupLog:
+    """The state that the log describes.
+
+    Attributes:
+        members: in the order in which they came.
+        leader, epoch: who leads since when; "" nobody.
+        attributes: what members share.
+        partial: see `Partial`.
+        worked: topic to entries that a member had begun and not finished when it left.
+        doubt: topic to the newest entry that a member may have begun before it died.
+        checkpoint: the newest known.
+        ids: settled ids that were not taken by `take_ids` yet, oldest first.
+        at: the last record that was applied.
+        start_ns: publish time that the group began with; 0: none.
+        known: whether the group has ever had a member.
+    """
+
+    def __init__(self, me: str) -> None:
+        self.me = me
+        self.members: dict[str, MemberState] = {}
+        self.leader, self.epoch = "", 0
+        self.attributes: dict[str, bytes] = {}
+        self.partial: Partial = {}
+        self.worked: dict[str, list[int]] = {}
+        self.doubt: dict[str, int] = {}
+        self.checkpoint: Checkpoint | None = None
+        self.ids: list[bytes] = []
+        self.at = -1
+        self.start_ns = 0
+        self.known = False
+        self._told = False
+        self._ids_since = self._records_since = 0
+        # Where the ids could begin: (record, ids between it and the next mark, newest entry that its writer had received by then).
+        self._marks: list[tuple[int, int, int]] = [(-1, 0, -1)]
+
+    # --- applying -----------------------------------------------------------------------------------------------
+
+    def restore(self, snapshot: Snapshot, at: int) -> None:
+        """Begins with a snapshot that stands at `at`; what comes after `snapshot.upto` is to be applied next."""
+        self.members, self.leader, self.epoch = dict(snapshot.members), snapshot.leader, snapshot.epoch
+        self.attributes, self.worked = dict(snapshot.attributes), {t: list(w) for t, w in snapshot.worked.items()}
+        self.partial = {topic: dict(entries) for topic, entries in snapshot.partial.items()}
+        self.doubt = dict(snapshot.doubt)
+        self.start_ns, self.known = snapshot.start_ns, True
+        self.checkpoint = Checkpoint(at, snapshot.upto, snapshot.ids_after)
+
+    def apply(self, line: Line, at: int, *, ids_only: bool = False) -> None:
+        """Applies an entry of the log. `ids_only`: it is older than the snapshot."""
+        for record in line.records:
+            if type(record) is Settled:
+                # A member's own ids are told only to one that has just come.
+                if record.ids and (record.name != self.me or not self._told):
+                    self.ids.append(record.ids)
+                if not ids_only:
+                    self._settled(record)
+            elif not ids_only:
+                self._member(record, at)
+        if not ids_only:
+            self._records_since += 1
+        self.at = at
+
+    def _settled(self, record: Settled) -> None:
+        self._ids_since += len(record.ids) // ID_BYTES
+        self.attributes.update(record.attributes)
+        for topic, entries in record.partial.items():
+            self.partial.setdefault(topic, {}).update(entries)
+        for topic, closed in record.closed.items():
+            for at in closed:
+                self.partial.get(topic, {}).pop(at, None)
+            if topic in self.worked:
+                self.worked[topic] = [at for at in self.worked[topic] if at not in closed]
+
+    def _member(self, record: Record, at: int) -> None:
+        if type(record) is Joined:
+            record.member.joined_at = at
+            self.members[record.name] = record.member
+            if not self.known:
+                self.start_ns, self.known = record.start_ns, True
+        elif type(record) is Left:
+            if self.members.pop(record.name, None) is not None:
+                for topic, at_ in record.doubt.items():
+                    self.doubt[topic] = max(at_, self.doubt.get(topic, -1))
+                for topic, entries in record.worked.items():
+                    self.worked[topic] = sorted({*self.worked.get(topic, ()), *entries})
+            if self.leader == record.name:
+                self.leader = ""
+        elif type(record) is Lead:
+            if record.epoch == self.epoch + 1 and record.name in self.members:
+                self.leader, self.epoch = record.name, record.epoch
+        elif type(record) is Snapshot:
+            self.checkpoint = Checkpoint(at, record.upto, record.ids_after)
+            self._marks = list(record.marks)
+            self._ids_since = self._records_since = 0
+
+    # --- questions ----------------------------------------------------------------------------------------------
+
+    def take_ids(self) -> list[bytes]:
+        """The settled ids since the last call, oldest first; of this member's own only those from before it came."""
+        body, self.ids, self._told = b"".join(self.ids), [], True
+        return [body[n : n + ID_BYTES] for n in range(0, len(body), ID_BYTES)]
+
+    def refuse(self, kind: GroupKind, signature: str, others: Mapping[str, MemberState]) -> None:
+        """Raises when a member of this kind and signature cannot be in the group together with `others`."""
+        if not others:
+            return
+        first = next(iter(others))
+        if any(m.kind != kind for m in others.values()):
+            raise GroupConflict(
+                f"live members of the group subscribe as {others[first].kind.value}, not {kind.value}: use another group="
+            )
+        if kind is GroupKind.EXCLUSIVE:
+            raise GroupBusy(f"the group is exclusive and {first!r} has it: stop that one, or use another group=")
+        for name, known in others.items():
+            if known.signature != signature:
+                raise GroupConflict(
+                    f"member {name!r} of the group runs a task with inputs ({known.signature}), this one has ({signature}): "
+                    "give the different task another group"
+                )
+
+    def first_of(self, names: Iterable[str]) -> str:
+        """Who of these came first; "" of none."""
+        return min(names, key=lambda n: self.members[n].joined_at, default="")
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether enough has happened since the last one."""
+        return self._ids_since >= SNAPSHOT_EVERY_IDS or self._records_since >= SNAPSHOT_EVERY_RECORDS
+
+    def snapshot(self, received: int, unsettled: int) -> Snapshot:
+        """The state as a record. `received`: the newest entry that its writer has received; `unsettled`: the oldest that nobody has settled.
+
+        Ids are kept since the oldest unsettled entry was received, and at least the newest `IDS_KEPT`.
+        """
+        at, count, before = self._marks[-1]
+        marks = [*self._marks[:-1], (at, count + self._ids_since, before), (self.at, 0, received)]
+        while len(marks) > 1 and sum(m[1] for m in marks[1:]) >= IDS_KEPT and marks[1][2] < unsettled:
+            marks.pop(0)
+        return Snapshot(
+            self.at,
+            marks[0][0],
+            self.members,
+            self.leader,
+            self.epoch,
+            self.start_ns,
+            self.attributes,
+            self.partial,
+            self.worked,
+            self.doubt,
+            marks,
+        )
+
+
+__all__ = (
+    "ID_BYTES",
+    "Beat",
+    "Checkpoint",
+    "GroupLog",
+    "Joined",
+    "Lead",
+    "Left",
+    "Line",
+    "MemberState",
+    "Partial",
+    "Record",
+    "Settled",
+    "Snapshot",
+    "decode_line",
+    "encode_line",
+    "group_topic",
+)

@@ -1,0 +1,272 @@
+"""A member's part in its group's log: it follows the log, writes to it, shows that it lives, and notices who does not."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from edgeserve.core.errors import ClosedError, GroupBusy, GroupConflict, TransportError
+from edgeserve.transport.base import GroupKind
+from edgeserve.transport.broker.driver import Driver, Entry, Tail
+from edgeserve.transport.broker.grouplog import (
+    Beat,
+    Checkpoint,
+    GroupLog,
+    Joined,
+    Lead,
+    Left,
+    MemberState,
+    Record,
+    Snapshot,
+    decode_line,
+    encode_line,
+    group_topic,
+)
+
+BEAT_S = 1.0
+SILENT_S = 3.0
+_JOIN_S = 30.0
+_log = logging.getLogger(__name__)
+
+
+@lru_cache(1)
+def this_host() -> str:
+    """Names this machine as far as its processes can see each other: the boot and the space of process ids."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def process_name(pid: int) -> str:
+    """Names a process of this machine, its number used again or not; "" when there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    state, *rest = stat.rpartition(")")[2].split()
+    return "" if state in "ZX" else f"{pid}-{rest[18]}"
+
+
+def shown(name: str) -> str:
+    """A member's name for people."""
+    return name.partition("\0")[0]
+
+
+def _this_process(kind: GroupKind, signature: str) -> MemberState:
+    return MemberState(kind, signature, this_host(), process_name(os.getpid()))
+
+
+class Membership:
+    """One member of a group.
+
+    Args:
+        driver: the broker.
+        topic, group: whose log it is.
+        name: this member's.
+        lock: guards the state; shared with the owner.
+    """
+
+    def __init__(self, driver: Driver, topic: str, group: str, name: str, lock: threading.Condition) -> None:
+        self._driver, self._data_topic, self.topic, self._group = driver, topic, group_topic(topic, group), group
+        # Two incarnations under one name are two members.
+        self.name = f"{name}\0{uuid.uuid4().hex[:8]}"
+        self._lock = lock
+        self.log = GroupLog(self.name)
+        self._seen: dict[str, float] = {}
+        self._error: Exception | None = None
+        self._outlet = driver.outlet(self.topic)
+        self._tail: Tail | None = None
+        self._sent = 0.0
+        self._closed = False
+
+    def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
+        """Comes into the group, or is refused."""
+        try:
+            self._follow()
+            self.write([Joined(self.name, _this_process(kind, signature), start_ns)], wait=True)
+            self._settle_in(kind, signature)
+        except BaseException:
+            self.close()
+            raise
+
+    def come_back(self, kind: GroupKind, signature: str) -> None:
+        """Joins again, after others have taken it for dead."""
+        self.write([Joined(self.name, _this_process(kind, signature))], wait=True)
+
+    def _follow(self) -> None:
+        newest = self._driver.newest(self.topic)
+        checkpoint: Checkpoint | None = None if newest is None else decode_line(self._group, newest.data).checkpoint
+        after = None
+        if checkpoint is not None:
+            for entry in self._driver.scan(self.topic, checkpoint.at):
+                for record in decode_line(self._group, entry.data).records:
+                    if type(record) is Snapshot:
+                        self.log.restore(record, entry.at)
+                break
+            after = checkpoint.ids_after if checkpoint.ids_after >= 0 else None
+        self._upto = -1 if checkpoint is None else checkpoint.upto
+        self._tail = self._driver.tail(self.topic, after, self._deliver)
+
+    def _deliver(self, entry: Entry) -> None:
+        """By the driver's thread."""
+        try:
+            line = decode_line(self._group, entry.data)
+        except TransportError as exc:
+            with self._lock:
+                self._error = self._error or exc
+                self._lock.notify_all()
+            return
+        with self._lock:
+            if entry.at <= self.log.at:
+                return  # again, over a new connection
+            now = time.monotonic()
+            self.log.apply(line, entry.at, ids_only=entry.at <= self._upto)
+            for record in line.records:
+                if type(record) is not Snapshot:
+                    self._seen[record.name] = now
+            self._lock.notify_all()
+
+    def _settle_in(self, kind: GroupKind, signature: str) -> None:
+        """Finds out whether those who were here before live, and whether this member can be with them."""
+        deadline = time.monotonic() + SILENT_S + BEAT_S / 2
+        came = time.monotonic()
+        refused: Exception | None = None
+        while True:
+            self.bury_the_dead()
+            with self._lock:
+                mine = self.log.members.get(self.name)
+                others = {n: m for n, m in self.log.members.items() if n != self.name and (mine is None or m.joined_at < mine.joined_at)}
+                # Another with this name took its place in the log, or this member took that of one.
+                refused = self._refusal(kind, signature, others)
+                if refused is None:
+                    return
+                proven = all(self._here(m) or self._seen.get(n, 0) > came for n, m in others.items())
+                if proven or time.monotonic() > deadline:
+                    break
+                self._lock.wait(BEAT_S / 5)
+        self.write([Left(self.name)], wait=True)
+        raise refused
+
+    def _refusal(self, kind: GroupKind, signature: str, others: dict[str, MemberState]) -> Exception | None:
+        for other in others:
+            if shown(other) == shown(self.name):
+                return GroupConflict(
+                    f"group {self._group!r} has a live member {shown(other)!r} on {self._data_topic!r}: give this one another name"
+                )
+        try:
+            self.log.refuse(kind, signature, {shown(n): m for n, m in others.items()})
+        except (GroupConflict, GroupBusy) as exc:
+            return exc
+        return None
+
+    # --- writing ------------------------------------------------------------------------------------------------
+
+    def write(self, records: Sequence[Record], done: Callable[[Exception | None], None] | None = None, *, wait: bool = False) -> None:
+        """Appends records. `done` is called when they are durable; `wait`: returns when this member has read them itself."""
+        confirmed: list[int | None] = []
+
+        def confirm(at: int | None, error: Exception | None) -> None:
+            with self._lock:
+                confirmed.append(at)
+                if error is not None:
+                    self._error = self._error or error
+                self._lock.notify_all()
+            if done is not None:
+                done(error)
+
+        self._sent = time.monotonic()
+        self._outlet.send(encode_line(records, self.log.checkpoint), confirm)
+        if wait:
+            deadline = time.monotonic() + _JOIN_S
+            with self._lock:
+                while not confirmed or confirmed[0] is None or self.log.at < confirmed[0]:
+                    self.check()
+                    if self._closed:
+                        raise ClosedError(f"the member {self.name!r} of group {self._group!r} is closed")
+                    if not self._lock.wait(0.5) and time.monotonic() > deadline:
+                        raise TransportError(
+                            f"the log of group {self._group!r} did not answer within {_JOIN_S:g} s: {self._driver.trouble() or 'no reason given'}"
+                        )
+
+    def barrier(self) -> None:
+        """Returns when this member knows all that was in the log before."""
+        self.write([Beat(self.name)], wait=True)
+
+    def check(self) -> None:
+        """Raises what went wrong with the log."""
+        if self._error is not None:
+            raise TransportError(f"the log of group {self._group!r} failed: {self._error}") from self._error
+
+    # --- who lives ----------------------------------------------------------------------------------------------
+
+    def _here(self, member: MemberState) -> bool:
+        """Whether a member is a living process of this machine."""
+        return bool(member.host) and member.host == this_host() and process_name(int(member.process.partition("-")[0] or 0)) == member.process
+
+    def _dead(self, name: str, member: MemberState, now: float) -> bool:
+        if member.host and member.host == this_host() and not self._here(member):
+            return True
+        return now - self._seen.setdefault(name, now) > SILENT_S
+
+    def beat(self) -> None:
+        """To be called about every second."""
+        now = time.monotonic()
+        if now - self._sent >= BEAT_S * 0.9:
+            self.write([Beat(self.name)])
+
+    def bury_the_dead(self) -> list[str]:
+        """Writes down who is dead; returns their names."""
+        now = time.monotonic()
+        with self._lock:
+            dead = [n for n, m in self.log.members.items() if n != self.name and self._dead(n, m, now)]
+            living = [n for n in self.log.members if n not in dead]
+            if not dead or (self.name in living and self.log.first_of(living) != self.name):
+                return []  # one is enough; if that one is dead too, this member is the first by then
+        doubt = {}
+        extent = self._driver.extent(self._data_topic)
+        if extent is not None and extent.last is not None:
+            doubt[self._data_topic] = extent.last
+        for name in dead:
+            _log.warning("member %r of group %r is gone", shown(name), self._group)
+        self.write([Left(name, self.name, {}, doubt) for name in dead], wait=True)
+        return dead
+
+    def lead(self) -> None:
+        """Takes the lead when nobody has it and this member is the first in line."""
+        with self._lock:
+            log = self.log
+            wants = not log.leader and self.name in log.members and log.first_of(log.members) == self.name
+            epoch = log.epoch + 1
+        if wants:
+            self.write([Lead(self.name, epoch)], wait=True)
+
+    @property
+    def leads(self) -> bool:
+        """Whether this member has the lead."""
+        return self.log.leader == self.name
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other member."""
+        return len(self.log.members) <= 1
+
+    def leave(self, worked: dict[str, list[int]]) -> None:
+        """Says goodbye."""
+        self.write([Left(self.name, "", worked)], wait=True)
+
+    def close(self) -> None:
+        """Lets go of the log. Idempotent."""
+        self._closed = True
+        if self._tail is not None:
+            self._tail.close()
+        self._outlet.close()
+
+
+__all__ = ("BEAT_S", "SILENT_S", "Membership", "process_name", "shown", "this_host")

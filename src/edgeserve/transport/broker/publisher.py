@@ -1,0 +1,258 @@
+"""Sending to a broker: batches as entries, a bounded window of what is not confirmed, parts for what is larger than an entry may be."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from xxhash import xxh3_128_digest
+
+from edgeserve.core.errors import ClosedError, Fenced, SendError
+from edgeserve.transport.base import Fence, Frame, Publisher
+from edgeserve.transport.broker.driver import Driver, Entry, Outlet
+from edgeserve.transport.broker.envelope import FRAME_OVERHEAD_BYTES, HEAD_BYTES, MOST_FRAMES, Reference, parts_topic, unwrap, whole, wrap
+
+if TYPE_CHECKING:
+    from edgeserve.transport.broker.engine import BrokerEngine
+
+_WINDOW_BYTES = 32 << 20
+_FENCE_MAGIC = b"\xedF"
+
+
+class Appender:
+    """Appends batches of frames to one topic.
+
+    Args:
+        driver: the broker.
+        topic: where to.
+        window: how many frames may be unconfirmed.
+    """
+
+    def __init__(self, driver: Driver, topic: str, window: int, outlet: Outlet | None = None) -> None:
+        self._driver, self.topic, self._window = driver, topic, window
+        self._outlet = outlet or driver.outlet(topic)
+        self._parts: Outlet | None = None
+        self._room = threading.Condition()
+        self._frames = self._bytes = 0
+        self._error: Exception | None = None
+        self._closed = False
+
+    def append(self, frames: Sequence[Frame], now_ns: int, done: Callable[[Exception | None], None] | None = None) -> int:
+        """Hands frames over; waits while the window is full. `done` is called once per entry; returns how many there are."""
+        entries = self._entries([whole(f) for f in frames], now_ns)
+        for count, data in entries:
+            self._enter(count, len(data))
+
+            def confirm(at: int | None, error: Exception | None, count: int = count, size: int = len(data)) -> None:
+                with self._room:
+                    self._frames -= count
+                    self._bytes -= size
+                    if error is not None and self._error is None:
+                        self._error = error
+                    self._room.notify_all()
+                if done is not None:
+                    done(error)
+
+            try:
+                self._outlet.send(data, confirm)
+            except BaseException:
+                with self._room:
+                    self._frames -= count
+                    self._bytes -= size_of(data)
+                raise
+        return len(entries)
+
+    def _enter(self, count: int, size: int) -> None:
+        with self._room:
+            while self._frames and (self._frames + count > self._window or self._bytes + size > _WINDOW_BYTES):
+                self._check()
+                self._room.wait(1.0)
+            self._check()
+            self._frames += count
+            self._bytes += size
+
+    def _check(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the publisher of topic {self.topic!r} is closed")
+        if self._error is not None:
+            raise self._error
+
+    def _entries(self, frames: list[bytes], now_ns: int) -> list[tuple[int, bytes]]:
+        """(count of frames, bytes) of each entry."""
+        most = self._driver.max_bytes - HEAD_BYTES - 16
+        sizes = [len(f) + FRAME_OVERHEAD_BYTES for f in frames]
+        if len(frames) <= MOST_FRAMES and sum(sizes) <= most:
+            return [(len(frames), wrap(frames, now_ns))]
+        found: list[tuple[int, bytes]] = []
+        batch: list[bytes | Reference] = []
+        room = most
+        for frame, size in zip(frames, sizes, strict=True):
+            item: bytes | Reference = frame
+            if size > most:
+                item = self._put_aside(frame, most)
+                size = 64 + 9 * len(item.parts)
+            if batch and (size > room or len(batch) >= MOST_FRAMES):
+                found.append((len(batch), wrap(batch, now_ns)))
+                batch, room = [], most
+            batch.append(item)
+            room -= size
+        found.append((len(batch), wrap(batch, now_ns)))
+        return found
+
+    def _put_aside(self, frame: bytes, most: int) -> Reference:
+        """Writes a frame in parts; returns when they are durable."""
+        if self._parts is None:
+            self._parts = self._driver.outlet(parts_topic(self.topic))
+        views = [memoryview(frame)[n : n + most] for n in range(0, len(frame), most)]
+        found: list[int | None] = [None] * len(views)
+        errors: list[Exception] = []
+        left = threading.Semaphore(0)
+
+        def confirm(number: int, at: int | None, error: Exception | None) -> None:
+            found[number] = at
+            if error is not None:
+                errors.append(error)
+            left.release()
+
+        for number, view in enumerate(views):
+            self._parts.send(wrap([bytes(view)], 0), lambda at, error, n=number: confirm(n, at, error))  # type: ignore[misc]
+        for _ in views:
+            while not left.acquire(timeout=1.0):
+                self._check()
+        if errors:
+            raise errors[0]
+        return Reference(len(frame), xxh3_128_digest(frame), [at for at in found if at is not None])
+
+    def flush(self) -> None:
+        """Returns when everything is confirmed."""
+        with self._room:
+            while self._frames:
+                self._check()
+                self._room.wait(1.0)
+            self._check()
+
+    def close(self) -> None:
+        """Lets go. Idempotent."""
+        self._closed = True
+        self._outlet.close()
+        if self._parts is not None:
+            self._parts.close()
+
+
+def size_of(data: bytes) -> int:
+    """The bytes of an entry."""
+    return len(data)
+
+
+class BrokerPublisher(Publisher):
+    """See `Publisher`. The window is of messages that the broker has not confirmed."""
+
+    def __init__(self, engine: BrokerEngine, topic: str, send_window: int) -> None:
+        self._engine = engine
+        self._appender = Appender(engine.driver, topic, send_window)
+        self._topic, self._closed = topic, False
+
+    def _check(self) -> None:
+        self._engine.check()
+        if self._closed:
+            raise ClosedError(f"the publisher of topic {self._topic!r} is closed")
+
+    def publish(self, frames: Sequence[Frame]) -> None:
+        self._check()
+        if frames:
+            self._appender.append(frames, time.time_ns())
+
+    def flush(self) -> None:
+        self._check()
+        self._appender.flush()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            if not self._engine.foreign:
+                self._appender.flush()
+        finally:
+            if not self._engine.foreign:
+                self._appender.close()
+
+
+class _Epoch(msgspec.Struct, array_like=True):
+    """Stands before each entry of a fenced log: whose it is."""
+
+    epoch: int
+    holder: str
+
+
+_encode_epoch = msgspec.msgpack.Encoder().encode
+_decode_epoch = msgspec.msgpack.Decoder(_Epoch).decode
+
+
+def _stamped(epoch: _Epoch, body: bytes) -> bytes:
+    head = _encode_epoch(epoch)
+    return _FENCE_MAGIC + len(head).to_bytes(2, "little") + head + body
+
+
+def unstamped(data: bytes) -> bytes:
+    """An entry without what a fence has put before it."""
+    return data[4 + int.from_bytes(data[2:4], "little") :] if data[:2] == _FENCE_MAGIC else data
+
+
+def _epoch_of(entry: Entry | None) -> _Epoch:
+    if entry is None or entry.data[:2] != _FENCE_MAGIC:
+        return _Epoch(0, "")
+    return _decode_epoch(entry.data[4 : 4 + int.from_bytes(entry.data[2:4], "little")])
+
+
+class BrokerFence(Fence):
+    """The right to append to a log, by the broker's own means."""
+
+    def __init__(self, engine: BrokerEngine, topic: str, holder: str) -> None:
+        self._engine, self.topic = engine, topic
+        self._outlet = engine.driver.fenced_outlet(topic)
+        self._epoch = _Epoch(_epoch_of(engine.driver.newest(topic)).epoch + 1, holder)
+        self.epoch = self._epoch.epoch
+        self._send([])
+
+    def append(self, frames: Sequence[Frame]) -> None:
+        self.append_at(frames)
+
+    def append_at(self, frames: Sequence[Frame]) -> int:
+        """`append`; returns the entry. Without frames it only makes sure that the fence is held."""
+        self._engine.check()
+        try:
+            return self._send([whole(f) for f in frames])
+        except Fenced:
+            now = _epoch_of(self._engine.driver.newest(self.topic))
+            raise Fenced(
+                f"the log {self.topic!r} is held by {now.holder!r} since epoch {now.epoch}, not epoch {self.epoch} any more"
+            ) from None
+
+    def _send(self, frames: list[bytes]) -> int:
+        found: list[tuple[int | None, Exception | None]] = []
+        there = threading.Event()
+
+        def confirm(at: int | None, error: Exception | None) -> None:
+            found.append((at, error))
+            there.set()
+
+        self._outlet.send(_stamped(self._epoch, wrap(frames, time.time_ns())), confirm)
+        while not there.wait(1.0):
+            self._engine.check()
+        at, error = found[0]
+        if error is not None or at is None:
+            raise error or SendError(f"the log {self.topic!r} did not take a record")
+        return at
+
+
+def frames_of(entry: Entry, otherwise_ns: int = 0) -> tuple[int, list[bytes]]:
+    """(publish time, frames) of an entry that holds no references."""
+    publish_ns, items = unwrap(unstamped(entry.data), otherwise_ns)
+    return publish_ns, [bytes(i) if not isinstance(i, Reference) else b"" for i in items]
+
+
+__all__ = ("Appender", "BrokerFence", "BrokerPublisher", "frames_of", "unstamped")
