@@ -20,7 +20,7 @@ from edgeserve.core.message import Header, Kind
 from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.settle import Settlement, flattened, owned
-from edgeserve.transport import Fence, Frame, Subscription, Transport
+from edgeserve.transport import Fence, Frame, Subscription
 
 
 class Record(msgspec.Struct):
@@ -79,15 +79,15 @@ def read_decision(frame: bytes | memoryview) -> Record:
         raise CorruptMessage(f"a record of a decision log cannot be read: {exc}") from exc
 
 
-def last_record(transport: Transport, topic: str) -> Record | None:
+def last_record(subscription: Subscription, topic: str) -> Record | None:
     """The newest record of a log that this member has just fenced; None when there is none that can be read."""
-    newest = transport.topic_info(topic).next - 1
-    for frame, _, _ in transport.read(topic, position=max(newest, 0)):
-        try:
-            return read_decision(frame)
-        except MessageError:
-            return None
-    return None
+    frame = subscription.newest_decision(topic)
+    if frame is None:
+        return None
+    try:
+        return read_decision(bytes(frame))
+    except MessageError:
+        return None
 
 
 class Decisions(Settlement):

@@ -100,7 +100,7 @@ class Join(Stage):
         fence = self._transport.fence(self._log_topic, f"{self.options.name}-{os.getpid()}")
         # Told once each: a takeover that fails half-way and is tried again must still know them.
         self._known.update(self._subscription.settled_ids())
-        record = last_record(self._transport, self._log_topic)
+        record = last_record(self._subscription, self._log_topic)
         restorable = None if record is None else dict(record.held)
         pending = Decisions(
             self._subscription, fence, self._topic, self._topic_out, self._run_set.output_id, self.options.name, self._control

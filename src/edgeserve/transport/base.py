@@ -40,13 +40,24 @@ class GroupKind(StrEnum):
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do; the contract suite skips a case only for one of these."""
+    """What an engine can do; the contract suite skips a case only for one of these.
+
+    Attributes:
+        durable: whether it outlives its processes.
+        disk_durability: whether `durability=disk` can be asked for.
+        retention_by_size: whether it keeps what `retention_mb=`, `retention_s=`, `size_mb=` say, to the batch. Brokers keep whole segments.
+        redelivery_delay_precision_ms: how much too soon or late a redelivery with a delay may come.
+        max_frame_bytes: of one message; None: as memory allows.
+        holds_senders: whether the send window counts what groups have not settled. A broker's window counts what it has not confirmed: its
+            backlog is the buffer there.
+    """
 
     durable: bool = True
     disk_durability: bool = False
     retention_by_size: bool = True
     redelivery_delay_precision_ms: int = 1
     max_frame_bytes: int | None = None
+    holds_senders: bool = True
 
 
 @dataclass(frozen=True)
@@ -181,6 +192,10 @@ class Subscription(ABC):
     @abstractmethod
     def attributes(self) -> dict[str, bytes]:
         """The group's shared values."""
+
+    @abstractmethod
+    def newest_decision(self, topic: str) -> Buffer | None:
+        """The newest frame of the log `topic` that was appended by a settlement which is complete; None when there is none."""
 
     @abstractmethod
     def floor(self, topic: str) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, StoreFull, TransportError
 from edgeserve.transport import log, records
-from edgeserve.transport.base import SEND_WINDOW, Delivery, Fence, Frame, GroupKind, Start, Subscription
+from edgeserve.transport.base import SEND_WINDOW, Buffer, Delivery, Fence, Frame, GroupKind, Start, Subscription
 from edgeserve.transport.engine import LogEngine, append_fenced
 from edgeserve.transport.groups import MemberRecord
 from edgeserve.transport.place import Place
@@ -226,6 +226,16 @@ class LogSubscription(Subscription):
         self._check()
         with self._engine.kv.read() as txn:
             return dict(self._first.find(txn).attributes)
+
+    def newest_decision(self, topic: str) -> Buffer | None:
+        self._check()
+        with self._engine.kv.read() as txn:
+            head = records.find_head(txn, topic)
+        newest = None
+        if head is not None:
+            for newest, _, _ in self._engine.read(topic, position=max(head.next - 1, 0)):
+                pass
+        return newest
 
     def floor(self, topic: str) -> int:
         self._check()

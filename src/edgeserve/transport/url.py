@@ -14,7 +14,12 @@ from edgeserve.core.errors import ConfigurationError, UnknownScheme
 from edgeserve.transport.base import Transport
 
 ENTRY_POINTS = "edgeserve.transports"
-_BUILT_IN = {"memory": "edgeserve.transport.memory:connect", "local": "edgeserve.transport.local:connect"}
+_BUILT_IN = {
+    "memory": "edgeserve.transport.memory:connect",
+    "local": "edgeserve.transport.local:connect",
+    "pulsar": "edgeserve.transport.pulsar:connect",
+    "pulsar+ssl": "edgeserve.transport.pulsar:connect",
+}
 _open: dict[tuple[int, str], tuple[Transport, int]] = {}
 _lock = threading.RLock()
 
@@ -93,10 +98,12 @@ def connect(text: str) -> Transport:
 
 def disconnect(transport: Transport) -> None:
     """Gives back what `connect` gave; the last user closes it."""
-    key = (os.getpid(), transport.url)
     with _lock:
-        known, users = _open.get(key, (None, 0))
-        if known is not transport:
+        # Not by its URL: what a transport says of itself has no secrets in it.
+        for key, (known, users) in _open.items():
+            if known is transport:
+                break
+        else:
             return
         if users > 1:
             _open[key] = (transport, users - 1)

@@ -1,0 +1,119 @@
+"""Pulsar's admin API, as far as the client's protocol cannot answer: what topics there are, what they hold, how far groups are."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import urllib.error
+import urllib.request
+from typing import Any
+from urllib.parse import quote
+
+from edgeserve.core.errors import TransportError
+from edgeserve.transport.broker.driver import Extent
+from edgeserve.transport.pulsar.names import entry_number
+from edgeserve.transport.pulsar.settings import Settings
+
+_TIMEOUT_S = 8.0
+
+
+class Admin:
+    """Calls of the admin API."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        context = settings.tls_context()
+        if context is not None:
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        self._opener = urllib.request.build_opener(*handlers)
+
+    def call(self, path: str, method: str = "GET", body: Any = None, *, absent: Any = None, needed_for: str = "this") -> Any:
+        """The answer's JSON; `absent` where there is no such thing."""
+        request = urllib.request.Request(f"{self._settings.admin}/admin/v2/{path}", method=method)  # noqa: S310  # http(s) by construction
+        request.add_header("Accept", "application/json")
+        if self._settings.token:
+            request.add_header("Authorization", f"Bearer {self._settings.token}")
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            request.add_header("Content-Type", "application/json")
+        try:
+            with self._opener.open(request, data, timeout=_TIMEOUT_S) as answer:
+                raw = answer.read()
+        except urllib.error.HTTPError as exc:
+            if exc.code in (404, 412):
+                return absent
+            reason = exc.read(500).decode(errors="replace")
+            hint = "its token has no right to it" if exc.code in (401, 403) else reason
+            raise TransportError(f"Pulsar's admin API at {self._settings.admin} refused {method} {path} ({exc.code}): {hint}") from exc
+        except (OSError, http.client.HTTPException) as exc:
+            raise TransportError(
+                f"Pulsar's admin API at {self._settings.admin} does not answer ({exc}); {needed_for} needs it: give its URL by admin="
+            ) from exc
+        return json.loads(raw) if raw else absent
+
+    def topic_path(self, full: str) -> str:
+        """The path of a topic."""
+        domain, _, rest = full.partition("://")
+        tenant, namespace, name = rest.split("/", 2)
+        return f"{domain}/{tenant}/{namespace}/{quote(name, safe='')}"
+
+    def topics(self, space: str) -> list[str]:
+        """Full names of a namespace's topics."""
+        found = self.call(f"persistent/{space}", needed_for="listing topics")
+        if found is None:
+            raise TransportError(f"Pulsar has no namespace {space!r}: `pulsar-admin namespaces create {space}` makes it")
+        return [str(name) for name in found]
+
+    def internal(self, full: str) -> dict[str, Any] | None:
+        """A topic's ledgers and cursors; None where there is no such topic."""
+        found: dict[str, Any] | None = self.call(f"{self.topic_path(full)}/internalStats", needed_for="what a topic holds")
+        return found
+
+    def extent(self, full: str) -> Extent | None:
+        """What a topic holds."""
+        stats = self.internal(full)
+        if stats is None:
+            return None
+        first = last = None
+        ledger, _, entry = str(stats["lastConfirmedEntry"]).partition(":")
+        for each in stats["ledgers"]:
+            count = int(each["entries"]) or (int(entry) + 1 if str(each["ledgerId"]) == ledger else 0)
+            if count:
+                first = entry_number(int(each["ledgerId"]), 0) if first is None else first
+                last = entry_number(int(each["ledgerId"]), count - 1)
+        return Extent(first, last, int(stats["totalSize"]))
+
+    def subscriptions(self, full: str) -> dict[str, Any]:
+        """What is known of a topic's durable subscriptions."""
+        stats = self.call(f"{self.topic_path(full)}/stats", absent={}, needed_for="listing groups")
+        return {name: s for name, s in stats.get("subscriptions", {}).items() if s.get("durable", True)}
+
+    def floor(self, full: str, subscription: str) -> int:
+        """Every entry below is acknowledged."""
+        stats = self.internal(full)
+        cursor = None if stats is None else stats["cursors"].get(subscription)
+        if cursor is None:
+            return 0
+        ledger, _, entry = str(cursor["markDeletePosition"]).partition(":")
+        return entry_number(int(ledger), int(entry) + 1)
+
+    def delete_subscription(self, full: str, subscription: str) -> None:
+        """Deletes a subscription that nobody uses."""
+        self.call(f"{self.topic_path(full)}/subscription/{quote(subscription, safe='')}?force=true", "DELETE", needed_for="forgetting a group")
+
+    def delete_topic(self, full: str) -> None:
+        """Deletes a topic with all that is on it."""
+        self.call(f"{self.topic_path(full)}?force=true", "DELETE", needed_for="forgetting a group")
+
+    def keep(self, full: str, megabytes: float | None, seconds: float | None) -> None:
+        """Sets how much of a topic is kept."""
+        body = {
+            "retentionSizeInMB": -1 if megabytes is None else max(1, round(megabytes)),
+            "retentionTimeInMinutes": -1 if seconds is None else max(1, round(seconds / 60)),
+        }
+        self.call(f"{self.topic_path(full)}/retention", "POST", body, needed_for="retention_mb= and retention_s=")
+
+
+__all__ = ("Admin",)

@@ -1,0 +1,418 @@
+"""Apache Pulsar as a `Driver`: a producer, consumer or reader for each end, entries as unbatched messages.
+
+Batches are made above and travel as one Pulsar message each: the broker's own batching would cost its client some 20 us for every message,
+and single messages of a batch that were acknowledged come back after a crash.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import uuid
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import pulsar
+
+from edgeserve.core.errors import ClosedError, ConfigurationError, Fenced, GroupBusy, SendError, TransportError
+from edgeserve.transport.base import Start
+from edgeserve.transport.broker.driver import Deliver, Done, Driver, Entry, Extent, Inlet, Outlet, Tail
+from edgeserve.transport.pulsar.admin import Admin
+from edgeserve.transport.pulsar.names import entry_number, group_name, ledger_and_entry, subscription_name, topic_name, user_name
+from edgeserve.transport.pulsar.settings import BrokerAway, Settings
+
+_log = logging.getLogger("edgeserve")
+_T = TypeVar("_T")
+
+KEEP = "edgeserve-keep"
+"""The subscription that keeps what a log still needs."""
+
+_MAX_BYTES = 5 * 1024 * 1024 - 64 * 1024
+_QUEUE = 16
+_RECEIVE_MS = 1_000
+_OPERATION_S = 8
+_MOST_PENDING = 1_000
+_SAY_EVERY_S = 5.0
+_PAUSE_S = 0.25
+_DISCARD_EVERY = 256
+_PASSES = (
+    pulsar.ConnectError,
+    pulsar.Timeout,
+    pulsar.NotConnected,
+    pulsar.ServiceUnitNotReady,
+    pulsar.TooManyLookupRequestException,
+    pulsar.LookupError,
+    pulsar.BrokerPersistenceError,
+    pulsar.BrokerMetadataError,
+)
+
+
+def number_of(message_id: Any) -> int:
+    """The number of the entry that a message id names."""
+    return entry_number(message_id.ledger_id(), message_id.entry_id())
+
+
+def id_of(at: int) -> pulsar.MessageId:
+    """The message id of an entry."""
+    ledger, entry = ledger_and_entry(at)
+    return pulsar.MessageId(-1, ledger, entry, -1)
+
+
+class PulsarDriver(Driver):
+    """A connection to a Pulsar cluster."""
+
+    what = "Pulsar"
+    max_bytes = _MAX_BYTES
+    precision_ms = 150
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.admin = Admin(settings)
+        self._closed = threading.Event()
+        self._ends: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._client = pulsar.Client(
+            settings.service,
+            authentication=_authentication(settings),
+            operation_timeout_seconds=_OPERATION_S,
+            tls_trust_certs_file_path=settings.tls_ca,
+            tls_validate_hostname=settings.tls,
+            logger=pulsar.FileLogger(pulsar.LoggerLevel.Warn, os.environ.get("EDGESERVE_PULSAR_LOG", os.devnull)),
+        )
+
+    def full(self, topic: str) -> str:
+        """The full name of a topic."""
+        return topic_name(self._settings.space, topic)
+
+    # --- patience -----------------------------------------------------------------------------------------------
+
+    def patiently(self, what: str, topic: str, do: Callable[[], _T]) -> _T:
+        """Does something with the broker; waits while the broker is away, and says so."""
+        began = time.monotonic()
+        said = began - _SAY_EVERY_S + 1.0
+        while True:
+            try:
+                return do()
+            except _PASSES as exc:
+                refused = self._settings.refused_certificate()
+                if refused is not None:
+                    raise TransportError(
+                        f"{self._settings.shown}: the broker's certificate is refused ({refused}): name its authority by tls_ca="
+                    ) from exc
+                now = time.monotonic()
+                if self._settings.deadline_s is not None and now - began > self._settings.deadline_s:
+                    raise BrokerAway(
+                        f"{self._settings.shown} did not answer within deadline_s={self._settings.deadline_s:g} ({what} {topic!r}): {exc}"
+                    ) from exc
+                if now - said >= _SAY_EVERY_S:
+                    said = now
+                    _log.warning("%s does not answer for %.0f s, waiting (%s %r): %s", self._settings.shown, now - began, what, topic, exc)
+                if self._closed.wait(_PAUSE_S):
+                    raise ClosedError(f"{self._settings.shown} is closed") from exc
+            except pulsar.PulsarException as exc:
+                raise self._named(exc, what, topic) from exc
+
+    def _named(self, exc: Exception, what: str, topic: str) -> TransportError:
+        """The error in our words."""
+        shown, name = self._settings.shown, type(exc).__name__
+        if isinstance(exc, pulsar.TopicNotFound):
+            return TransportError(
+                f"{shown}: cannot {what} {topic!r}: there is no such tenant or namespace, or topics are not made by themselves there; "
+                f"`pulsar-admin namespaces create {self._settings.space}` makes a namespace"
+            )
+        if isinstance(exc, (pulsar.AuthenticationError, pulsar.ErrorGettingAuthenticationData)):
+            return TransportError(f"{shown}: the broker does not know this token or certificate: see token=, token_file=, tls_cert=, oauth2=")
+        if isinstance(exc, pulsar.AuthorizationError):
+            return TransportError(f"{shown}: no right to {what} {topic!r}: ask for produce and consume on it")
+        if isinstance(exc, pulsar.ConsumerBusy):
+            return GroupBusy(f"{shown}: the group's subscription on {topic!r} is taken by somebody who is not of this version, or not gone yet")
+        if isinstance(exc, pulsar.ProducerFenced):
+            return Fenced(f"the log {topic!r} is held by somebody else")
+        if isinstance(exc, pulsar.AlreadyClosed):
+            return ClosedError(f"{shown} is closed")
+        return TransportError(f"{shown}: cannot {what} {topic!r}: {name}: {exc}")
+
+    def failed(self, result: Any, topic: str) -> Exception:
+        """The error of a send."""
+        if result == pulsar.Result.ProducerFenced:
+            return Fenced(f"the log {topic!r} is held by somebody else")
+        if result in (pulsar.Result.AlreadyClosed, pulsar.Result.ProducerNotInitialized):
+            return ClosedError(f"the producer of topic {topic!r} was closed before the broker had confirmed all that it sent")
+        if result == pulsar.Result.Timeout:
+            return SendError(f"topic {topic!r}: {self._settings.shown} did not confirm within deadline_s={self._settings.deadline_s}")
+        return SendError(f"topic {topic!r}: Pulsar refused a message: {getattr(result, 'name', result)}")
+
+    # --- ends ---------------------------------------------------------------------------------------------------
+
+    def producer(self, topic: str, mode: pulsar.ProducerAccessMode = pulsar.ProducerAccessMode.Shared) -> pulsar.Producer:
+        """A producer."""
+        deadline_s = self._settings.deadline_s
+        return self._client_end(
+            "write to",
+            topic,
+            lambda: self._client.create_producer(
+                self.full(topic),
+                batching_enabled=False,
+                block_if_queue_full=True,
+                max_pending_messages=_MOST_PENDING,
+                send_timeout_millis=0 if deadline_s is None else int(deadline_s * 1000),
+                access_mode=mode,
+            ),
+        )
+
+    def consumer(
+        self,
+        topic: str,
+        subscription: str,
+        kind: pulsar.ConsumerType,
+        begin: pulsar.InitialPosition = pulsar.InitialPosition.Earliest,
+        queue: int = _QUEUE,
+    ) -> pulsar.Consumer:
+        """A consumer."""
+        return self._client_end(
+            "read from",
+            topic,
+            lambda: self._client.subscribe(
+                self.full(topic),
+                subscription,
+                consumer_type=kind,
+                initial_position=begin,
+                receiver_queue_size=queue,
+                consumer_name=f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+                negative_ack_redelivery_delay_ms=100,
+            ),
+        )
+
+    def reader(self, topic: str, start: Any, *, inclusive: bool = False) -> pulsar.Reader:
+        """A reader."""
+        return self._client_end(
+            "read",
+            topic,
+            lambda: self._client.create_reader(self.full(topic), start, receiver_queue_size=_QUEUE, start_message_id_inclusive=inclusive),
+        )
+
+    def _client_end(self, what: str, topic: str, make: Callable[[], _T]) -> _T:
+        end = self.patiently(what, topic, make)
+        self._ends.add(end)
+        return end
+
+    def outlet(self, topic: str) -> Outlet:
+        outlet = _Outlet(self, topic, self.producer(topic))
+        if self._settings.retention_mb is not None or self._settings.retention_s is not None:
+            self.admin.keep(self.full(topic), self._settings.retention_mb, self._settings.retention_s)
+        return outlet
+
+    def fenced_outlet(self, topic: str) -> Outlet:
+        return _FencedOutlet(self, topic, self.producer(topic, pulsar.ProducerAccessMode.ExclusiveWithFencing))
+
+    def inlet(self, topic: str, group: str, start: Start, deliver: Deliver, *, exclusive: bool) -> Inlet:
+        begin = pulsar.InitialPosition.Latest if start == "latest" else pulsar.InitialPosition.Earliest
+        kind = pulsar.ConsumerType.Exclusive if exclusive else pulsar.ConsumerType.Shared
+        return _Inlet(self.consumer(topic, subscription_name(group), kind, begin), deliver, topic)
+
+    def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
+        # Without a subscription the broker may let go of what nobody has asked to keep.
+        try:
+            self.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0).close()
+        except GroupBusy:
+            pass  # another member is at it
+        return _Tail(self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
+
+    def newest(self, topic: str) -> Entry | None:
+        reader = self.reader(topic, pulsar.MessageId.latest, inclusive=True)
+        try:
+            found = None
+            while self.patiently("read", topic, reader.has_message_available):
+                message = self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS))
+                found = Entry(number_of(message.message_id()), message.data())
+            return found
+        finally:
+            reader.close()
+
+    def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
+        extent = self.extent(topic)
+        if extent is None or extent.last is None or (first is not None and first > extent.last):
+            return
+        reader = self.reader(topic, pulsar.MessageId.earliest if first is None else id_of(first), inclusive=True)
+        try:
+            if since_ns is not None:
+                self.patiently("read", topic, lambda: reader.seek(max(0, since_ns // 1_000_000)))
+            while self.patiently("read", topic, reader.has_message_available):
+                message = self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS))
+                at = number_of(message.message_id())
+                yield Entry(at, message.data())
+                if at >= extent.last:
+                    return
+        finally:
+            reader.close()
+
+    # --- what there is ------------------------------------------------------------------------------------------
+
+    def discard(self, topic: str, before: int) -> None:
+        try:
+            keeper = self.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0)
+        except GroupBusy:
+            return  # another member is at it
+        try:
+            keeper.acknowledge_cumulative(id_of(before))
+        except pulsar.PulsarException as exc:
+            _log.debug("topic %r was not shortened: %s", topic, exc)
+        finally:
+            keeper.close()
+
+    def topics(self) -> list[str]:
+        return [user_name(self._settings.space, name) for name in self.admin.topics(self._settings.space)]
+
+    def extent(self, topic: str) -> Extent | None:
+        return self.admin.extent(self.full(topic))
+
+    def groups(self, topic: str) -> list[str]:
+        return [group_name(name) for name in self.admin.subscriptions(self.full(topic)) if name != KEEP]
+
+    def floor(self, topic: str, group: str) -> int:
+        return self.admin.floor(self.full(topic), subscription_name(group))
+
+    def claimed(self, topic: str, group: str) -> int:
+        return int(self.admin.subscriptions(self.full(topic)).get(subscription_name(group), {}).get("unackedMessages", 0))
+
+    def delete_group(self, topic: str, group: str) -> None:
+        self.admin.delete_subscription(self.full(topic), subscription_name(group))
+
+    def delete_topic(self, topic: str) -> None:
+        self.admin.delete_topic(self.full(topic))
+
+    def trouble(self) -> str | None:
+        for end in list(self._ends):
+            if not end.is_connected():
+                return f"no connection to {self._settings.shown}"
+        return None
+
+    def forget(self, end: Any) -> None:
+        """An end that was closed is no trouble."""
+        self._ends.discard(end)
+
+    def close(self) -> None:
+        self._closed.set()
+        try:
+            self._client.close()
+        except pulsar.PulsarException as exc:
+            _log.debug("%s was not closed in order: %s", self._settings.shown, exc)
+
+
+class _Outlet(Outlet):
+    def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
+        self._driver, self._topic, self._producer = driver, topic, producer
+
+    def send(self, data: bytes, done: Done) -> None:
+        driver, topic = self._driver, self._topic
+
+        def confirm(result: Any, message_id: Any) -> None:
+            if result == pulsar.Result.Ok:
+                done(number_of(message_id), None)
+            else:
+                done(None, driver.failed(result, topic))
+
+        try:
+            self._producer.send_async(data, confirm)
+        except pulsar.PulsarException as exc:
+            raise driver._named(exc, "write to", topic) from exc
+
+    def close(self) -> None:
+        self._driver.forget(self._producer)
+        _quietly(self._producer.close)
+
+
+class _FencedOutlet(_Outlet):
+    """Lets go of all but the newest now and then: only that is ever read again."""
+
+    def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
+        super().__init__(driver, topic, producer)
+        self._sent = 0
+        driver.discard(topic, 0)
+
+    def send(self, data: bytes, done: Done) -> None:
+        def confirm(at: int | None, error: Exception | None) -> None:
+            done(at, error)
+
+        super().send(data, confirm)
+
+
+class _Pump:
+    """Moves what the client has received to whoever wants it."""
+
+    def __init__(self, end: Any, receive: Callable[[int], Any], deliver: Deliver, topic: str) -> None:
+        self._end, self._receive, self._deliver = end, receive, deliver
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"edgeserve-pulsar-{topic[:40]}", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed:
+            try:
+                message = self._receive(_RECEIVE_MS)
+            except pulsar.Timeout:
+                continue
+            except pulsar.PulsarException as exc:
+                if self._closed:
+                    return
+                _log.debug("a receive failed: %s", exc)
+                time.sleep(_PAUSE_S)
+                continue
+            self._deliver(Entry(number_of(message.message_id()), message.data(), message.redelivery_count(), message))
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        _quietly(self._end.close)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+
+class _Inlet(Inlet):
+    def __init__(self, consumer: pulsar.Consumer, deliver: Deliver, topic: str) -> None:
+        self._consumer = consumer
+        self._pump = _Pump(consumer, consumer.receive, deliver, topic)
+
+    def acknowledge(self, entry: Entry) -> None:
+        # When it fails the entry comes back, and the desk says again that it is done.
+        _quietly(lambda: self._consumer.acknowledge(entry.token))
+
+    def give_back(self, entry: Entry) -> None:
+        _quietly(lambda: self._consumer.negative_acknowledge(entry.token))
+
+    def close(self) -> None:
+        self._pump.close()
+
+
+class _Tail(Tail):
+    def __init__(self, reader: pulsar.Reader, deliver: Deliver, topic: str) -> None:
+        self._pump = _Pump(reader, reader.read_next, deliver, topic)
+
+    def close(self) -> None:
+        self._pump.close()
+
+
+def _quietly(do: Callable[[], object]) -> None:
+    try:
+        do()
+    except pulsar.PulsarException as exc:
+        _log.debug("%s", exc)
+
+
+def _authentication(settings: Settings) -> pulsar.Authentication | None:
+    if settings.oauth2 is not None:
+        return pulsar.AuthenticationOauth2(settings.oauth2)
+    if settings.token is not None:
+        return pulsar.AuthenticationToken(settings.token)
+    if settings.tls_cert is not None:
+        if settings.tls_key is None:
+            raise ConfigurationError("tls_cert= needs tls_key=, its private key")
+        return pulsar.AuthenticationTLS(settings.tls_cert, settings.tls_key)
+    return None
+
+
+__all__ = ("PulsarDriver",)

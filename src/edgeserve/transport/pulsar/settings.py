@@ -1,0 +1,128 @@
+"""What a `pulsar://` URL and the environment say: where the broker is, who one is to it, where its admin API is. Secrets stay in here."""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from dataclasses import dataclass, field
+from urllib.parse import urlencode
+
+from edgeserve.core.errors import ConfigurationError, TransportError
+from edgeserve.transport.url import NodeURL
+
+_KNOWN = ("token", "token_file", "oauth2", "tls_ca", "tls_cert", "tls_key", "admin", "deadline_s", "retention_mb", "retention_s")
+_SECRET = ("token",)
+_ENVIRONMENT = "EDGESERVE_PULSAR_"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A connection's settings.
+
+    Attributes:
+        service: for the client, 'pulsar://host:6650'.
+        shown: the node URL without secrets.
+        space: 'tenant/namespace' of topics without their own.
+        admin: base URL of the admin API.
+        deadline_s: how long to wait for a broker that is away; None: for ever.
+        retention_mb, retention_s: asked for topics that are written to; None: the broker's.
+    """
+
+    service: str
+    shown: str
+    space: str
+    admin: str
+    tls: bool
+    deadline_s: float | None = None
+    retention_mb: float | None = None
+    retention_s: float | None = None
+    token: str | None = field(default=None, repr=False)
+    oauth2: str | None = field(default=None, repr=False)
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """For what speaks TLS beside the client."""
+        if not self.tls and not self.admin.startswith("https"):
+            return None
+        context = ssl.create_default_context(cafile=self.tls_ca)
+        if self.tls_cert:
+            context.load_cert_chain(self.tls_cert, self.tls_key)
+        return context
+
+    def refused_certificate(self, timeout_s: float = 3.0) -> str | None:
+        """Why the broker's certificate is not taken; None when it is, or when nobody answers. The client does not tell these apart."""
+        if not self.tls:
+            return None
+        host, _, port = self.service.partition("://")[2].partition(",")[0].partition(":")
+        try:
+            with socket.create_connection((host, int(port or 6651)), timeout_s) as raw:
+                context = self.tls_context()
+                assert context is not None
+                with context.wrap_socket(raw, server_hostname=host):
+                    return None
+        except ssl.SSLError as exc:
+            return str(exc)
+        except OSError:
+            return None
+
+
+def settings_from(url: NodeURL) -> Settings:
+    """The settings that a URL and the environment give."""
+    url.only(*_KNOWN)
+    host, slash, path = url.path.partition("/")
+    if not host:
+        raise ConfigurationError(f"{url.scheme}:// needs a host, as in {url.scheme}://server-address:6650")
+    if "@" in host:
+        raise ConfigurationError(f"{url.scheme}://: Pulsar has no user names; give a token by token= or {_ENVIRONMENT}TOKEN")
+    space = path.strip("/") or "public/default"
+    if space.count("/") != 1:
+        raise ConfigurationError(f"{url.scheme}://{host}/{path}: the path is a tenant and a namespace, as in /public/default")
+    given = url.parameters
+
+    def setting(name: str) -> str | None:
+        return given.get(name) or os.environ.get(_ENVIRONMENT + name.upper()) or None
+
+    token, token_file = setting("token"), setting("token_file")
+    if token is None and token_file is not None:
+        token = _read(token_file, "token_file").strip()
+    oauth2 = setting("oauth2")
+    tls = url.scheme == "pulsar+ssl"
+    first = host.partition(",")[0].partition(":")[0]
+    kept = {k: v for k, v in given.items() if k not in _SECRET}
+    for name in ("tls_ca", "tls_cert", "tls_key"):
+        path_ = setting(name)
+        if path_ is not None and not os.path.isfile(path_):
+            raise ConfigurationError(f"{name}={path_}: there is no such file")
+    return Settings(
+        service=f"{url.scheme}://{host}",
+        shown=f"{url.scheme}://{host}{slash}{path}" + (f"?{urlencode(kept)}" if kept else ""),
+        space=space,
+        admin=(setting("admin") or (f"https://{first}:8443" if tls else f"http://{first}:8080")).rstrip("/"),
+        tls=tls,
+        deadline_s=url.number("deadline_s", 1) if "deadline_s" in given else None,
+        retention_mb=url.number("retention_mb", 1) if "retention_mb" in given else None,
+        retention_s=url.number("retention_s", 1) if "retention_s" in given else None,
+        token=token,
+        oauth2=None if oauth2 is None else _read(oauth2, "oauth2"),
+        tls_ca=setting("tls_ca"),
+        tls_cert=setting("tls_cert"),
+        tls_key=setting("tls_key"),
+    )
+
+
+def _read(path: str, what: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigurationError(f"{what}={path}: cannot be read: {exc}") from exc
+
+
+class BrokerAway(TransportError, TimeoutError):
+    """The broker did not answer before the deadline that the user set."""
+
+
+__all__ = ("BrokerAway", "Settings", "settings_from")
