@@ -181,12 +181,15 @@ class Desk:
         return [at for at, opened in self.open.items() if opened.deadline and opened.deadline <= now and opened.next]
 
     def floor(self) -> int:
-        """All that has come to this member below this entry is settled."""
-        return min(self.open, default=self.last + 1)
+        """Every position below, of what has come to this member, is settled."""
+        return self.floor_of(min(self.open, default=self.last + 1))
 
-    def messages(self) -> int:
-        """How many messages are in hand."""
-        return sum(opened.left for opened in self.open.values())
+    def floor_of(self, at: int) -> int:
+        """The first position of an entry that is not settled."""
+        opened = self.open.get(at)
+        if opened is None:
+            return at << INDEX_BITS
+        return at << INDEX_BITS | next(index for index in range(opened.count) if index not in opened.done)
 
 
 __all__ = ("Desk", "Open")

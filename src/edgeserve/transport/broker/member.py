@@ -14,7 +14,7 @@ from edgeserve.transport.base import SEND_WINDOW, Buffer, ClaimLost, Delivery, F
 from edgeserve.transport.broker.desk import Desk, Open
 from edgeserve.transport.broker.driver import Entry, Inlet
 from edgeserve.transport.broker.engine import BrokerEngine
-from edgeserve.transport.broker.envelope import position
+from edgeserve.transport.broker.envelope import INDEX_BITS
 from edgeserve.transport.broker.grouplog import Settled
 from edgeserve.transport.broker.membership import BEAT_S, Membership
 from edgeserve.transport.broker.publisher import Appender, BrokerFence, frames_of
@@ -132,11 +132,11 @@ class BrokerSubscription(Subscription):
         self._check()
         desk = self._desk(topic)
         with self._lock:
-            mine = desk.floor()
-            alone = self._membership.alone
-        if alone and desk.last >= 0:
-            return position(mine, 0)
-        return position(min(self._driver.floor(topic, self._group), mine if desk.open else 1 << 62), 0)
+            if self._membership.alone and desk.last >= 0:
+                return desk.floor()
+        at = self._driver.floor(topic, self._group)
+        with self._lock:
+            return desk.floor_of(at)
 
     def _check(self) -> None:
         self._engine.check()
@@ -435,7 +435,7 @@ class BrokerSubscription(Subscription):
             if not log.wants_snapshot or log.first_of(log.members) != self._membership.name:
                 return
             desk = self._turn[0]
-            snapshot = log.snapshot(desk.last, desk.floor())
+            snapshot = log.snapshot(desk.last, desk.floor() >> INDEX_BITS)
         self._membership.write([snapshot])
         if snapshot.ids_after > 0:
             self._driver.discard(self._membership.topic, snapshot.ids_after)
