@@ -231,11 +231,9 @@ class LogSubscription(Subscription):
         self._check()
         with self._engine.kv.read() as txn:
             head = records.find_head(txn, topic)
-        newest = None
-        if head is not None:
-            for newest, _, _ in self._engine.read(topic, position=max(head.next - 1, 0)):
-                pass
-        return newest
+        if head is None:
+            return None
+        return next((frame for frame, _, _ in self._engine.read(topic, position=max(head.next - 1, 0))), None)
 
     def floor(self, topic: str) -> int:
         self._check()

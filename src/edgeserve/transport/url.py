@@ -100,11 +100,10 @@ def disconnect(transport: Transport) -> None:
     """Gives back what `connect` gave; the last user closes it."""
     with _lock:
         # Not by its URL: what a transport says of itself has no secrets in it.
-        for key, (known, users) in _open.items():
-            if known is transport:
-                break
-        else:
+        found = [(key, users) for key, (known, users) in _open.items() if known is transport]
+        if not found:
             return
+        key, users = found[0]
         if users > 1:
             _open[key] = (transport, users - 1)
         else:

@@ -92,20 +92,18 @@ class Desk:
                 index = position & INDEX_MASK
                 opened.nacked[index] += 1
                 opened.away.discard(index)
-                frame = self._fetch(topic, opened.frames[index])
-                found.append((frame, position, opened.publish_ns, opened.again + opened.nacked[index], topic))
+                whole = self._fetch(topic, opened.frames[index])
+                found.append((whole, position, opened.publish_ns, opened.again + opened.nacked[index], topic))
         while ready and len(found) < most:
             opened = ready[0]
             at, publish_ns, again, done = opened.entry.at << INDEX_BITS, opened.publish_ns, opened.again, opened.done
-            index, stop = opened.next, min(opened.count, opened.next + most - len(found))
-            frames = opened.frames
-            for index in range(index, stop):
+            begin, stop, frames = opened.next, min(opened.count, opened.next + most - len(found)), opened.frames
+            for index in range(begin, stop):
                 if index in done:
                     continue
                 frame = frames[index]
-                if type(frame) is not bytes and type(frame) is not memoryview:
-                    frame = self._fetch(topic, frame)
-                found.append((frame, at | index, publish_ns, again, topic))
+                whole = frame if isinstance(frame, bytes) else self._fetch(topic, frame)
+                found.append((whole, at | index, publish_ns, again, topic))
             opened.next = stop
             if stop >= opened.count:
                 ready.popleft()

@@ -133,7 +133,9 @@ class BrokerEngine(Transport):
         self.check()
         extent = self.driver.extent(topic)
         if extent is None:
-            raise TransportError(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
+            raise TransportError(
+                f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are"
+            )
         first = 0 if extent.first is None else position(extent.first, 0)
         next_ = first if extent.last is None else position(extent.last + 1, 0)
         groups = {group: self._group_info(topic, group) for group in self.driver.groups(topic)}

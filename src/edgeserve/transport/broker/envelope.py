@@ -69,7 +69,7 @@ def position(at: int, index: int) -> int:
 
 def whole(frame: Frame) -> bytes:
     """The frame in one piece."""
-    return frame if type(frame) is bytes else b"".join(frame)
+    return frame if isinstance(frame, bytes) else b"".join(frame)
 
 
 def wrap(frames: Sequence[bytes | Reference], publish_ns: int) -> bytes:

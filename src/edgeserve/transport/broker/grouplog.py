@@ -10,7 +10,7 @@ No I/O and no clock: records come in as they are stored, times are handed in.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
@@ -239,9 +239,7 @@ class GroupLog:
             return
         first = next(iter(others))
         if any(m.kind != kind for m in others.values()):
-            raise GroupConflict(
-                f"live members of the group subscribe as {others[first].kind.value}, not {kind.value}: use another group="
-            )
+            raise GroupConflict(f"live members of the group subscribe as {others[first].kind.value}, not {kind.value}: use another group=")
         if kind is GroupKind.EXCLUSIVE:
             raise GroupBusy(f"the group is exclusive and {first!r} has it: stop that one, or use another group=")
         for name, known in others.items():
@@ -263,7 +261,7 @@ class GroupLog:
         return self._ids_since >= SNAPSHOT_EVERY_IDS or self._records_since >= SNAPSHOT_EVERY_RECORDS
 
     def snapshot(self, received: int, unsettled: int) -> Snapshot:
-        """The state as a record. `received`: the newest entry that its writer has received; `unsettled`: the oldest that nobody has settled.
+        """The state as a record. `received`: the newest entry that its writer has received; `unsettled`: the oldest not settled.
 
         Ids are kept since the oldest unsettled entry was received, and at least the newest `IDS_KEPT`.
         """

@@ -129,7 +129,7 @@ class Membership:
             now = time.monotonic()
             self.log.apply(line, entry.at, ids_only=entry.at <= self._upto)
             for record in line.records:
-                if type(record) is not Snapshot:
+                if not isinstance(record, Snapshot):
                     self._seen[record.name] = now
             self._lock.notify_all()
 
@@ -192,7 +192,7 @@ class Membership:
                         raise ClosedError(f"the member {self.name!r} of group {self._group!r} is closed")
                     if not self._lock.wait(0.5) and time.monotonic() > deadline:
                         raise TransportError(
-                            f"the log of group {self._group!r} did not answer within {_JOIN_S:g} s: {self._driver.trouble() or 'no reason given'}"
+                            f"the log of group {self._group!r} did not answer within {_JOIN_S:g} s: {self._driver.trouble() or 'no reason'}"
                         )
 
     def barrier(self) -> None:
@@ -208,7 +208,9 @@ class Membership:
 
     def _here(self, member: MemberState) -> bool:
         """Whether a member is a living process of this machine."""
-        return bool(member.host) and member.host == this_host() and process_name(int(member.process.partition("-")[0] or 0)) == member.process
+        return (
+            bool(member.host) and member.host == this_host() and process_name(int(member.process.partition("-")[0] or 0)) == member.process
+        )
 
     def _dead(self, name: str, member: MemberState, now: float) -> bool:
         if member.host and member.host == this_host() and not self._here(member):

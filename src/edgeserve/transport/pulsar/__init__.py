@@ -14,7 +14,9 @@ def connect(url: NodeURL) -> Transport:
     settings = settings_from(url)
     driver = PulsarDriver(settings)
     return BrokerEngine(
-        settings.shown, driver, Capabilities(retention_by_size=False, redelivery_delay_precision_ms=driver.precision_ms, holds_senders=False)
+        settings.shown,
+        driver,
+        Capabilities(retention_by_size=False, redelivery_delay_precision_ms=driver.precision_ms, holds_senders=False),
     )
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import pulsar
 
-from edgeserve.core.errors import ClosedError, ConfigurationError, Fenced, GroupBusy, SendError, TransportError
+from edgeserve.core.errors import ClosedError, ConfigurationError, EdgeServeError, Fenced, GroupBusy, SendError, TransportError
 from edgeserve.transport.base import Start
 from edgeserve.transport.broker.driver import Deliver, Done, Driver, Entry, Extent, Inlet, Outlet, Tail
 from edgeserve.transport.pulsar.admin import Admin
@@ -112,9 +112,9 @@ class PulsarDriver(Driver):
                 if self._closed.wait(_PAUSE_S):
                     raise ClosedError(f"{self._settings.shown} is closed") from exc
             except pulsar.PulsarException as exc:
-                raise self._named(exc, what, topic) from exc
+                raise self.named(exc, what, topic) from exc
 
-    def _named(self, exc: Exception, what: str, topic: str) -> TransportError:
+    def named(self, exc: Exception, what: str, topic: str) -> EdgeServeError:
         """The error in our words."""
         shown, name = self._settings.shown, type(exc).__name__
         if isinstance(exc, pulsar.TopicNotFound):
@@ -123,11 +123,13 @@ class PulsarDriver(Driver):
                 f"`pulsar-admin namespaces create {self._settings.space}` makes a namespace"
             )
         if isinstance(exc, (pulsar.AuthenticationError, pulsar.ErrorGettingAuthenticationData)):
-            return TransportError(f"{shown}: the broker does not know this token or certificate: see token=, token_file=, tls_cert=, oauth2=")
+            return TransportError(
+                f"{shown}: the broker does not know this token or certificate: see token=, token_file=, tls_cert=, oauth2="
+            )
         if isinstance(exc, pulsar.AuthorizationError):
             return TransportError(f"{shown}: no right to {what} {topic!r}: ask for produce and consume on it")
         if isinstance(exc, pulsar.ConsumerBusy):
-            return GroupBusy(f"{shown}: the group's subscription on {topic!r} is taken by somebody who is not of this version, or not gone yet")
+            return GroupBusy(f"{shown}: the group's subscription on {topic!r} is taken, by another program or by one not gone yet")
         if isinstance(exc, pulsar.ProducerFenced):
             return Fenced(f"the log {topic!r} is held by somebody else")
         if isinstance(exc, pulsar.AlreadyClosed):
@@ -317,7 +319,7 @@ class _Outlet(Outlet):
         try:
             self._producer.send_async(data, confirm)
         except pulsar.PulsarException as exc:
-            raise driver._named(exc, "write to", topic) from exc
+            raise driver.named(exc, "write to", topic) from exc
 
     def close(self) -> None:
         self._driver.forget(self._producer)
