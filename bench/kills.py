@@ -46,18 +46,19 @@ def stream(name: str, messages: int, rate: float, seed: int) -> Iterator[dict[st
         yield {"source": name, "n": number}
 
 
-def source(node: str, root: Path, name: str, messages: int, rate: float, seed: int) -> None:
+def source(node: str, tag: str, root: Path, name: str, messages: int, rate: float, seed: int) -> None:
     """A source that starts over from the beginning whenever it is started."""
 
     def stamp(item: dict[str, Any]) -> int:
         return int(item["n"])
 
-    with DataSource(stream(name, messages, rate, seed), node, source_id=name, topic="in", event_time=stamp, message_id=stamp) as ds:
+    topic = "in" + tag
+    with DataSource(stream(name, messages, rate, seed), node, source_id=name, topic=topic, event_time=stamp, message_id=stamp) as ds:
         for item in ds:
             note(root / f"begun-{name}", item["n"])
 
 
-def task(node: str, root: Path, kind: str) -> None:
+def task(node: str, tag: str, root: Path, kind: str) -> None:
     """The task: notes what it begins."""
 
     def single(a: dict[str, Any]) -> list[int]:
@@ -71,11 +72,11 @@ def task(node: str, root: Path, kind: str) -> None:
         return [a["n"], b["n"]]
 
     options: dict[str, Any] = {"exact": {"join": "exact"}, "latest": {"join": "latest", "max_time_diff_ms": SPREAD / 1e6}}.get(kind, {})
-    with Compute(single if kind == "single" else both, node, topic_in="in", topic_out="out", **options) as compute:
+    with Compute(single if kind == "single" else both, node, topic_in="in" + tag, topic_out="out" + tag, **options) as compute:
         compute.run(until="end")
 
 
-def sink(node: str, root: Path, kind: str) -> None:
+def sink(node: str, tag: str, root: Path, kind: str) -> None:
     """The sink: notes every call, and whether it was told that this may be a repeat."""
 
     def final(pair: list[int]) -> None:
@@ -83,7 +84,7 @@ def sink(node: str, root: Path, kind: str) -> None:
         time.sleep(0.0005)
         note(root / "sink-done", pair)
 
-    with Materialize(final, node, topic="out") as materialize:
+    with Materialize(final, node, topic="out" + tag) as materialize:
         materialize.run(until="end")
 
 
@@ -99,31 +100,31 @@ def stored(node: str, topic: str) -> Iterator[tuple[bytes, Any]]:
         disconnect(transport)
 
 
-def durable_outputs(node: str) -> list[list[int]]:
+def durable_outputs(node: str, tag: str) -> list[list[int]]:
     """The results in the output topic, in stored order."""
-    return [list(pair) for _, pair in stored(node, "out")]
+    return [list(pair) for _, pair in stored(node, "out" + tag)]
 
 
-def stored_inputs(node: str) -> list[tuple[str, int]]:
+def stored_inputs(node: str, tag: str) -> list[tuple[str, int]]:
     """(source, number) of the inputs in the input topic, in stored order."""
-    return [(item["source"], item["n"]) for _, item in stored(node, "in")]
+    return [(item["source"], item["n"]) for _, item in stored(node, "in" + tag)]
 
 
-def holds_work(victim: str, node: str, root: Path, messages: int) -> bool:
+def holds_work(victim: str, node: str, tag: str, root: Path, messages: int) -> bool:
     """Whether the stopped victim began something whose outcome is not durable, told from files and the topic alone."""
     if victim == "sink":
         return len(lines(root / "sink")) > len(lines(root / "sink-done"))
     if victim.startswith("source"):
-        sent = [n for header_source, n in stored_inputs(node) if header_source == victim.removeprefix("source-")]
+        sent = [n for header_source, n in stored_inputs(node, tag) if header_source == victim.removeprefix("source-")]
         return bool(sent) and max(sent) < messages - 1  # in the middle of its stream, which it will send again from the beginning
     begun = {tuple(v) if isinstance(v, list) else (v, v) for v in lines(root / "begun-task")}
-    return bool(begun - {tuple(v) for v in durable_outputs(node)})
+    return bool(begun - {tuple(v) for v in durable_outputs(node, tag)})
 
 
-def in_time(seconds: float, victims: list[str], node: str, root: Path, messages: int) -> bool:
+def in_time(seconds: float, victims: list[str], node: str, tag: str, root: Path, messages: int) -> bool:
     """Asks `holds_work` in a process of its own: a stopped victim may hold a lock that the answer needs; then it is "not proven"."""
     cx = mp.get_context("fork")
-    asker = cx.Process(target=lambda: os._exit(0 if any(holds_work(v, node, root, messages) for v in victims) else 1))
+    asker = cx.Process(target=lambda: os._exit(0 if any(holds_work(v, node, tag, root, messages) for v in victims) else 1))
     asker.start()
     asker.join(seconds)
     asker.kill()
@@ -134,21 +135,22 @@ def in_time(seconds: float, victims: list[str], node: str, root: Path, messages:
 class Run:
     """One scenario on a fresh store."""
 
-    def __init__(self, kind: str, victim: str, messages: int, kills: int, seed: int) -> None:
+    def __init__(self, kind: str, victim: str, messages: int, kills: int, seed: int, node: str | None) -> None:
         self.kind, self.victim, self.messages, self.kills, self.seed = kind, victim, messages, kills, seed
         self.root = Path(tempfile.mkdtemp(prefix="edgeserve-kills-"))
         os.environ["EDGESERVE_STATE_DIR"] = str(self.root / "state")
-        self.node = f"local://{self.root}/store"
+        self.node = node or f"local://{self.root}/store"
+        self.tag = f"-{self.root.name}" if node else ""
         self.random = random.Random(seed)
         cx = mp.get_context("spawn")
         names = ["a"] if kind == "single" else ["a", "b"]
         rate = messages / 4.0
         self.make: dict[str, Callable[[], Any]] = {
-            "sink": lambda: cx.Process(target=sink, args=(self.node, self.root, kind)),
-            "task": lambda: cx.Process(target=task, args=(self.node, self.root, kind)),
+            "sink": lambda: cx.Process(target=sink, args=(self.node, self.tag, self.root, kind)),
+            "task": lambda: cx.Process(target=task, args=(self.node, self.tag, self.root, kind)),
         }
         for name in names:
-            details = (self.node, self.root, name, messages, rate, seed)
+            details = (self.node, self.tag, self.root, name, messages, rate, seed)
             self.make[f"source-{name}"] = lambda details=details: cx.Process(target=source, args=details)
         self.roles = {name: make() for name, make in self.make.items()}
 
@@ -159,7 +161,7 @@ class Run:
             os.kill(self.roles[name].pid, signal.SIGSTOP)
         kind = "task" if self.victim == "all" else self.victim
         asked = [n for n in alive if n.startswith(kind)]
-        proven = in_time(2.0, asked, self.node, self.root, self.messages)
+        proven = in_time(2.0, asked, self.node, self.tag, self.root, self.messages)
         for name in alive:
             os.kill(self.roles[name].pid, signal.SIGKILL if proven else signal.SIGCONT)
         if proven:
@@ -204,7 +206,7 @@ class Run:
         """Compares the sink's file with what had to come."""
         calls = lines(self.root / "sink")
         pairs = [(a, b) for a, b, _ in calls]
-        expected = oracle(self.node) if self.kind == "latest" else [(n, n) for n in range(self.messages)]
+        expected = oracle(self.node, self.tag) if self.kind == "latest" else [(n, n) for n in range(self.messages)]
         want, have = Counter(expected), Counter(pairs)
         lost, wrong = want - have, [p for p in have if p not in want]
         doubled = sum((have - want).values()) - sum(have[p] for p in wrong)
@@ -226,11 +228,11 @@ class Run:
         return found
 
 
-def oracle(node: str) -> list[tuple[int, int]]:
+def oracle(node: str, tag: str) -> list[tuple[int, int]]:
     """`latest`, from the input topic alone: after each message in stored order, the newest of both if close enough. Each id once."""
     newest: dict[str, int] = {}
     sets, ids = [], set()
-    for id_, item in stored(node, "in"):
+    for id_, item in stored(node, "in" + tag):
         if id_ in ids or item["n"] < newest.get(item["source"], -1):
             continue
         ids.add(id_)
@@ -244,6 +246,7 @@ def main() -> None:
     """Runs the scenarios and prints a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="scenarios whose name contains this, as in 'exact task'")
+    parser.add_argument("--node", help="URL of a broker; default: a fresh store of local:// for each scenario")
     parser.add_argument("--messages", type=int, default=1500)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--runs", type=int, default=1)
@@ -256,7 +259,7 @@ def main() -> None:
             if arguments.only not in f"{kind} {victim}":
                 continue
             seed = (arguments.seed or random.randrange(1, 2**31)) + number
-            run = Run(kind, victim, arguments.messages, arguments.kills, seed)
+            run = Run(kind, victim, arguments.messages, arguments.kills, seed, arguments.node)
             wrong = run.execute()
             failed += bool(wrong)
             sys.stdout.write(f"{'FAIL' if wrong else 'ok':4} {kind:7} kill {victim:7} seed {seed:<10} {run.summary} {'; '.join(wrong)}\n")
