@@ -64,7 +64,8 @@ class BrokerSubscription(Subscription):
         self._engine, self._driver, self._kind, self._start = engine, engine.driver, kind, start
         self._group = f"{group}/{name}" if kind is GroupKind.BROADCAST else group
         self._signature = signature
-        self._ack_timeout_s = (ack_timeout_ms or 0) / 1000
+        # A join holds its inputs for as long as it must.
+        self._ack_timeout_s = (ack_timeout_ms or 0) / 1000 if kind is GroupKind.SHARED else 0.0
         self._lock = threading.Condition(threading.RLock())
         self._desks = {topic: Desk(topic, engine.fetch) for topic in topics}
         self._turn = list(self._desks.values())
@@ -84,7 +85,7 @@ class BrokerSubscription(Subscription):
         self._keeper = threading.Thread(target=self._keep, name=f"edgeserve-member-{group}", daemon=True)
         try:
             if kind in _LEADS:
-                self._membership.lead()
+                self._membership.lead(wait=True)
             if self.active:
                 self._attach()
         except BaseException:
@@ -175,6 +176,14 @@ class BrokerSubscription(Subscription):
 
     def _deliver(self, topic: str, entry: Entry) -> None:
         """By the driver's thread."""
+        try:
+            self._take_in(topic, entry)
+        except Exception as exc:
+            with self._lock:
+                self._error = self._error or exc
+                self._lock.notify_all()
+
+    def _take_in(self, topic: str, entry: Entry) -> None:
         engine, log = self._engine, self._membership.log
         publish_ns, frames = engine.unwrap(topic, entry)
         with self._lock:
@@ -224,7 +233,7 @@ class BrokerSubscription(Subscription):
         for desk in turn:
             if desk.topic not in self._paused and len(found) < most:
                 some = desk.take(most - len(found), now)
-                if some and self._ack_timeout_s:
+                if some and self._ack_timeout_s and not self.alone:
                     desk.stamp(some, now + self._ack_timeout_s)
                 found += some
         return found
@@ -278,12 +287,18 @@ class BrokerSubscription(Subscription):
                 self._take_out(job, topic, positions)
             self._jobs.append(job)
         now_ns = time.time_ns()
+        failed: Exception | None = SendError(f"a settlement of group {self._group!r} was interrupted before its results were handed over")
         try:
             for topic, frames in (outputs or {}).items():
                 if frames:
                     self._publish(job, topic, frames, now_ns)
+            failed = None
+        except Exception as exc:
+            failed = exc
+            raise
         finally:
-            self._sent(job, None)
+            # Without all of its results it must never count as done.
+            self._sent(job, failed)
 
     def _claimed(self, topic: str, positions: Sequence[int]) -> None:
         if positions and not self.active:
@@ -381,24 +396,21 @@ class BrokerSubscription(Subscription):
                     return
                 jobs = self._finished_jobs()
             now = time.monotonic()
+            if jobs:
+                recorded = now
+                self._record(jobs)
             try:
-                if jobs:
-                    recorded = now
-                    self._record(jobs)
                 if now - looked >= BEAT_S:
                     looked = now
                     self._look_around(now)
                 if self._kind in _LEADS and now >= self._retry_at:
                     self._retry_at = now + _RETRY_S
                     self._follow_the_lead()
-            except Exception as exc:
-                with self._lock:
-                    if not self._closed and self._error is None:
-                        self._error = exc
-                    self._lock.notify_all()
+            except EdgeServeError as exc:
+                # Whatever was asked of the broker is asked again; what must not fail says so where it was handed over.
                 if self._closed:
                     return
-                time.sleep(_RETRY_S)
+                _log.warning("group %r: %s", self._group, exc)
 
     def _restless(self) -> bool:
         return not self._membership.log.leader or (self._membership.leads != bool(self._inlets))
@@ -423,11 +435,16 @@ class BrokerSubscription(Subscription):
             for at in closed:
                 record.partial.get(topic, {}).pop(at, None)
         done = partial(self._acknowledge, jobs)
-        if record.ids or record.attributes or any(record.partial.values()) or record.closed:
-            self._membership.write([record], done)
-        else:
-            done(None)
-        self._snapshot()
+        try:
+            if record.ids or record.attributes or any(record.partial.values()) or record.closed:
+                self._membership.write([record], done)
+            else:
+                done(None)
+            self._snapshot()
+        except EdgeServeError as exc:
+            with self._lock:
+                self._error = self._error or exc
+                self._lock.notify_all()
 
     def _snapshot(self) -> None:
         log = self._membership.log
@@ -454,7 +471,7 @@ class BrokerSubscription(Subscription):
         self._say_trouble(now)
         member = self._membership
         if member.name not in member.log.members and not self._closed:
-            # Taken for dead while it was held up: it comes back as a new one.
+            # Taken for dead while it was held up.
             _log.warning("a member of group %r was silent for too long and joins again", self._group)
             member.come_back(self._kind, self._signature)
         member.beat()

@@ -31,7 +31,7 @@ from edgeserve.transport.broker.grouplog import (
 
 BEAT_S = 1.0
 SILENT_S = 3.0
-_JOIN_S = 30.0
+_LEAVE_S = 3.0
 _log = logging.getLogger(__name__)
 
 
@@ -98,7 +98,7 @@ class Membership:
 
     def come_back(self, kind: GroupKind, signature: str) -> None:
         """Joins again, after others have taken it for dead."""
-        self.write([Joined(self.name, _this_process(kind, signature))], wait=True)
+        self.write([Joined(self.name, _this_process(kind, signature))])
 
     def _follow(self) -> None:
         newest = self._driver.newest(self.topic)
@@ -130,6 +130,9 @@ class Membership:
             self.log.apply(line, entry.at, ids_only=entry.at <= self._upto)
             for record in line.records:
                 if not isinstance(record, Snapshot):
+                    if record.name == self.name and now - self._seen.get(self.name, now) > 2 * BEAT_S:
+                        # The broker was away, or this process stood still: the others' time begins anew.
+                        self._seen.clear()
                     self._seen[record.name] = now
             self._lock.notify_all()
 
@@ -139,7 +142,7 @@ class Membership:
         came = time.monotonic()
         refused: Exception | None = None
         while True:
-            self.bury_the_dead()
+            self.bury_the_dead(wait=True)
             with self._lock:
                 mine = self.log.members.get(self.name)
                 others = {n: m for n, m in self.log.members.items() if n != self.name and (mine is None or m.joined_at < mine.joined_at)}
@@ -168,8 +171,16 @@ class Membership:
 
     # --- writing ------------------------------------------------------------------------------------------------
 
-    def write(self, records: Sequence[Record], done: Callable[[Exception | None], None] | None = None, *, wait: bool = False) -> None:
-        """Appends records. `done` is called when they are durable; `wait`: returns when this member has read them itself."""
+    def write(
+        self,
+        records: Sequence[Record],
+        done: Callable[[Exception | None], None] | None = None,
+        *,
+        wait: bool = False,
+        patience_s: float | None = None,
+    ) -> None:
+        """Appends records. `done` is called when they are durable; `wait`: returns when this member has read them itself, or raises when
+        that takes longer than `patience_s` (None: waits for as long as the broker is away)."""
         confirmed: list[int | None] = []
 
         def confirm(at: int | None, error: Exception | None) -> None:
@@ -184,16 +195,15 @@ class Membership:
         self._sent = time.monotonic()
         self._outlet.send(encode_line(records, self.log.checkpoint), confirm)
         if wait:
-            deadline = time.monotonic() + _JOIN_S
+            began = time.monotonic()
             with self._lock:
                 while not confirmed or confirmed[0] is None or self.log.at < confirmed[0]:
                     self.check()
                     if self._closed:
                         raise ClosedError(f"the member {self.name!r} of group {self._group!r} is closed")
-                    if not self._lock.wait(0.5) and time.monotonic() > deadline:
-                        raise TransportError(
-                            f"the log of group {self._group!r} did not answer within {_JOIN_S:g} s: {self._driver.trouble() or 'no reason'}"
-                        )
+                    if not self._lock.wait(0.5) and patience_s is not None and time.monotonic() - began > patience_s:
+                        why = self._driver.trouble() or "no reason is known"
+                        raise TransportError(f"the log of group {self._group!r} did not answer within {patience_s:g} s: {why}")
 
     def barrier(self) -> None:
         """Returns when this member knows all that was in the log before."""
@@ -215,7 +225,8 @@ class Membership:
     def _dead(self, name: str, member: MemberState, now: float) -> bool:
         if member.host and member.host == this_host() and not self._here(member):
             return True
-        return now - self._seen.setdefault(name, now) > SILENT_S
+        # Silent for as long as this member itself was heard.
+        return self._seen.get(self.name, now) - self._seen.setdefault(name, now) > SILENT_S
 
     def beat(self) -> None:
         """To be called about every second."""
@@ -223,7 +234,7 @@ class Membership:
         if now - self._sent >= BEAT_S * 0.9:
             self.write([Beat(self.name)])
 
-    def bury_the_dead(self) -> list[str]:
+    def bury_the_dead(self, *, wait: bool = False) -> list[str]:
         """Writes down who is dead; returns their names."""
         now = time.monotonic()
         with self._lock:
@@ -237,17 +248,17 @@ class Membership:
             doubt[self._data_topic] = extent.last
         for name in dead:
             _log.warning("member %r of group %r is gone", shown(name), self._group)
-        self.write([Left(name, self.name, {}, doubt) for name in dead], wait=True)
+        self.write([Left(name, self.name, {}, doubt) for name in dead], wait=wait)
         return dead
 
-    def lead(self) -> None:
+    def lead(self, *, wait: bool = False) -> None:
         """Takes the lead when nobody has it and this member is the first in line."""
         with self._lock:
             log = self.log
             wants = not log.leader and self.name in log.members and log.first_of(log.members) == self.name
             epoch = log.epoch + 1
         if wants:
-            self.write([Lead(self.name, epoch)], wait=True)
+            self.write([Lead(self.name, epoch)], wait=wait)
 
     @property
     def leads(self) -> bool:
@@ -261,7 +272,7 @@ class Membership:
 
     def leave(self, worked: dict[str, list[int]]) -> None:
         """Says goodbye."""
-        self.write([Left(self.name, "", worked)], wait=True)
+        self.write([Left(self.name, "", worked)], wait=True, patience_s=_LEAVE_S)
 
     def close(self) -> None:
         """Lets go of the log. Idempotent."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgeserve.transport.broker.engine import BrokerEngine
 
 _WINDOW_BYTES = 32 << 20
+_CLOSE_S = 30.0
 _FENCE_MAGIC = b"\xedF"
 
 
@@ -61,7 +62,7 @@ class Appender:
             except BaseException:
                 with self._room:
                     self._frames -= count
-                    self._bytes -= size_of(data)
+                    self._bytes -= len(data)
                 raise
         return len(entries)
 
@@ -126,12 +127,18 @@ class Appender:
             raise errors[0]
         return Reference(len(frame), xxh3_128_digest(frame), [at for at in found if at is not None])
 
-    def flush(self) -> None:
-        """Returns when everything is confirmed."""
+    def flush(self, patience_s: float | None = None) -> None:
+        """Returns when everything is confirmed. `patience_s`: raises `SendError` when that takes longer."""
+        began = time.monotonic()
         with self._room:
             while self._frames:
                 self._check()
                 self._room.wait(1.0)
+                if self._frames and patience_s is not None and time.monotonic() - began > patience_s:
+                    why = self._driver.trouble() or "no reason is known"
+                    raise SendError(
+                        f"{self._driver.what} did not confirm {self._frames} messages for topic {self.topic!r} within {patience_s:g} s: {why}"
+                    )
             self._check()
 
     def close(self) -> None:
@@ -140,11 +147,6 @@ class Appender:
         self._outlet.close()
         if self._parts is not None:
             self._parts.close()
-
-
-def size_of(data: bytes) -> int:
-    """The bytes of an entry."""
-    return len(data)
 
 
 class BrokerPublisher(Publisher):
@@ -175,7 +177,7 @@ class BrokerPublisher(Publisher):
         self._closed = True
         try:
             if not self._engine.foreign:
-                self._appender.flush()
+                self._appender.flush(_CLOSE_S)
         finally:
             if not self._engine.foreign:
                 self._appender.close()

@@ -12,7 +12,9 @@ import threading
 import time
 import uuid
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, TypeVar
 
 import pulsar
@@ -331,14 +333,29 @@ class _FencedOutlet(_Outlet):
 
     def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
         super().__init__(driver, topic, producer)
-        self._sent = 0
-        driver.discard(topic, 0)
+        self._sent: deque[int] = deque()
+        try:
+            self._keeper = driver.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0)
+        except GroupBusy:
+            self._keeper = None  # the holder before is not gone yet: the next one shortens the log
 
     def send(self, data: bytes, done: Done) -> None:
         def confirm(at: int | None, error: Exception | None) -> None:
+            if at is not None and self._keeper is not None:
+                self._sent.append(at)
+                if len(self._sent) > 2 * _DISCARD_EVERY:
+                    for _ in range(_DISCARD_EVERY):
+                        before = self._sent.popleft()
+                    _quietly(partial(self._keeper.acknowledge_cumulative, id_of(before)))
             done(at, error)
 
         super().send(data, confirm)
+
+    def close(self) -> None:
+        super().close()
+        if self._keeper is not None:
+            self._driver.forget(self._keeper)
+            _quietly(self._keeper.close)
 
 
 class _Pump:
