@@ -51,15 +51,15 @@ def number_of(item: bytes) -> int:
     return int(STAMP.unpack_from(item)[0])
 
 
-def source(node: str, name: str, size: int, messages: int, rate: float, go: Any) -> None:
+def source(node: str, tag: str, name: str, size: int, messages: int, rate: float, go: Any) -> None:
     """One source process."""
-    with DataSource(stream(size, messages, rate), node, source_id=name, topic="in", event_time=number_of) as ds:
+    with DataSource(stream(size, messages, rate), node, source_id=name, topic="in" + tag, event_time=number_of) as ds:
         go.wait()
         for _ in ds:
             pass
 
 
-def task(node: str, kind: str, ready: Any) -> None:
+def task(node: str, tag: str, kind: str, ready: Any) -> None:
     """The task process: hands its input on."""
 
     def one(a: bytes) -> bytes:
@@ -69,12 +69,12 @@ def task(node: str, kind: str, ready: Any) -> None:
         return max(a[:16], b[:16]) + a[16:]  # the later stamp: the numbers before the times are equal
 
     options: dict[str, Any] = {"join": "exact"} if kind == "join" else {}
-    with Compute(both if kind == "join" else one, node, topic_in="in", topic_out="out", **options) as compute:
+    with Compute(both if kind == "join" else one, node, topic_in="in" + tag, topic_out="out" + tag, **options) as compute:
         ready.release()
         compute.run(until="end")
 
 
-def sink(node: str, messages: int, ready: Any, out: Any) -> None:
+def sink(node: str, tag: str, messages: int, ready: Any, out: Any) -> None:
     """The sink process: a plain function that notes when it was called with what."""
     calls: list[tuple[int, bytes]] = []
     note, now = calls.append, time.monotonic_ns
@@ -82,7 +82,7 @@ def sink(node: str, messages: int, ready: Any, out: Any) -> None:
     def final(value: bytes) -> None:
         note((now(), value[:16]))
 
-    with Materialize(final, node, topic="out") as materialize:
+    with Materialize(final, node, topic="out" + tag) as materialize:
         ready.release()
         materialize.run(until="end")
     numbers = [STAMP.unpack(value)[0] for _, value in calls]
@@ -99,14 +99,15 @@ def sink(node: str, messages: int, ready: Any, out: Any) -> None:
 
 
 def measure(kind: str, size: int, messages: int, rate: float, node: str | None = None) -> dict[str, Any]:
-    """One run on a fresh store."""
+    """One run on a fresh store, or on topics of its own at `node`."""
     cx = mp.get_context("spawn")
     directory = tempfile.mkdtemp(prefix="edgeserve-bench-")
+    tag = f"-{Path(directory).name}" if node else ""
     node = node or f"local://{directory}"
     ready, go, out = cx.Semaphore(0), cx.Event(), cx.Queue()
     names = ["a", "b"] if kind == "join" else ["a"]
-    roles = [cx.Process(target=sink, args=(node, messages, ready, out)), cx.Process(target=task, args=(node, kind, ready))]
-    roles += [cx.Process(target=source, args=(node, name, size, messages, rate, go)) for name in names]
+    roles = [cx.Process(target=sink, args=(node, tag, messages, ready, out)), cx.Process(target=task, args=(node, tag, kind, ready))]
+    roles += [cx.Process(target=source, args=(node, tag, name, size, messages, rate, go)) for name in names]
     try:
         for role in roles:
             role.start()

@@ -7,11 +7,11 @@ noted: the driver's thread adds entries, everything else is the member's.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from edgeserve.transport.base import ClaimLost, Delivery
 from edgeserve.transport.broker.driver import Entry
-from edgeserve.transport.broker.envelope import INDEX_BITS, INDEX_MASK, Item
+from edgeserve.transport.broker.envelope import INDEX_BITS, INDEX_MASK
 
 _REMEMBERED = 65_536
 
@@ -21,7 +21,9 @@ class Open:
 
     __slots__ = ("again", "away", "count", "deadline", "done", "entry", "frames", "left", "nacked", "named", "next", "publish_ns")
 
-    def __init__(self, entry: Entry, publish_ns: int, frames: Sequence[Item], again: int, done: Iterable[int], deadline: float) -> None:
+    def __init__(
+        self, entry: Entry, publish_ns: int, frames: Sequence[bytes | memoryview], again: int, done: Iterable[int], deadline: float
+    ) -> None:
         self.entry, self.publish_ns, self.frames, self.again, self.deadline = entry, publish_ns, frames, again, deadline
         self.count = len(frames)
         self.done = set(done)
@@ -39,15 +41,13 @@ class Desk:
 
     Args:
         topic: its name.
-        fetch: makes a frame of a `Reference`.
 
     Attributes:
         last: the newest entry that has come; -1 none.
     """
 
-    def __init__(self, topic: str, fetch: Callable[[str, Item], bytes | memoryview]) -> None:
+    def __init__(self, topic: str) -> None:
         self.topic = topic
-        self._fetch = fetch
         self.open: dict[int, Open] = {}
         self._ready: deque[Open] = deque()
         # What this member has finished: a broker may bring it back.
@@ -92,8 +92,7 @@ class Desk:
                 index = position & INDEX_MASK
                 opened.nacked[index] += 1
                 opened.away.discard(index)
-                whole = self._fetch(topic, opened.frames[index])
-                found.append((whole, position, opened.publish_ns, opened.again + opened.nacked[index], topic))
+                found.append((opened.frames[index], position, opened.publish_ns, opened.again + opened.nacked[index], topic))
         while ready and len(found) < most:
             opened = ready[0]
             at, publish_ns, again, done = opened.entry.at << INDEX_BITS, opened.publish_ns, opened.again, opened.done
@@ -101,9 +100,7 @@ class Desk:
             for index in range(begin, stop):
                 if index in done:
                     continue
-                frame = frames[index]
-                whole = frame if isinstance(frame, bytes) else self._fetch(topic, frame)
-                found.append((whole, at | index, publish_ns, again, topic))
+                found.append((frames[index], at | index, publish_ns, again, topic))
             opened.next = stop
             if stop >= opened.count:
                 ready.popleft()

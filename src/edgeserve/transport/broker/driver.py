@@ -24,7 +24,7 @@ class Entry(NamedTuple):
 
 
 Deliver: TypeAlias = Callable[[Entry], None]
-"""Takes an entry; blocks while its owner has enough of them. Called by a thread of the driver's, one entry at a time."""
+"""Takes an entry. Called by a thread of the driver's, one entry at a time."""
 
 Done: TypeAlias = Callable[["int | None", "Exception | None"], None]
 """(at, None) when an entry is durable, (None, error) when it is not going to be. Called by any thread; must not block."""
@@ -44,6 +44,10 @@ class Outlet(ABC):
 
 class Inlet(ABC):
     """One member's share of a group's entries on one topic."""
+
+    @abstractmethod
+    def poll(self, seconds: float) -> Entry | None:
+        """The next entry; waits for it. None when none came in time, or when it is closed meanwhile. One thread at a time."""
 
     @abstractmethod
     def acknowledge(self, entry: Entry) -> None:
@@ -96,7 +100,7 @@ class Driver(ABC):
         """Takes the topic from whoever appends to it by such an outlet: their entries end with `Fenced`."""
 
     @abstractmethod
-    def inlet(self, topic: str, group: str, start: Start, deliver: Deliver, *, exclusive: bool) -> Inlet:
+    def inlet(self, topic: str, group: str, start: Start, *, exclusive: bool) -> Inlet:
         """Joins a group, which is made where it does not exist. `exclusive`: nobody else may be in it.
 
         Raises:

@@ -22,9 +22,10 @@ from edgeserve.transport.broker.publisher import Appender, BrokerFence, frames_o
 _log = logging.getLogger("edgeserve")
 
 _READY_ENTRIES = 16
-_READY_BYTES = 16 << 20
+_SLICE_S = 0.2
+_BUSY_S = 0.0002
 _MOST_JOBS = 64
-_LINGER_S = 0.01
+_LINGER_S = 0.05
 _RETRY_S = 0.2
 _SAY_EVERY_S = 5.0
 _CLOSE_S = 10.0
@@ -67,10 +68,12 @@ class BrokerSubscription(Subscription):
         # A join holds its inputs for as long as it must.
         self._ack_timeout_s = (ack_timeout_ms or 0) / 1000 if kind is GroupKind.SHARED else 0.0
         self._lock = threading.Condition(threading.RLock())
-        self._desks = {topic: Desk(topic, engine.fetch) for topic in topics}
+        self._desks = {topic: Desk(topic) for topic in topics}
         self._turn = list(self._desks.values())
         self._paused: set[str] = set()
         self._inlets: dict[str, Inlet] = {}
+        # Of one topic the caller of `receive` fetches itself: to be woken by another thread would cost it more than all the rest.
+        self._only = topics[0] if len(topics) == 1 else None
         self._appenders: dict[str, Appender] = {}
         self._jobs: deque[_Job] = deque()
         self._recorded: deque[_Job] = deque()
@@ -160,55 +163,82 @@ class BrokerSubscription(Subscription):
         start = self._start
         for topic in self._desks:
             if topic not in self._inlets:
-                self._inlets[topic] = self._driver.inlet(
-                    topic, self._group, start, partial(self._deliver, topic), exclusive=self._kind in _ALONE
-                )
+                inlet = self._driver.inlet(topic, self._group, start, exclusive=self._kind in _ALONE)
+                with self._lock:
+                    self._inlets[topic] = inlet
+                    self._lock.notify_all()
+                if self._only is None:
+                    threading.Thread(target=self._pump, args=(topic, inlet), name=f"edgeserve-pump-{topic[:40]}", daemon=True).start()
 
     def _detach(self) -> None:
         """Another member leads: what is in hand is that one's."""
-        inlets, self._inlets = self._inlets, {}
         with self._lock:
-            self._desks = {topic: Desk(topic, self._engine.fetch) for topic in self._desks}
+            inlets, self._inlets = self._inlets, {}
+            self._desks = {topic: Desk(topic) for topic in self._desks}
             self._turn = list(self._desks.values())
             self._lock.notify_all()
         for inlet in inlets.values():
             inlet.close()
 
-    def _deliver(self, topic: str, entry: Entry) -> None:
-        """By the driver's thread."""
+    def _pump(self, topic: str, inlet: Inlet) -> None:
+        """A thread for each of several topics: what comes from one must not wait for another."""
         try:
-            self._take_in(topic, entry)
+            while self._inlets.get(topic) is inlet and not self._closed:
+                with self._lock:
+                    while not self._closed and self._desks[topic].ready >= _READY_ENTRIES:
+                        self._lock.wait(1.0)
+                entry = inlet.poll(1.0)
+                if entry is not None:
+                    self._take_in(topic, inlet, entry)
         except Exception as exc:
             with self._lock:
                 self._error = self._error or exc
                 self._lock.notify_all()
 
-    def _take_in(self, topic: str, entry: Entry) -> None:
+    def _fetch(self, most: int, seconds: float) -> None:
+        """Fetches from the only topic: waits for the first entry, takes what else is there at once."""
+        topic = self._only
+        inlet = self._inlets.get(topic) if topic is not None else None
+        if topic is None or inlet is None or topic in self._paused:
+            with self._lock:
+                if not self._woken:
+                    self._lock.wait(seconds)
+            return
+        began, count = time.monotonic(), 0
+        entry = inlet.poll(seconds)
+        # To find out that there is no more costs a client as much as all else: only where the first had been waiting it is asked.
+        busy = time.monotonic() - began < _BUSY_S
+        while entry is not None:
+            count += self._take_in(topic, inlet, entry)
+            entry = inlet.poll(0) if busy and count < most else None
+
+    def _take_in(self, topic: str, inlet: Inlet, entry: Entry) -> int:
+        """Puts an entry on the desk; returns how many messages it has."""
         engine, log = self._engine, self._membership.log
-        publish_ns, frames = engine.unwrap(topic, entry)
+        publish_ns, items = engine.unwrap(topic, entry)
+        frames = [item if isinstance(item, bytes) else engine.fetch(topic, item) for item in items]
         with self._lock:
+            if self._closed or self._inlets.get(topic) is not inlet:
+                return 0
             desk = self._desks[topic]
-            while not self._closed and desk.ready >= _READY_ENTRIES:
-                self._lock.wait(1.0)
-            if self._closed:
-                return
             again = max(entry.deliveries, entry.at in log.worked.get(topic, ()), entry.at <= log.doubt.get(topic, -1))
             done = log.partial.get(topic, {}).get(entry.at, ()) if publish_ns >= log.start_ns else range(len(frames))
             opened = Open(entry, publish_ns, frames, again, done, 0.0)
             opened.named = opened.named or entry.at in log.worked.get(topic, ())
             kept = desk.add(opened)
-            self._lock.notify_all()
+            if self._only is None:
+                self._lock.notify_all()
         if not kept:
-            inlet = self._inlets.get(topic)
-            if inlet is not None:
-                inlet.acknowledge(entry)
+            inlet.acknowledge(entry)
+        return len(frames)
 
     def receive(self, max_messages: int, timeout_ms: float | None = None) -> list[Delivery]:
         if max_messages < 1:
             raise ConfigurationError(f"receive() must ask for at least 1 message, not {max_messages!r}")
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
-        with self._lock:
-            while True:
+        polled = False
+        while True:
+            with self._lock:
                 self._check()
                 if self._woken:
                     self._woken = False
@@ -216,13 +246,15 @@ class BrokerSubscription(Subscription):
                 now = time.monotonic()
                 found = self._take(max_messages, now)
                 if found:
-                    self._lock.notify_all()
+                    if self._only is None:
+                        self._lock.notify_all()
                     return found
-                if deadline is not None and now >= deadline:
+                if deadline is not None and now >= deadline and (polled or self._only is None):
                     return []
-                wait = 1.0 if deadline is None else deadline - now
+                wait = _SLICE_S if deadline is None else min(_SLICE_S, deadline - now)
                 due = min((d for d in (desk.next_due() for desk in self._turn) if d is not None), default=None)
-                self._lock.wait(max(0.0, min(wait, 1.0 if due is None else due - now)))
+            self._fetch(max_messages, max(0.0, wait if due is None else min(wait, due - now)))
+            polled = True
 
     def _take(self, most: int, now: float) -> list[Delivery]:
         """Whoever was asked first is asked last the next time: one topic that is always full does not starve the others."""
@@ -386,7 +418,8 @@ class BrokerSubscription(Subscription):
                     now = time.monotonic()
                     due = looked + BEAT_S
                     if self._jobs and not self._jobs[0].outputs:
-                        due = min(due, recorded + (0.0 if self._flushing else _LINGER_S))
+                        hurry = self._flushing or len(self._jobs) > _MOST_JOBS // 4
+                        due = min(due, recorded + (0.0 if hurry else _LINGER_S))
                     if self._kind in _LEADS and self._restless():
                         due = min(due, self._retry_at)
                     if now >= due:

@@ -135,9 +135,9 @@ class Appender:
                 self._check()
                 self._room.wait(1.0)
                 if self._frames and patience_s is not None and time.monotonic() - began > patience_s:
-                    why = self._driver.trouble() or "no reason is known"
+                    why = self._driver.trouble() or "no reason known"
                     raise SendError(
-                        f"{self._driver.what} did not confirm {self._frames} messages for topic {self.topic!r} within {patience_s:g} s: {why}"
+                        f"{self._driver.what} did not confirm {self._frames} messages for topic {self.topic!r} in {patience_s:g} s: {why}"
                     )
             self._check()
 

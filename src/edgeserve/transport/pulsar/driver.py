@@ -211,10 +211,10 @@ class PulsarDriver(Driver):
     def fenced_outlet(self, topic: str) -> Outlet:
         return _FencedOutlet(self, topic, self.producer(topic, pulsar.ProducerAccessMode.ExclusiveWithFencing))
 
-    def inlet(self, topic: str, group: str, start: Start, deliver: Deliver, *, exclusive: bool) -> Inlet:
+    def inlet(self, topic: str, group: str, start: Start, *, exclusive: bool) -> Inlet:
         begin = pulsar.InitialPosition.Latest if start == "latest" else pulsar.InitialPosition.Earliest
         kind = pulsar.ConsumerType.Exclusive if exclusive else pulsar.ConsumerType.Shared
-        return _Inlet(self.consumer(topic, subscription_name(group), kind, begin), deliver, topic)
+        return _Inlet(self, self.consumer(topic, subscription_name(group), kind, begin))
 
     def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
         # Without a subscription the broker may let go of what nobody has asked to keep.
@@ -222,7 +222,7 @@ class PulsarDriver(Driver):
             self.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0).close()
         except GroupBusy:
             pass  # another member is at it
-        return _Tail(self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
+        return _Tail(self, self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
 
     def newest(self, topic: str) -> Entry | None:
         reader = self.reader(topic, pulsar.MessageId.latest, inclusive=True)
@@ -358,61 +358,62 @@ class _FencedOutlet(_Outlet):
             _quietly(self._keeper.close)
 
 
-class _Pump:
-    """Moves what the client has received to whoever wants it."""
-
-    def __init__(self, end: Any, receive: Callable[[int], Any], deliver: Deliver, topic: str) -> None:
-        self._end, self._receive, self._deliver = end, receive, deliver
+class _Inlet(Inlet):
+    def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer) -> None:
+        self._driver, self._consumer = driver, consumer
         self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"edgeserve-pulsar-{topic[:40]}", daemon=True)
+
+    def poll(self, seconds: float) -> Entry | None:
+        return None if self._closed else _next(self._consumer.receive, seconds)
+
+    def acknowledge(self, entry: Entry) -> None:
+        # When it fails the entry comes back, and the desk says again that it is done.
+        _quietly(partial(self._consumer.acknowledge, entry.token))
+
+    def give_back(self, entry: Entry) -> None:
+        _quietly(partial(self._consumer.negative_acknowledge, entry.token))
+
+    def close(self) -> None:
+        self._closed = True
+        self._driver.forget(self._consumer)
+        _quietly(self._consumer.close)
+
+
+class _Tail(Tail):
+    def __init__(self, driver: PulsarDriver, reader: pulsar.Reader, deliver: Deliver, topic: str) -> None:
+        self._driver, self._reader, self._deliver = driver, reader, deliver
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name=f"edgeserve-tail-{topic[:40]}", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while not self._closed:
-            try:
-                message = self._receive(_RECEIVE_MS)
-            except pulsar.Timeout:
-                continue
-            except pulsar.PulsarException as exc:
-                if self._closed:
-                    return
-                _log.debug("a receive failed: %s", exc)
-                time.sleep(_PAUSE_S)
-                continue
-            self._deliver(Entry(number_of(message.message_id()), message.data(), message.redelivery_count(), message))
+            entry = _next(self._reader.read_next, _RECEIVE_MS / 1000)
+            if entry is not None:
+                self._deliver(entry)
 
     def close(self) -> None:
-        """Idempotent."""
         if self._closed:
             return
         self._closed = True
-        _quietly(self._end.close)
+        self._driver.forget(self._reader)
+        _quietly(self._reader.close)
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
 
-class _Inlet(Inlet):
-    def __init__(self, consumer: pulsar.Consumer, deliver: Deliver, topic: str) -> None:
-        self._consumer = consumer
-        self._pump = _Pump(consumer, consumer.receive, deliver, topic)
-
-    def acknowledge(self, entry: Entry) -> None:
-        # When it fails the entry comes back, and the desk says again that it is done.
-        _quietly(lambda: self._consumer.acknowledge(entry.token))
-
-    def give_back(self, entry: Entry) -> None:
-        _quietly(lambda: self._consumer.negative_acknowledge(entry.token))
-
-    def close(self) -> None:
-        self._pump.close()
-
-
-class _Tail(Tail):
-    def __init__(self, reader: pulsar.Reader, deliver: Deliver, topic: str) -> None:
-        self._pump = _Pump(reader, reader.read_next, deliver, topic)
-
-    def close(self) -> None:
-        self._pump.close()
+def _next(receive: Callable[[int], Any], seconds: float) -> Entry | None:
+    """What the client has received next; None when nothing came in time."""
+    began = time.monotonic()
+    try:
+        message = receive(int(seconds * 1000))
+    except pulsar.Timeout:
+        return None
+    except pulsar.PulsarException as exc:
+        _log.debug("a receive failed: %s", exc)
+        time.sleep(max(0.0, min(_PAUSE_S, began + seconds - time.monotonic())))
+        return None
+    return Entry(number_of(message.message_id()), message.data(), message.redelivery_count(), message)
 
 
 def _quietly(do: Callable[[], object]) -> None:
