@@ -9,6 +9,7 @@ import click
 from edgeserve import __version__
 from edgeserve.cli.demo import demo
 from edgeserve.cli.doctor import doctor
+from edgeserve.cli.logs import log
 from edgeserve.cli.output import CommandError, show_error
 from edgeserve.cli.run import run
 from edgeserve.cli.topic import topic
@@ -20,7 +21,7 @@ def root() -> None:
     """Streams from many nodes, aligned in time, joined, and served."""
 
 
-for _command in (demo, run, doctor, topic):
+for _command in (demo, run, doctor, topic, log):
     root.add_command(_command)
 
 
