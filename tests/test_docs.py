@@ -183,6 +183,16 @@ def test_every_keyword_of_a_node_is_documented_with_its_default(node: type) -> N
 
 
 @pytest.mark.parametrize("node", [edgeserve.DataSource, edgeserve.Compute, edgeserve.Materialize])
+def test_who_comes_from_the_prototype_finds_every_keyword_of_a_node(node: type) -> None:
+    """What may be given by position is what the prototype had, but for the two names that changed."""
+    text = section(DOCS / "how-to" / "from-the-prototype.md", node.__name__)
+    old = {name for name, p in inspect.signature(node).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD}
+    old = old - {"node", "final_process"} | {"pulsar_node"} | ({"materialize"} if node is edgeserve.Materialize else set())
+    found = {name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`([^`]+)`", row)}
+    assert found == old
+
+
+@pytest.mark.parametrize("node", [edgeserve.DataSource, edgeserve.Compute, edgeserve.Materialize])
 def test_every_method_of_a_node_is_documented(node: type) -> None:
     text = section(REFERENCE / "nodes.md", "What all nodes can do")
     for name in dir(node):
