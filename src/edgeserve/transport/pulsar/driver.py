@@ -24,6 +24,7 @@ from edgeserve.transport.base import Start
 from edgeserve.transport.broker.driver import Deliver, Done, Driver, Entry, Extent, Inlet, Outlet, Tail
 from edgeserve.transport.pulsar.admin import Admin
 from edgeserve.transport.pulsar.names import entry_number, group_name, ledger_and_entry, subscription_name, topic_name, user_name
+from edgeserve.transport.pulsar.probe import refusal
 from edgeserve.transport.pulsar.settings import BrokerAway, Settings
 
 _log = logging.getLogger("edgeserve")
@@ -35,7 +36,7 @@ KEEP = "edgeserve-keep"
 _MAX_BYTES = 5 * 1024 * 1024 - 64 * 1024
 _QUEUE = 16
 _RECEIVE_MS = 1_000
-_OPERATION_S = 8
+_OPERATION_S = 5
 _MOST_PENDING = 1_000
 _SAY_EVERY_S = 5.0
 _PAUSE_S = 0.25
@@ -98,11 +99,9 @@ class PulsarDriver(Driver):
             try:
                 return do()
             except _PASSES as exc:
-                refused = self._settings.refused_certificate()
+                refused = refusal(self._settings)
                 if refused is not None:
-                    raise TransportError(
-                        f"{self._settings.shown}: the broker's certificate is refused ({refused}): name its authority by tls_ca="
-                    ) from exc
+                    raise TransportError(f"{self._settings.shown}: {refused}") from exc
                 now = time.monotonic()
                 if self._settings.deadline_s is not None and now - began > self._settings.deadline_s:
                     raise BrokerAway(

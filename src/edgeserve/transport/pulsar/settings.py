@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import ssl
 from dataclasses import dataclass, field
 from urllib.parse import urlencode
@@ -52,22 +51,6 @@ class Settings:
             context.load_cert_chain(self.tls_cert, self.tls_key)
         return context
 
-    def refused_certificate(self, timeout_s: float = 3.0) -> str | None:
-        """Why the broker's certificate is not taken; None when it is, or when nobody answers. The client does not tell these apart."""
-        if not self.tls:
-            return None
-        host, _, port = self.service.partition("://")[2].partition(",")[0].partition(":")
-        try:
-            with socket.create_connection((host, int(port or 6651)), timeout_s) as raw:
-                context = self.tls_context()
-                assert context is not None
-                with context.wrap_socket(raw, server_hostname=host):
-                    return None
-        except ssl.SSLError as exc:
-            return str(exc)
-        except OSError:
-            return None
-
 
 def settings_from(url: NodeURL) -> Settings:
     """The settings that a URL and the environment give."""
@@ -98,7 +81,7 @@ def settings_from(url: NodeURL) -> Settings:
             raise ConfigurationError(f"{name}={path_}: there is no such file")
     return Settings(
         service=f"{url.scheme}://{host}",
-        shown=f"{url.scheme}://{host}{slash}{path}" + (f"?{urlencode(kept)}" if kept else ""),
+        shown=f"{url.scheme}://{host}{slash}{path}" + (f"?{urlencode(kept, safe=":/")}" if kept else ""),
         space=space,
         admin=(setting("admin") or (f"https://{first}:8443" if tls else f"http://{first}:8080")).rstrip("/"),
         tls=tls,
