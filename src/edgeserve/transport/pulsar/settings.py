@@ -81,7 +81,7 @@ def settings_from(url: NodeURL) -> Settings:
             raise ConfigurationError(f"{name}={path_}: there is no such file")
     return Settings(
         service=f"{url.scheme}://{host}",
-        shown=f"{url.scheme}://{host}{slash}{path}" + (f"?{urlencode(kept, safe=":/")}" if kept else ""),
+        shown=f"{url.scheme}://{host}{slash}{path}" + ("?" if kept else "") + urlencode(kept, safe=":/"),
         space=space,
         admin=(setting("admin") or (f"https://{first}:8443" if tls else f"http://{first}:8080")).rstrip("/"),
         tls=tls,
