@@ -7,6 +7,7 @@ import sys
 import click
 
 from edgeserve import __version__
+from edgeserve.cli.broker import broker
 from edgeserve.cli.demo import demo
 from edgeserve.cli.doctor import doctor
 from edgeserve.cli.logs import log
@@ -21,7 +22,7 @@ def root() -> None:
     """Streams from many nodes, aligned in time, joined, and served."""
 
 
-for _command in (demo, run, doctor, topic, log):
+for _command in (demo, run, doctor, topic, log, broker):
     root.add_command(_command)
 
 

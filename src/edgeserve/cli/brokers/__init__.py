@@ -1,0 +1,1 @@
+"""Real brokers for a developer's machine: found, started in the background, watched and stopped."""
