@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Sequence
 
 import pytest
 
@@ -26,3 +27,7 @@ class TestPulsar(TransportContract):
         space = f"public/{uuid.uuid4().hex}"
         Admin(settings_from(parse(pulsar_url))).call(f"namespaces/{space}", "PUT", {})
         return f"{pulsar_url}/{space}"
+
+    @pytest.fixture
+    def wrong_parameters(self) -> Sequence[str]:
+        return ("bogus=1", "deadline_s=0", "deadline_s=-1", "deadline_s=many", "retention_mb=inf", "retention_s=nan", "size_mb=1")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,9 @@ from edgeserve.transport import Delivery, Frame, Subscription, Transport, connec
 
 LONG_MS = 20_000
 """A wait that only a broken engine sees the end of."""
+
+MOMENT_MS = 20
+"""How long one of several members is listened to before the next one is."""
 
 Open = Callable[..., Transport]
 
@@ -58,6 +62,12 @@ class TransportCases:
         return f"{url}?{urlencode(parameters)}" if parameters else url
 
     @pytest.fixture
+    def wrong_parameters(self) -> Sequence[str]:
+        """What the URL cannot have after its '?', each with the parameter that is wrong first; for an engine that knows others to
+        override."""
+        return ("bogus=1", "size_mb=0", "size_mb=-1", "size_mb=many", "size_mb=inf", "retention_s=nan")
+
+    @pytest.fixture
     def open(self, url: str) -> Iterator[Open]:
         """Opens connections: `open()`, or `open(retention_mb=1)`. They and their subscriptions end with the test, and not before."""
         with opening(lambda **parameters: self.with_parameters(url, **parameters)) as open_it:
@@ -95,12 +105,38 @@ def drain(subscription: Subscription, count: int, *, batch: int = 256, settle: b
     return found
 
 
+def collect(members: Sequence[Subscription], count: int, *, batch: int = 256, settle: bool = True) -> list[list[Delivery]]:
+    """Receives exactly `count` messages by several members in turn, who may get any share of them; returns what each one got."""
+    found: list[list[Delivery]] = [[] for _ in members]
+    left, until = count, time.monotonic() + LONG_MS / 1000
+    while left:
+        assert time.monotonic() < until, f"{count - left} of {count} messages came within {LONG_MS / 1000} s"
+        for member, mine in zip(members, found, strict=True):
+            some = member.receive(min(batch, left), MOMENT_MS) if left else []
+            if some and settle:
+                settle_all(member, some)
+            mine += some
+            left -= len(some)
+    return found
+
+
 def settle_all(subscription: Subscription, deliveries: Sequence[Delivery]) -> None:
     """Settles deliveries of any topics."""
+    subscription.settle(acks_of(deliveries))
+
+
+def acks_of(deliveries: Sequence[Delivery]) -> dict[str, list[int]]:
+    """Topic to positions, as `settle` takes them."""
     acks: dict[str, list[int]] = {}
     for _, position, _, _, topic in deliveries:
         acks.setdefault(topic, []).append(position)
-    subscription.settle(acks)
+    return acks
+
+
+def flush_all(*members: Subscription) -> None:
+    """What these have settled is durable, and then known to each of them."""
+    for member in [*members, *members]:
+        member.flush()
 
 
 def frames_of(deliveries: Sequence[Delivery]) -> list[bytes]:
@@ -113,9 +149,36 @@ def positions_of(deliveries: Sequence[Delivery]) -> list[int]:
     return [d[1] for d in deliveries]
 
 
+def again_of(deliveries: Sequence[Delivery]) -> list[int]:
+    """How often each was delivered before."""
+    return [d[3] for d in deliveries]
+
+
+def together(shares: Iterable[Sequence[Delivery]]) -> list[Delivery]:
+    """What several members got, in stored order."""
+    return sorted((d for share in shares for d in share), key=lambda d: d[1])
+
+
 def numbered(count: int, prefix: str = "m", start: int = 0) -> list[bytes]:
     """Frames that differ."""
     return [f"{prefix}{n}".encode() for n in range(start, start + count)]
 
 
-__all__ = ("LONG_MS", "Open", "TransportCases", "drain", "frames_of", "numbered", "opening", "positions_of", "publish", "settle_all")
+__all__ = (
+    "LONG_MS",
+    "MOMENT_MS",
+    "Open",
+    "TransportCases",
+    "acks_of",
+    "again_of",
+    "collect",
+    "drain",
+    "flush_all",
+    "frames_of",
+    "numbered",
+    "opening",
+    "positions_of",
+    "publish",
+    "settle_all",
+    "together",
+)
