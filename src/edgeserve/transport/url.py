@@ -19,7 +19,10 @@ _BUILT_IN = {
     "local": "edgeserve.transport.local:connect",
     "pulsar": "edgeserve.transport.pulsar:connect",
     "pulsar+ssl": "edgeserve.transport.pulsar:connect",
+    "nats": "edgeserve.transport.nats:connect",
+    "nats+tls": "edgeserve.transport.nats:connect",
 }
+_SECRET = frozenset(("token", "password"))
 _open: dict[tuple[int, str], tuple[Transport, int]] = {}
 _lock = threading.RLock()
 
@@ -33,11 +36,16 @@ class NodeURL:
     path: str
     parameters: dict[str, str]
 
+    @property
+    def shown(self) -> str:
+        """The URL for people: without user, password and token."""
+        return without_secrets(self.text)
+
     def only(self, *known: str) -> None:
         """Refuses parameters that the engine does not know."""
         for name in self.parameters:
             if name not in known:
-                raise ConfigurationError(f"{self.text}: unknown parameter {name!r}; {self.scheme}:// knows {', '.join(known)}")
+                raise ConfigurationError(f"{self.shown}: unknown parameter {name!r}; {self.scheme}:// knows {', '.join(known)}")
 
     def number(self, name: str, default: float) -> float:
         """A positive number from the parameters."""
@@ -47,8 +55,17 @@ class NodeURL:
         except ValueError:
             value = -1.0
         if not 0 < value < float("inf"):
-            raise ConfigurationError(f"{self.text}: {name}= must be a number above 0, not {text!r}")
+            raise ConfigurationError(f"{self.shown}: {name}= must be a number above 0, not {text!r}")
         return value
+
+
+def without_secrets(text: str) -> str:
+    """A node URL as messages may show it."""
+    parts = urlsplit(text)
+    query = "&".join(
+        f"{name}=***" if name in _SECRET else f"{name}={value}" for name, value in parse_qsl(parts.query, keep_blank_values=True)
+    )
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" + (f"?{query}" if query else "")
 
 
 def parse(text: str) -> NodeURL:
@@ -63,7 +80,7 @@ def parse(text: str) -> NodeURL:
     if "\0" in text:
         raise ConfigurationError(f"the node URL {text!r} has a NUL in it, which no path can hold: leave it out")
     if parts.fragment:
-        raise ConfigurationError(f"{text}: a node URL has no part after '#'")
+        raise ConfigurationError(f"{without_secrets(text)}: a node URL has no part after '#'")
     return NodeURL(text, parts.scheme, parts.netloc + parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)))
 
 
@@ -78,7 +95,7 @@ def _factory(url: NodeURL) -> Callable[[NodeURL], Transport]:
         return factory
     known = ", ".join(f"{s}://" for s in sorted({*_BUILT_IN, *others}))
     raise UnknownScheme(
-        f"no engine for {url.scheme}:// in {url.text!r}; known: {known}. Others come as packages with the entry point {ENTRY_POINTS}"
+        f"no engine for {url.scheme}:// in {url.shown!r}; known: {known}. Others come as packages with the entry point {ENTRY_POINTS}"
     )
 
 
@@ -99,11 +116,10 @@ def connect(text: str) -> Transport:
 def disconnect(transport: Transport) -> None:
     """Gives back what `connect` gave; the last user closes it."""
     with _lock:
-        # Not by its URL: what a transport says of itself has no secrets in it.
-        found = [(key, users) for key, (known, users) in _open.items() if known is transport]
-        if not found:
+        key = next((k for k, (known, _) in _open.items() if known is transport and k[0] == os.getpid()), None)
+        if key is None:
             return
-        key, users = found[0]
+        users = _open[key][1]
         if users > 1:
             _open[key] = (transport, users - 1)
         else:

@@ -1,0 +1,210 @@
+"""One member's share of a group's entries: a pull consumer that the group's members have together."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from contextlib import suppress
+from typing import Any
+
+from edgeserve.core.errors import TransportError
+from edgeserve.transport.base import Start
+from edgeserve.transport.broker.driver import Deliver, Entry, Inlet
+from edgeserve.transport.nats.admin import Admin, time_text
+from edgeserve.transport.nats.answers import ApiError
+from edgeserve.transport.nats.loop import Connection
+from edgeserve.transport.nats.puller import Got, Puller
+
+# A member that is gone does not say for which entries it works any more; so long after, others get them.
+ACK_WAIT_S = 5.0
+_EXCLUSIVE_ACK_WAIT_S = 30.0
+_EXPIRE_S = 0.1
+_EXPIRED_S = 0.35
+_SHARED_PENDING = 4096
+_EXCLUSIVE_PENDING = 65_536
+_AHEAD = 64
+_SLACK_NS = 2 * 10**9
+_HELD_UP_S = 3.0
+_DRAIN_S = 2.0
+_HOLDER, _CLEAN = "edgeserve.holder", "edgeserve.clean"
+
+
+class NatsInlet(Puller, Inlet):
+    """See `Inlet`.
+
+    Deliveries: the server counts each of them, also those of entries that a member had fetched ahead and gave back when it left. What
+    counts here is how often an entry was given back by `give_back`: a mark in a stream beside the topics is made first. That a member
+    died is seen in the group's log.
+
+    Exclusive: the consumer says who holds it. Whoever takes it lets everything that was in hand come again, at once and in order, by making
+    the time for acknowledgements very short for a moment; what was acknowledged stays so. A holder that was held up looks whether it
+    is still the one before it asks for more; its requests end within a second.
+    """
+
+    def __init__(
+        self, connection: Connection, admin: Admin, topic: str, group: str, start: Start, deliver: Deliver, *, exclusive: bool
+    ) -> None:
+        super().__init__(connection, admin, topic, deliver, ahead=_AHEAD, expires_s=1.0 if exclusive else ACK_WAIT_S)
+        self._group, self._start, self._exclusive = group, start, exclusive
+        self.consumer = admin.names.consumer(group)
+        self._me = uuid.uuid4().hex
+        self._hands = threading.Lock()
+        self._held: dict[int, str] = {}
+        self._marks: dict[int, int] = {}
+        self._marks_at = -1.0
+        self._beat = self._seen = time.monotonic()
+        self.last_ack = ""
+        connection.call(self._join)
+        connection.members += 1
+        self.begin()
+
+    # --- the consumer -------------------------------------------------------------------------------------------
+
+    def _wanted(self) -> dict[str, Any]:
+        return {
+            "ack_wait": int((_EXCLUSIVE_ACK_WAIT_S if self._exclusive else ACK_WAIT_S) * 1e9),
+            "max_ack_pending": _EXCLUSIVE_PENDING if self._exclusive else _SHARED_PENDING,
+            "metadata": {_HOLDER: self._me if self._exclusive else "", _CLEAN: ""},
+        }
+
+    async def _join(self) -> None:
+        """Makes the group's consumer where there is none; an existing one keeps its place."""
+        await self._admin.ensure(self._topic)
+        info = await self._admin.consumer(self._topic, self._group)
+        if info is None:
+            start: dict[str, Any] = {"deliver_policy": "new" if self._start == "latest" else "all"}
+            if isinstance(self._start, int):
+                start = {"deliver_policy": "by_start_time", "opt_start_time": time_text(self._start - _SLACK_NS)}
+            config = {
+                "durable_name": self.consumer,
+                "description": self._group,
+                "ack_policy": "explicit",
+                "replay_policy": "instant",
+                "max_deliver": -1,
+                **start,
+                **self._wanted(),
+            }
+            try:
+                await self._admin.put_consumer(self._topic, self.consumer, config, "create")
+            except ApiError:
+                info = await self._admin.consumer(self._topic, self._group)
+                if info is None:
+                    raise
+            else:
+                return
+        await self._take_over(info)
+
+    async def _take_over(self, info: dict[str, Any]) -> None:
+        known, wanted = info["config"], self._wanted()
+        if self._exclusive and info["num_ack_pending"] and (known.get("metadata") or {}).get(_CLEAN) != "1":
+            await self._update(known, {**wanted, "ack_wait": int(_EXPIRE_S * 1e9)})
+            await asyncio.sleep(_EXPIRED_S)
+        if self._exclusive or any(known.get(name) != wanted[name] for name in ("ack_wait", "max_ack_pending")):
+            await self._update(known, wanted)
+
+    async def _update(self, known: dict[str, Any], changes: dict[str, Any]) -> None:
+        metadata = {k: v for k, v in (known.get("metadata") or {}).items() if not k.startswith("_nats")}
+        changed = {**known, **changes, "metadata": {**metadata, **changes.get("metadata", {})}}
+        await self._admin.put_consumer(self._topic, self.consumer, changed, "update")
+
+    async def _prepare(self) -> None:
+        if self._exclusive and not await self._is_mine():
+            self._stopped = True
+        elif not self._exclusive:
+            await self._join()
+
+    async def _is_mine(self) -> bool:
+        info = await self._admin.consumer(self._topic, self._group)
+        return info is not None and (info["config"].get("metadata") or {}).get(_HOLDER) == self._me
+
+    # --- receiving ----------------------------------------------------------------------------------------------
+
+    def _accept(self, got: Got) -> bool:
+        with self._hands:
+            self._held[got.at] = got.reply
+        return True
+
+    def _entry(self, got: Got) -> Entry | None:
+        return Entry(got.at, got.data, self._given_back(got) if got.delivered > 1 else 0, got.reply)
+
+    def _given_back(self, got: Got) -> int:
+        if self._marks_at < got.came:
+            now = time.monotonic()
+            self._marks = self._connection.call(lambda: self._admin.marks(self._topic, self._group))
+            self._marks_at = now
+        return self._marks.get(got.at, 0)
+
+    def tick(self, away_s: float) -> None:
+        now = time.monotonic()
+        held_up, self._seen = now - self._seen > _HELD_UP_S, now
+        if away_s:
+            return
+        if held_up and self._exclusive:
+            self._start_attaching(0.0)
+            return
+        if now - self._beat >= (_EXCLUSIVE_ACK_WAIT_S if self._exclusive else ACK_WAIT_S) / 3:
+            self._beat = now
+            with self._hands:
+                replies = list(self._held.values())
+            for reply in replies:
+                self._connection.post(reply, b"+WPI")
+        super().tick(away_s)
+
+    # --- settling -----------------------------------------------------------------------------------------------
+
+    def _out_of_hand(self, entry: Entry) -> str:
+        with self._hands:
+            return self._held.pop(entry.at, entry.token)
+
+    def acknowledge(self, entry: Entry) -> None:
+        reply = self.last_ack = self._out_of_hand(entry)
+        self._connection.post(reply, b"+ACK")
+
+    def give_back(self, entry: Entry) -> None:
+        reply = self._out_of_hand(entry)
+        self._connection.soon(lambda: self._connection.spawn(self._return(entry.at, reply)))
+
+    async def _return(self, at: int, reply: str) -> None:
+        with suppress(TransportError):
+            await self._admin.mark(self._topic, self._group, at)
+        self._connection.post(reply, b"-NAK")
+
+    async def confirmed(self) -> None:
+        """Returns when the server has taken in the last acknowledgement; it does so in order."""
+        if self.last_ack:
+            await self._connection.settled(self.last_ack)
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._connection.members -= 1
+        with suppress(TransportError, RuntimeError):
+            self._connection.call(self._leave)
+
+    async def _leave(self) -> None:
+        self._connection.users.discard(self)
+        if self._connection.client is None:
+            return  # the server gives to others what is not worked on, after a while
+        with suppress(Exception):
+            async with asyncio.timeout(_DRAIN_S):
+                if self._subscription is not None:
+                    await self._subscription.drain()  # type: ignore[no-untyped-call]
+                with self._hands:
+                    held = sorted(self._held.items())
+                    self._held.clear()
+                for _, reply in held:
+                    self._connection.post(reply, b"-NAK")
+                await self._connection.sent()
+                if self._exclusive and not self._stopped:
+                    info = await self._admin.consumer(self._topic, self._group)
+                    if info is not None and (info["config"].get("metadata") or {}).get(_HOLDER) == self._me:
+                        await self._update(info["config"], {"metadata": {_HOLDER: "", _CLEAN: "1"}})
+
+
+__all__ = ("ACK_WAIT_S", "NatsInlet")
