@@ -3,8 +3,8 @@
     python bench/broker_kills.py pulsar                 20 kills; the broker is started and stopped by `edgeserve broker`
     python bench/broker_kills.py nats --kills 5
 
-Source -> task -> sink and two sources -> exact join -> sink run beside each other. A kill counts only if at its moment messages had been sent
-that the sink's function had not seen; the script proves it from the files while the broker stands still.
+Source -> task -> sink and two sources -> exact join -> sink run beside each other. A kill counts only if at its moment messages had been
+sent that the sink's function had not seen; the script proves it from the files while the broker stands still.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeserve.compute import Compute
 from edgeserve import context
+from edgeserve.compute import Compute
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
 from notes import lines, note

@@ -44,8 +44,8 @@ class NatsDriver(Driver):
 
     # --- receiving ----------------------------------------------------------------------------------------------
 
-    def inlet(self, topic: str, group: str, start: Start, deliver: Deliver, *, exclusive: bool) -> Inlet:
-        inlet = NatsInlet(self._connection, self._admin, topic, group, start, deliver, exclusive=exclusive)
+    def inlet(self, topic: str, group: str, start: Start, *, exclusive: bool) -> Inlet:
+        inlet = NatsInlet(self._connection, self._admin, topic, group, start, exclusive=exclusive)
         self._inlets.add(inlet)
         return inlet
 

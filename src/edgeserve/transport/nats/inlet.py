@@ -11,7 +11,7 @@ from typing import Any
 
 from edgeserve.core.errors import TransportError
 from edgeserve.transport.base import Start
-from edgeserve.transport.broker.driver import Deliver, Entry, Inlet
+from edgeserve.transport.broker.driver import Entry, Inlet
 from edgeserve.transport.nats.admin import Admin, time_text
 from edgeserve.transport.nats.answers import ApiError
 from edgeserve.transport.nats.loop import Connection
@@ -43,10 +43,8 @@ class NatsInlet(Puller, Inlet):
     is still the one before it asks for more; its requests end within a second.
     """
 
-    def __init__(
-        self, connection: Connection, admin: Admin, topic: str, group: str, start: Start, deliver: Deliver, *, exclusive: bool
-    ) -> None:
-        super().__init__(connection, admin, topic, deliver, ahead=_AHEAD, expires_s=1.0 if exclusive else ACK_WAIT_S)
+    def __init__(self, connection: Connection, admin: Admin, topic: str, group: str, start: Start, *, exclusive: bool) -> None:
+        super().__init__(connection, admin, topic, None, ahead=_AHEAD, expires_s=1.0 if exclusive else ACK_WAIT_S)
         self._group, self._start, self._exclusive = group, start, exclusive
         self.consumer = admin.names.consumer(group)
         self._me = uuid.uuid4().hex
@@ -120,6 +118,9 @@ class NatsInlet(Puller, Inlet):
         return info is not None and (info["config"].get("metadata") or {}).get(_HOLDER) == self._me
 
     # --- receiving ----------------------------------------------------------------------------------------------
+
+    def poll(self, seconds: float) -> Entry | None:
+        return self.take(seconds)
 
     def _accept(self, got: Got) -> bool:
         with self._hands:

@@ -8,7 +8,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 import msgspec
@@ -49,12 +49,12 @@ class Puller:
     """Args:
     connection, admin: the server.
     topic: whose messages.
-    deliver: takes them.
+    deliver: takes them, in a thread of its own; None: `take` hands them out.
     ahead: how many are asked for before they are needed.
     expires_s: for how long the server keeps a request.
     """
 
-    def __init__(self, connection: Connection, admin: Admin, topic: str, deliver: Deliver, *, ahead: int, expires_s: float) -> None:
+    def __init__(self, connection: Connection, admin: Admin, topic: str, deliver: Deliver | None, *, ahead: int, expires_s: float) -> None:
         self._connection, self._admin, self._topic, self._deliver = connection, admin, topic, deliver
         self._ahead, self._expires_s = ahead, expires_s
         self._stream = admin.names.stream(topic)
@@ -68,32 +68,41 @@ class Puller:
         self._attaching = False
         self._stopped = self._closed = False
         self._error: TransportError | None = None
-        self._thread = threading.Thread(target=self._hand_over, name=f"edgeserve-nats-{type(self).__name__.lower()}", daemon=True)
 
     def begin(self) -> None:
         """Starts, when there is a consumer."""
         self._connection.call(self._register)
-        self._thread.start()
+        if self._deliver is not None:
+            threading.Thread(target=self._hand_over, args=(self._deliver,), name="edgeserve-nats-tail", daemon=True).start()
 
     async def _register(self) -> None:
         self._connection.users.add(self)
         await self._attach()
 
-    # --- the thread ---------------------------------------------------------------------------------------------
+    # --- handing over -------------------------------------------------------------------------------------------
 
-    def _hand_over(self) -> None:
-        while True:
-            got = self._queue.get()
+    def take(self, seconds: float | None) -> Entry | None:
+        """The next entry; None when none came in time (`seconds` None: waits), or when it was closed."""
+        while not self._closed:
+            try:
+                got = self._queue.get(seconds != 0, seconds)
+            except Empty:
+                return None
             if got is None or self._closed:
-                return
+                break
             if self._queue.qsize() * 2 < self._ahead:
                 self._connection.soon(self._pull)
             try:
                 entry = self._entry(got)
             except ClosedError:
-                return
+                break
             if entry is not None:
-                self._deliver(entry)
+                return entry
+        return None
+
+    def _hand_over(self, deliver: Deliver) -> None:
+        while (entry := self.take(None)) is not None:
+            deliver(entry)
 
     @abstractmethod
     def _entry(self, got: Got) -> Entry | None:
