@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import struct
 import warnings
 from pathlib import Path
@@ -35,6 +36,22 @@ def test_done_ids_and_the_one_in_hand_outlive_the_writer(tmp_path: Path) -> None
     assert not second.fresh
     assert second.done == [id_of(n) for n in range(5)]
     assert second.in_hand == {id_of(5)}
+
+
+def test_what_was_in_hand_stays_in_doubt_until_it_is_done(tmp_path: Path) -> None:
+    killed = []
+    for number in range(3):
+        journal = Journal(tmp_path, slots=100)
+        assert journal.in_hand == {id_of(n) for n in range(number)}
+        journal.writer()[0](id_of(number))
+        killed.append(journal)
+        # Killed: its lock goes, its file stays as it is.
+        fcntl.flock(journal._fd, fcntl.LOCK_UN)
+    last = Journal(tmp_path, slots=100)
+    assert last.in_hand == {id_of(n) for n in range(3)}
+    do(last, range(2))
+    last.close()
+    assert Journal(tmp_path, slots=100).in_hand == {id_of(2)}
 
 
 def test_the_ring_keeps_the_newest(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ on the host where the function had its effect, so on that host a done message is
 
 File: a 64-byte head (magic, version, slot count, checksum of these, two copies of the counter of done ids), then a ring of slots: a
 16-byte id and its 8-byte checksum, because an id with a flipped bit may well be the id of the next message. The id of message number n
-goes to slot n % slots before the function runs; both counters become n + 1 after it.
+goes to slot n % slots before the function runs; both counters become n + 1 after it. Whoever takes over a journal writes the id that was in
+hand to the file `doubts` beside it, before its slot is used again: a broker may take its time to bring that message back.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ _RING_AT = 64
 _ID_BYTES = 16
 _SLOT_BYTES = 24
 _NO_ID = bytes(_SLOT_BYTES)
+_MOST_DOUBTS = 4_096
 
 
 def journal_directory(url: str, topic: str, group: str) -> Path:
@@ -66,6 +68,7 @@ class Journal:
         self.done: list[bytes] = []
         self.in_hand: set[bytes] = set()
         self.refresh()
+        self._keep_doubt()
 
     @property
     def path(self) -> Path:
@@ -106,7 +109,28 @@ class Journal:
                 self.done += done
                 if hand is not None:
                     self.in_hand.add(hand)
+        self.in_hand.update(self._doubts())
         self.in_hand.difference_update(self.done)
+
+    def _doubts(self) -> list[bytes]:
+        """The ids that were in hand when a member died, newest last."""
+        try:
+            raw = (self._directory / "doubts").read_bytes()
+        except FileNotFoundError:
+            return []
+        found = [raw[at : at + _SLOT_BYTES] for at in range(len(raw) // _SLOT_BYTES * _SLOT_BYTES - _SLOT_BYTES, -1, -_SLOT_BYTES)]
+        return [s[:_ID_BYTES] for s in found[:_MOST_DOUBTS][::-1] if xxhash.xxh3_64_digest(s[:_ID_BYTES]) == s[_ID_BYTES:]]
+
+    def _keep_doubt(self) -> None:
+        """Writes down what the one before had in hand, unless it is known to be done."""
+        at = _RING_AT + self._count % self._slots * _SLOT_BYTES
+        slot = bytes(self._view[at : at + _SLOT_BYTES])
+        if slot[:_ID_BYTES] in self.in_hand and slot[:_ID_BYTES] not in self._doubts():
+            fd = os.open(self._directory / "doubts", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, slot)
+            finally:
+                os.close(fd)
 
     def close(self) -> None:
         """Lets go of the file and its slot. Idempotent."""

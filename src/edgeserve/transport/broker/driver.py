@@ -140,6 +140,10 @@ class Driver(ABC):
         """Every entry below is acknowledged by the group."""
 
     @abstractmethod
+    def delivered(self, topic: str, group: str) -> int:
+        """The newest entry that any member of the group was given; -1 none."""
+
+    @abstractmethod
     def claimed(self, topic: str, group: str) -> int:
         """How many entries are in members' hands, as far as the broker knows."""
 

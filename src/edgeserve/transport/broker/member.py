@@ -24,6 +24,8 @@ _log = logging.getLogger("edgeserve")
 _READY_ENTRIES = 16
 _SLICE_S = 0.2
 _BUSY_S = 0.0002
+_ASK_AGAIN_S = 0.1
+_NONE = -2
 _MOST_JOBS = 64
 _LINGER_S = 0.05
 _RETRY_S = 0.2
@@ -71,6 +73,9 @@ class BrokerSubscription(Subscription):
         self._desks = {topic: Desk(topic) for topic in topics}
         self._turn = list(self._desks.values())
         self._paused: set[str] = set()
+        # By topic: the newest entry that others may have in hand, None while there are others; and what the broker said last.
+        self._others: dict[str, int | None] = {}
+        self._floors: dict[str, tuple[int, float]] = {}
         self._inlets: dict[str, Inlet] = {}
         # Of one topic the caller of `receive` fetches itself: to be woken by another thread would cost it more than all the rest.
         self._only = topics[0] if len(topics) == 1 else None
@@ -133,14 +138,32 @@ class BrokerSubscription(Subscription):
         return None
 
     def floor(self, topic: str) -> int:
+        """While this member is alone, and all that others may have been given is settled, what it knows itself is enough."""
         self._check()
         desk = self._desk(topic)
-        with self._lock:
-            if self._membership.alone and desk.last >= 0:
+        if self._kind in _ALONE and desk.last >= 0:
+            with self._lock:
                 return desk.floor()
-        at = self._driver.floor(topic, self._group)
+        if not self.alone:
+            self._others[topic] = None
+        elif self._others.get(topic) == _NONE:
+            with self._lock:
+                return desk.floor()
+        elif self._others.get(topic) is None:
+            # Who else there was is gone: what it was given and did not settle comes again, some time.
+            self._others[topic] = self._driver.delivered(topic, self._group)
+        now = time.monotonic()
+        at, asked = self._floors.get(topic, (0, 0.0))
+        if now - asked > _ASK_AGAIN_S:
+            at = self._driver.floor(topic, self._group)
+            self._floors[topic] = at, now
+        others = self._others[topic]
+        if others is not None and at > others:
+            self._others[topic] = _NONE
+            with self._lock:
+                return desk.floor()
         with self._lock:
-            return desk.floor_of(at)
+            return min(desk.floor_of(at), desk.floor()) if desk.last >= 0 else desk.floor_of(at)
 
     def _check(self) -> None:
         self._engine.check()

@@ -103,6 +103,10 @@ class NatsDriver(Driver):
         info = self._connection.call(lambda: self._admin.consumer(topic, group))
         return 0 if info is None else floor_of(info)
 
+    def delivered(self, topic: str, group: str) -> int:
+        info = self._connection.call(lambda: self._admin.consumer(topic, group))
+        return -1 if info is None else int(info["delivered"]["stream_seq"])
+
     def claimed(self, topic: str, group: str) -> int:
         self._confirm()
         info = self._connection.call(lambda: self._admin.consumer(topic, group))

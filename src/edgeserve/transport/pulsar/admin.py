@@ -90,14 +90,23 @@ class Admin:
         stats = self.call(f"{self.topic_path(full)}/stats", absent={}, needed_for="listing groups")
         return {name: s for name, s in stats.get("subscriptions", {}).items() if s.get("durable", True)}
 
-    def floor(self, full: str, subscription: str) -> int:
-        """Every entry below is acknowledged."""
+    def _cursor(self, full: str, subscription: str, what: str) -> tuple[int, int] | None:
         stats = self.internal(full)
         cursor = None if stats is None else stats["cursors"].get(subscription)
         if cursor is None:
-            return 0
-        ledger, _, entry = str(cursor["markDeletePosition"]).partition(":")
-        return entry_number(int(ledger), int(entry) + 1)
+            return None
+        ledger, _, entry = str(cursor[what]).partition(":")
+        return int(ledger), int(entry)
+
+    def floor(self, full: str, subscription: str) -> int:
+        """Every entry below is acknowledged."""
+        cursor = self._cursor(full, subscription, "markDeletePosition")
+        return 0 if cursor is None else entry_number(cursor[0], cursor[1] + 1)
+
+    def delivered(self, full: str, subscription: str) -> int:
+        """The newest entry that was given to anybody."""
+        cursor = self._cursor(full, subscription, "readPosition")
+        return -1 if cursor is None else entry_number(cursor[0], cursor[1]) - 1
 
     def delete_subscription(self, full: str, subscription: str) -> None:
         """Deletes a subscription that nobody uses."""
