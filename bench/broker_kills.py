@@ -15,6 +15,7 @@ import multiprocessing as mp
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -84,6 +85,13 @@ def broker(*arguments: str) -> dict[str, Any]:
     return found
 
 
+def free_port() -> int:
+    """A port that nobody has now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def unseen(root: Path, kind: str) -> bool:
     """Whether something was sent that the sink has not seen."""
     sent = min(len(lines(path)) for path in root.glob(f"sent-{kind}-*"))
@@ -112,7 +120,9 @@ def main() -> None:
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="edgeserve-broker-kills-"))
     os.environ["EDGESERVE_STATE_DIR"] = str(root / "state")
-    begin = ["start", arguments.engine, "--data", str(root / "data")]
+    begin = ["start", arguments.engine, "--data", str(root / "data"), "--port", str(free_port())]
+    if arguments.engine == "pulsar":
+        begin += ["--admin-port", str(free_port())]
     started = broker(*begin)
     node = str(started["url"])
     cx = mp.get_context("spawn")
