@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tests import servers
 
 # A timed example fails on a machine that is busy with something else, which says nothing of the code.
 settings.register_profile("default", deadline=None, print_blob=True)
@@ -27,18 +29,76 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def _reason_not_to_run(item: pytest.Item) -> str | None:
     if item.get_closest_marker("slow") and not item.config.getoption("--slow"):
         return "takes minutes: run with --slow"
-    if item.get_closest_marker("pulsar") and not os.environ.get("EDGESERVE_TEST_PULSAR"):
-        return "no broker: set EDGESERVE_TEST_PULSAR=pulsar://host:6650"
     if item.get_closest_marker("netns") and (os.geteuid() != 0 or shutil.which("ip") is None):
         return "needs root and the ip command"
     return None
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        for engine in ("pulsar", "nats"):
+            if {f"{engine}_url", f"new_{engine}"} & set(getattr(item, "fixturenames", ())):
+                item.add_marker(engine)
         reason = _reason_not_to_run(item)
         if reason is not None:
             item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if not session.config.option.collectonly and servers.given("pulsar") is None:
+        if any(item.get_closest_marker("pulsar") and not item.get_closest_marker("skip") for item in session.items):
+            servers.fetch("pulsar")
+
+
+def _shared(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    url = servers.given(engine)
+    if url is not None:
+        yield url
+        return
+    server = servers.Server(engine, tmp_path_factory.mktemp(engine))
+    try:
+        yield server.url
+    finally:
+        server.stop()
+
+
+def _own(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.NewServer]:
+    made: list[servers.Server] = []
+
+    def make(*, token: str | None = None, plain: bool = False) -> servers.Server:
+        made.append(servers.Server(engine, tmp_path_factory.mktemp(engine), token=token, plain=plain))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for server in made:
+            server.kill()
+
+
+@pytest.fixture(scope="session")
+def pulsar_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Pulsar that the whole run shares: its node URL, with `?admin=`."""
+    yield from _shared("pulsar", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A NATS server that the whole run shares."""
+    yield from _shared("nats", tmp_path_factory)
+
+
+@pytest.fixture
+def new_pulsar(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.NewServer]:
+    """`new_pulsar()` starts a Pulsar of the test's own, which it may kill and start again."""
+    yield from _own("pulsar", tmp_path_factory)
+
+
+@pytest.fixture
+def new_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.NewServer]:
+    """`new_nats()` starts a NATS server of the test's own, which it may kill and start again."""
+    yield from _own("nats", tmp_path_factory)
 
 
 @pytest.fixture(autouse=True)

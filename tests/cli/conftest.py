@@ -24,7 +24,7 @@ def edgeserve(tmp_path: Path) -> Command:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=110,
             cwd=tmp_path,
             env=os.environ | (env or {}),
             check=False,

@@ -56,7 +56,7 @@ def _show(out: Output, found: Status) -> None:
     since = datetime.fromtimestamp(record.since_ns / 1e9).astimezone()
     for name, value in (
         ("node", record.url),
-        ("pid", record.pid),
+        ("pid", found.pid),
         ("since", f"{since:%Y-%m-%d %H:%M:%S}"),
         ("memory", resident),
         ("data", record.data),
@@ -97,7 +97,7 @@ def start_broker(
         out.document(found.as_json() | {"already": found.already})
         return
     how = "runs already" if found.already else f"is ready after {time.monotonic() - began:.1f} s"
-    out.line(f"{ENGINES[engine].title} {how}, process {found.record.pid}", "green")
+    out.line(f"{ENGINES[engine].title} {how}, process {found.pid}", "green")
     out.line(f"node: {found.record.url}")
     if token is not None and engine == "nats" and not found.already:
         out.line("clients need the token, too: set EDGESERVE_NATS_TOKEN, or write token= into the node URL")

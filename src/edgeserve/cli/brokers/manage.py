@@ -23,17 +23,23 @@ from edgeserve.core.settings import state_directory
 
 ENGINES: dict[str, Engine] = {"pulsar": Pulsar(), "nats": Nats()}
 _LOOK_S = 0.1
+_children: dict[int, subprocess.Popen[bytes]] = {}
+"""Servers that this very process started: it has to wait for them when they have ended."""
 _TELLING = re.compile(r"error|exception|\[FTL\]|fatal", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Status:
-    """How a broker is. `trouble` says why it is not healthy; `record` is None where none was started."""
+    """How a broker is.
+
+    `pid` is the server's, in a container, too; `trouble` says why it is not healthy; `record` is None where none was started.
+    """
 
     engine: str
     running: bool
     trouble: str
     record: Record | None
+    pid: int = 0
     resident_bytes: int | None = None
     already: bool = False
 
@@ -49,7 +55,7 @@ class Status:
             record = self.record
             shown |= {
                 "url": record.url,
-                "pid": record.pid,
+                "pid": self.pid,
                 "since": datetime.fromtimestamp(record.since_ns / 1e9, UTC).isoformat(timespec="seconds"),
                 "data": record.data,
                 "log": record.log,
@@ -72,8 +78,9 @@ def _runs(record: Record | None) -> bool:
     return born(record.pid) == record.born
 
 
-def _memory(record: Record) -> int | None:
-    return resident_bytes(docker.process(record.container) if record.container else record.pid)
+def _up(name: str, record: Record, trouble: str = "", *, already: bool = False) -> Status:
+    pid = docker.process(record.container) if record.container else record.pid
+    return Status(name, True, trouble, record, pid, resident_bytes(pid), already)
 
 
 def status(name: str, shelf: Shelf) -> Status:
@@ -81,8 +88,7 @@ def status(name: str, shelf: Shelf) -> Status:
     record = shelf.record()
     if record is None or not _runs(record):
         return Status(name, False, "not running", record)
-    trouble = ENGINES[name].trouble(record.port, record.admin_port) or ""
-    return Status(name, True, trouble, record, _memory(record))
+    return _up(name, record, ENGINES[name].trouble(record.port, record.admin_port) or "")
 
 
 def start(name: str, shelf: Shelf, wish: Wish, progress: Progress = lambda _: None) -> Status:
@@ -92,7 +98,9 @@ def start(name: str, shelf: Shelf, wish: Wish, progress: Progress = lambda _: No
         record = shelf.record()
         if record is not None and _runs(record):
             _await_health(engine, shelf, record, None, progress)
-            return Status(name, True, "", record, _memory(record), already=True)
+            return _up(name, record, already=True)
+        if record is not None:
+            _forget_child(record)
         shelf.forget()
         port = wish.port or engine.port
         admin_port = (wish.admin_port or engine.admin_port) if engine.admin_port else 0
@@ -104,6 +112,7 @@ def start(name: str, shelf: Shelf, wish: Wish, progress: Progress = lambda _: No
         launch = engine.prepare(wish, shelf, port, admin_port, data, progress)
         progress(f"starting {engine.title} from {launch.source}; log: {shelf.log}")
         process = _spawn(launch, shelf)
+        _children[process.pid] = process
         record = Record(
             name,
             process.pid,
@@ -122,10 +131,10 @@ def start(name: str, shelf: Shelf, wish: Wish, progress: Progress = lambda _: No
             _await_health(engine, shelf, record, process, progress)
         except BaseException:
             # Nobody would know of one that came up later; Ctrl-C means that it isn't wanted.
-            _end(engine, record, process)
+            _end(engine, record)
             shelf.forget()
             raise
-        return Status(name, True, "", record, _memory(record))
+        return _up(name, record)
 
 
 def stop(name: str, shelf: Shelf, progress: Progress = lambda _: None, *, kill: bool = False) -> bool:
@@ -137,7 +146,9 @@ def stop(name: str, shelf: Shelf, progress: Progress = lambda _: None, *, kill: 
         running = record is not None and _runs(record)
         if record is not None and running:
             progress(f"stopping {ENGINES[name].title}, process {record.pid}")
-            _end(ENGINES[name], record, None, kill=kill)
+            _end(ENGINES[name], record, kill=kill)
+        elif record is not None:
+            _forget_child(record)
         shelf.forget()
         return running
 
@@ -197,9 +208,10 @@ def _hint(text: str, engine: Engine) -> str:
     return "the log says why; data of another version: name an empty directory by --data"
 
 
-def _end(engine: Engine, record: Record, process: subprocess.Popen[bytes] | None, *, kill: bool = False) -> None:
+def _end(engine: Engine, record: Record, *, kill: bool = False) -> None:
     if record.container:
         docker.remove(record.container, 0 if kill else engine.stop_s)
+        _forget_child(record)
         return
     for number, wait_s in ((signal.SIGTERM, engine.stop_s), (signal.SIGKILL, 10.0)):
         if kill and number is signal.SIGTERM:
@@ -211,12 +223,13 @@ def _end(engine: Engine, record: Record, process: subprocess.Popen[bytes] | None
         until = time.monotonic() + wait_s
         while time.monotonic() < until and born(record.pid) == record.born:
             time.sleep(_LOOK_S / 2)
-    if process is not None:
-        process.wait()
-    else:
-        # Where this process is its parent (tests are), its entry is taken away.
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(record.pid, os.WNOHANG)
+    _forget_child(record)
+
+
+def _forget_child(record: Record) -> None:
+    child = _children.pop(record.pid, None)
+    if child is not None:
+        child.wait()
 
 
 def free_port() -> int:

@@ -53,8 +53,9 @@ def born(pid: int) -> str | None:
             return None
         shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
         return shown or None
-    # A process that ended and that nobody has waited for yet still has its entry.
-    return None if rest[0] in (b"Z", b"X") else f"{boot}:{rest[19].decode()}"
+    # One that ended and that nobody has waited for keeps its entry; it holds its ports and files until its last thread has gone.
+    ended = rest[0] in (b"Z", b"X") and int(rest[17]) <= 1
+    return None if ended else f"{boot}:{rest[19].decode()}"
 
 
 def resident_bytes(pid: int) -> int | None:
