@@ -8,34 +8,25 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Literal
 
 import click
 
 from edgeserve import __version__
+from edgeserve.cli.checks import Check, shown, without_secrets
+from edgeserve.cli.engine_checks import engine_checks
 from edgeserve.cli.options import command
 from edgeserve.cli.output import CommandError, Output
 from edgeserve.core.settings import state_directory
 
-Status = Literal["PASS", "WARN", "FAIL"]
 DISTRIBUTION = "edgeserve-streams"
-_NEEDED = ("click", "lmdb", "msgspec", "numpy", "rich", "xxhash")
-_EXTRAS = {"pyarrow": "arrow", "zstandard": "pcap"}
+_NEEDED = ("click", "lmdb", "msgspec", "numpy", "pulsar", "rich", "xxhash")
+_DISTRIBUTED_AS = {"pulsar": "pulsar-client"}
+_EXTRAS = {"pyarrow": "arrow", "nats-py": "nats", "zstandard": "pcap"}
 _STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
 _MIB = 1024 * 1024
-
-
-@dataclass(frozen=True)
-class Check:
-    """One finding: what was looked at, what was seen, and what to do where it is not well."""
-
-    status: Status
-    name: str
-    seen: str
-    to_do: str = ""
 
 
 def _python() -> Iterator[Check]:
@@ -55,9 +46,10 @@ def _dependencies() -> Iterator[Check]:
     for name in _NEEDED:
         try:
             import_module(name)
-            yield Check("PASS", name, metadata.version(name))
+            yield Check("PASS", name, metadata.version(_DISTRIBUTED_AS.get(name, name)))
         except ImportError as exc:
-            yield Check("FAIL", name, f"cannot be imported: {exc}", f"pip install --force-reinstall {name}")
+            to_do = f"pip install --force-reinstall {_DISTRIBUTED_AS.get(name, name)}"
+            yield Check("FAIL", name, f"cannot be imported: {exc}", to_do)
     for name, extra in _EXTRAS.items():
         try:
             yield Check("PASS", name, metadata.version(name))
@@ -141,9 +133,10 @@ def _node(url: str) -> Iterator[Check]:
         finally:
             disconnect(transport)
     except Exception as exc:
-        yield Check("FAIL", "node", f"{url}: {' '.join(str(exc).split())}", "start the server, or correct the URL")
+        reason = without_secrets(" ".join(str(exc).split()), url)
+        yield Check("FAIL", "node", f"{shown(url)}: {reason}", "start the server, or correct the URL")
         return
-    yield Check("PASS", "node", f"{url} answers: {count} topics")
+    yield Check("PASS", "node", f"{shown(url)} answers: {count} topics")
 
 
 def examine(node: str | None = None) -> Iterator[Check]:
@@ -158,16 +151,17 @@ def examine(node: str | None = None) -> Iterator[Check]:
         ("shared memory", _shared_memory),
     ]
     if node is not None:
-        probes.append(("node", lambda: _node(node)))
+        probes += [("node", lambda: _node(node)), ("broker", lambda: engine_checks(node))]
     for name, probe in probes:
         try:
             yield from probe()
         except Exception as exc:
-            yield Check("FAIL", name, f"the check itself failed: {type(exc).__name__}: {exc}", "please report this with the line above")
+            seen = f"the check itself failed: {type(exc).__name__}: {without_secrets(str(exc), node or '')}"
+            yield Check("FAIL", name, seen, "please report this with the line above")
 
 
 @command("doctor")
-@click.option("--node", metavar="URL", default=None, help="Try to reach this node, too.")
+@click.option("--node", metavar="URL", default=None, help="Try to reach this node, too, and look at its broker's settings.")
 def doctor(out: Output, node: str | None) -> None:
     """Check this machine: PASS, WARN or FAIL per line, and what to do. Ends with status 1 on any FAIL."""
     checks = []

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from edgeserve.cli.checks import shown
 from edgeserve.cli.output import Output, guarded
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -38,7 +39,8 @@ def command(name: str, where: str = "edgeserve {command}") -> Callable[[Callable
         def wrapper(as_json: bool, verbose: bool, **options: Any) -> None:
             out = Output(as_json=as_json, verbose=verbose)
             path = click.get_current_context().command_path.partition(" ")[2]
-            guarded(path, out, where.format(command=path, **options), lambda: function(out, **options))
+            place = {name: shown(value) if name == "node" and value else value for name, value in options.items()}
+            guarded(path, out, where.format(command=path, **place), lambda: function(out, **options))
 
         return click.command(name)(wrapper)
 

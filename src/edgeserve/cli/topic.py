@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from edgeserve.cli.checks import shown
 from edgeserve.cli.messages import Seen, dead_letter, look, plain
 from edgeserve.cli.options import command, node_option
 from edgeserve.cli.output import CommandError, Output
@@ -67,7 +68,7 @@ def list_topics(out: Output, node: str) -> None:
     if out.as_json:
         out.document(found)
     elif not found:
-        out.line(f"no topics on {node}")
+        out.line(f"no topics on {shown(node)}")
     else:
         columns = ("TOPIC", "MESSAGES", "BYTES", "GROUPS", "BACKLOG")
         rows = [(t["topic"], t["messages"], t["stored_bytes"], len(t["groups"]), max(_backlogs(t), default=0)) for t in found]
