@@ -10,6 +10,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tarfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ import nats
 import pytest
 from tests import servers
 
-from edgeserve.cli.brokers import manage
+from edgeserve.cli.brokers import distribution, manage
 from edgeserve.cli.brokers.engine import Wish
 from edgeserve.cli.brokers.manage import free_port
 from edgeserve.cli.brokers.pulsar import SUITING, configuration
@@ -212,6 +213,32 @@ def test_without_a_server_the_error_says_how_to_get_one(tmp_path: Path, monkeypa
 def test_a_directory_without_pulsar_is_named(tmp_path: Path):
     with pytest.raises(CommandError, match="holds no Pulsar"):
         manage.start("pulsar", Shelf(tmp_path / "shelf"), Wish(free_port(), free_port(), home=tmp_path))
+
+
+def test_maven_is_asked_once_wherever_its_repository_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """No Maven is needed: what stands in for it has the repository elsewhere, and writes colours as the real one does."""
+    place = tmp_path / "repository" / distribution._ARCHIVE
+    place.parent.mkdir(parents=True)
+    for name in ("bin/pulsar", "conf/standalone.conf"):
+        (tmp_path / "apache-pulsar-4.0.8" / name).parent.mkdir(parents=True)
+        (tmp_path / "apache-pulsar-4.0.8" / name).write_text("")
+    with tarfile.open(tmp_path / "ready", "w:gz") as tar:
+        tar.add(tmp_path / "apache-pulsar-4.0.8", "apache-pulsar-4.0.8")
+    mvn = tmp_path / "path" / "mvn"
+    mvn.parent.mkdir()
+    mvn.write_text(
+        f"#!/bin/sh\necho $3 >> {tmp_path}/asked\n"
+        f"case $3 in dependency:get) cp {tmp_path}/ready {place};; *) printf '\\033[0m{tmp_path}/repository\\033[0m';; esac\n"
+    )
+    mvn.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{mvn.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    steps: list[str] = []
+    for _ in range(2):
+        assert distribution.by_maven(steps.append) == tmp_path / "cache" / "edgeserve" / "apache-pulsar-4.0.8"
+    assert [step.split()[0] for step in steps] == ["fetching", "unpacking"]
+    assert (tmp_path / "asked").read_text().split() == ["dependency:get", "help:evaluate"]
 
 
 def test_settings_change_in_place_and_the_rest_of_the_file_stays():

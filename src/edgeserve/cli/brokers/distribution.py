@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tarfile
@@ -83,7 +84,8 @@ def _maven(*arguments: str) -> tuple[bool, str]:
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         return False, str(exc)
-    return done.returncode == 0, (done.stdout + done.stderr).strip()
+    # It writes codes for colours where there is no terminal, too.
+    return done.returncode == 0, re.sub(r"\x1b\[[0-9;]*m", "", done.stdout + done.stderr).strip()
 
 
 def _fetch(progress: Progress) -> Path:
