@@ -76,9 +76,12 @@ def sink(node: str, root: Path, kind: str) -> None:
 
 
 def broker(*arguments: str) -> dict[str, Any]:
-    """`edgeserve broker ... --json`."""
+    """`edgeserve broker ... --json`. Pulsar's standalone mode sometimes ends while it starts on what a kill left behind: once more, then."""
     command = [str(Path(sys.executable).with_name("edgeserve")), "broker", *arguments, "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+    for _ in range(3):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180)
+        if not done.returncode:
+            break
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}: {done.stderr or done.stdout}")
     found: dict[str, Any] = json.loads(done.stdout)
