@@ -76,7 +76,7 @@ def sink(node: str, root: Path, kind: str) -> None:
 
 
 def broker(*arguments: str) -> dict[str, Any]:
-    """`edgeserve broker ... --json`. Pulsar's standalone mode sometimes ends while it starts on what a kill left behind: once more, then."""
+    """`edgeserve broker ... --json`. Pulsar's standalone mode may end while it starts on what a kill left behind: once more, then."""
     command = [str(Path(sys.executable).with_name("edgeserve")), "broker", *arguments, "--json"]
     for _ in range(3):
         done = subprocess.run(command, capture_output=True, text=True, timeout=180)

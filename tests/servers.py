@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from edgeserve.cli.brokers.engine import Wish
 from edgeserve.cli.brokers.manage import ENGINES, free_port, start, status, stop
 from edgeserve.cli.brokers.record import Shelf
 from edgeserve.cli.output import CommandError
+from edgeserve.transport.pulsar.admin import Admin
+from edgeserve.transport.pulsar.settings import settings_from
+from edgeserve.transport.url import parse
 
 NewServer = Callable[..., "Server"]
 
@@ -74,4 +78,12 @@ class Server:
         stop(self._engine, self._shelf, kill=True)
 
 
-__all__ = ("NewServer", "Server", "are_required", "fetch", "given")
+def with_namespace(url: str) -> str:
+    """The URL of a new Pulsar namespace: nothing was sent to it yet."""
+    space = f"public/{uuid.uuid4().hex}"
+    Admin(settings_from(parse(url))).call(f"namespaces/{space}", "PUT", {})
+    server, mark, parameters = url.partition("?")
+    return f"{server}/{space}{mark}{parameters}"
+
+
+__all__ = ("NewServer", "Server", "are_required", "fetch", "given", "with_namespace")

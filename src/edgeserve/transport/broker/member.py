@@ -288,7 +288,7 @@ class BrokerSubscription(Subscription):
         for desk in turn:
             if desk.topic not in self._paused and len(found) < most:
                 some = desk.take(most - len(found), now)
-                if some and self._ack_timeout_s and not self.alone:
+                if some and self._ack_timeout_s:
                     desk.stamp(some, now + self._ack_timeout_s)
                 found += some
         return found
@@ -532,7 +532,7 @@ class BrokerSubscription(Subscription):
             member.come_back(self._kind, self._signature)
         member.beat()
         member.bury_the_dead()
-        if self._ack_timeout_s:
+        if self._ack_timeout_s and not self.alone:
             self._take_back(now)
 
     def _say_trouble(self, now: float) -> None:

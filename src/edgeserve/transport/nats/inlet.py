@@ -199,10 +199,12 @@ class NatsInlet(Puller, Inlet):
                 with self._hands:
                     held = sorted(self._held.items())
                     self._held.clear()
-                for _, reply in held:
-                    self._connection.post(reply, b"-NAK")
+                if not self._exclusive:
+                    for _, reply in held:
+                        self._connection.post(reply, b"-NAK")
                 await self._connection.sent()
-                if self._exclusive and not self._stopped:
+                # What an exclusive one still held comes again in order when the next takes over; given back singly it would not.
+                if self._exclusive and not held and not self._stopped:
                     info = await self._admin.consumer(self._topic, self._group)
                     if info is not None and (info["config"].get("metadata") or {}).get(_HOLDER) == self._me:
                         await self._update(info["config"], {"metadata": {_HOLDER: "", _CLEAN: "1"}})
