@@ -164,7 +164,7 @@ class GroupLog:
         self.known = False
         self._told = False
         self._ids_since = self._records_since = 0
-        # Where the ids could begin: (record, ids between it and the next mark, newest entry that its writer had received by then).
+        # Where the ids could begin: (record, ids between it and the next mark, newest entry of the topic by then).
         self._marks: list[tuple[int, int, int]] = [(-1, 0, -1)]
 
     # --- applying -----------------------------------------------------------------------------------------------
@@ -260,13 +260,13 @@ class GroupLog:
         """Whether enough has happened since the last one."""
         return self._ids_since >= SNAPSHOT_EVERY_IDS or self._records_since >= SNAPSHOT_EVERY_RECORDS
 
-    def snapshot(self, received: int, unsettled: int) -> Snapshot:
-        """The state as a record. `received`: the newest entry that its writer has received; `unsettled`: the oldest not settled.
+    def snapshot(self, stored: int, unsettled: int) -> Snapshot:
+        """The state as a record. `stored`: the newest entry of the topic; `unsettled`: the oldest not settled.
 
-        Ids are kept since the oldest unsettled entry was received, and at least the newest `IDS_KEPT`.
+        Ids are kept since the oldest unsettled entry was stored, and at least the newest `IDS_KEPT`.
         """
         at, count, before = self._marks[-1]
-        marks = [*self._marks[:-1], (at, count + self._ids_since, before), (self.at, 0, received)]
+        marks = [*self._marks[:-1], (at, count + self._ids_since, before), (self.at, 0, stored)]
         while len(marks) > 1 and sum(m[1] for m in marks[1:]) >= IDS_KEPT and marks[1][2] < unsettled:
             marks.pop(0)
         return Snapshot(

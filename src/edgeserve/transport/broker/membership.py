@@ -71,10 +71,17 @@ class Membership:
         topic, group: whose log it is.
         name: this member's.
         lock: guards the state; shared with the owner.
+        heard: told each record that comes, with the topic; holds the lock.
+
+    Attributes:
+        came: how many others have come since this member has.
     """
 
-    def __init__(self, driver: Driver, topic: str, group: str, name: str, lock: threading.Condition) -> None:
-        self._driver, self._data_topic, self.topic, self._group = driver, topic, group_topic(topic, group), group
+    def __init__(
+        self, driver: Driver, topic: str, group: str, name: str, lock: threading.Condition, heard: Callable[[str, Record], None]
+    ) -> None:
+        self._driver, self.data_topic, self.topic, self._group = driver, topic, group_topic(topic, group), group
+        self._heard, self.came = heard, 0
         # Two incarnations under one name are two members.
         self.name = f"{name}\0{uuid.uuid4().hex[:8]}"
         self._lock = lock
@@ -96,9 +103,11 @@ class Membership:
             self.close()
             raise
 
-    def come_back(self, kind: GroupKind, signature: str) -> None:
-        """Joins again, after others have taken it for dead."""
-        self.write([Joined(self.name, _this_process(kind, signature))])
+    def come_back_if_buried(self, kind: GroupKind, signature: str) -> None:
+        """Joins again, if others have taken it for dead while it was held up."""
+        if self.name not in self.log.members and not self._closed:
+            _log.warning("a member of group %r was silent for too long and joins again", self._group)
+            self.write([Joined(self.name, _this_process(kind, signature))])
 
     def _follow(self) -> None:
         newest = self._driver.newest(self.topic)
@@ -134,6 +143,9 @@ class Membership:
                         # The broker was away, or this process stood still: the others' time begins anew.
                         self._seen.clear()
                     self._seen[record.name] = now
+                if entry.at > self._upto:
+                    self.came += type(record) is Joined and record.name != self.name
+                    self._heard(self.data_topic, record)
             self._lock.notify_all()
 
     def _settle_in(self, kind: GroupKind, signature: str) -> None:
@@ -161,7 +173,7 @@ class Membership:
         for other in others:
             if shown(other) == shown(self.name):
                 return GroupConflict(
-                    f"group {self._group!r} has a live member {shown(other)!r} on {self._data_topic!r}: give this one another name"
+                    f"group {self._group!r} has a live member {shown(other)!r} on {self.data_topic!r}: give this one another name"
                 )
         try:
             self.log.refuse(kind, signature, {shown(n): m for n, m in others.items()})
@@ -243,9 +255,9 @@ class Membership:
             if not dead or (self.name in living and self.log.first_of(living) != self.name):
                 return []  # one is enough; if that one is dead too, this member is the first by then
         doubt = {}
-        extent = self._driver.extent(self._data_topic)
+        extent = self._driver.extent(self.data_topic)
         if extent is not None and extent.last is not None:
-            doubt[self._data_topic] = extent.last
+            doubt[self.data_topic] = extent.last
         for name in dead:
             _log.warning("member %r of group %r is gone", shown(name), self._group)
         self.write([Left(name, self.name, {}, doubt) for name in dead], wait=wait)
@@ -270,9 +282,22 @@ class Membership:
         """Whether there is no other member."""
         return len(self.log.members) <= 1
 
-    def leave(self, worked: dict[str, list[int]]) -> None:
+    def leave(self, goodbye: Left) -> None:
         """Says goodbye."""
-        self.write([Left(self.name, "", worked)], wait=True, patience_s=_LEAVE_S)
+        self.write([goodbye], wait=True, patience_s=_LEAVE_S)
+
+    def keep_short(self, floor: Callable[[], int]) -> None:
+        """Writes a snapshot when it is time for one; what is older is not needed then. `floor`: the oldest entry not settled."""
+        with self._lock:
+            if not self.log.wants_snapshot or self.log.first_of(self.log.members) != self.name:
+                return
+        unsettled, extent = floor(), self._driver.extent(self.data_topic)
+        with self._lock:
+            newest = -1 if extent is None or extent.last is None else extent.last
+            snapshot = self.log.snapshot(newest, unsettled)
+        self.write([snapshot])
+        if snapshot.ids_after > 0:
+            self._driver.discard(self.topic, snapshot.ids_after)
 
     def close(self) -> None:
         """Lets go of the log. Idempotent."""

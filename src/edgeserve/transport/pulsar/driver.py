@@ -376,6 +376,8 @@ class _Inlet(Inlet):
         _quietly(partial(self._consumer.negative_acknowledge, entry.token))
 
     def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         self._driver.forget(self._consumer)
         _quietly(self._consumer.close)
