@@ -12,7 +12,6 @@ import threading
 import time
 import uuid
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -40,7 +39,6 @@ _OPERATION_S = 5
 _MOST_PENDING = 1_000
 _SAY_EVERY_S = 5.0
 _PAUSE_S = 0.25
-_DISCARD_EVERY = 256
 _PASSES = (
     pulsar.ConnectError,
     pulsar.Timeout,
@@ -208,7 +206,9 @@ class PulsarDriver(Driver):
         return outlet
 
     def fenced_outlet(self, topic: str) -> Outlet:
-        return _FencedOutlet(self, topic, self.producer(topic, pulsar.ProducerAccessMode.ExclusiveWithFencing))
+        producer = self.producer(topic, pulsar.ProducerAccessMode.ExclusiveWithFencing)
+        self._keep(topic)
+        return _Outlet(self, topic, producer)
 
     def inlet(self, topic: str, group: str, start: Start, *, exclusive: bool) -> Inlet:
         begin = pulsar.InitialPosition.Latest if start == "latest" else pulsar.InitialPosition.Earliest
@@ -216,11 +216,7 @@ class PulsarDriver(Driver):
         return _Inlet(self, self.consumer(topic, subscription_name(group), kind, begin))
 
     def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
-        # Without a subscription the broker may let go of what nobody has asked to keep.
-        try:
-            self.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0).close()
-        except GroupBusy:
-            pass  # another member is at it
+        self._keep(topic)
         return _Tail(self, self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
 
     def newest(self, topic: str) -> Entry | None:
@@ -253,17 +249,20 @@ class PulsarDriver(Driver):
 
     # --- what there is ------------------------------------------------------------------------------------------
 
-    def discard(self, topic: str, before: int) -> None:
+    def _keep(self, topic: str, from_: int | None = None) -> None:
+        """Without a subscription the broker may let go of what nobody has asked to keep. `from_`: entries below are not needed."""
         try:
             keeper = self.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0)
         except GroupBusy:
             return  # another member is at it
-        try:
-            keeper.acknowledge_cumulative(id_of(before))
-        except pulsar.PulsarException as exc:
-            _log.debug("topic %r was not shortened: %s", topic, exc)
-        finally:
-            keeper.close()
+        if from_ is not None:
+            # The id need not be one of an entry: what is acknowledged is all up to it.
+            _quietly(partial(keeper.acknowledge_cumulative, id_of(from_ - 1)))
+        self.forget(keeper)
+        _quietly(keeper.close)
+
+    def discard(self, topic: str, before: int) -> None:
+        self._keep(topic, before)
 
     def topics(self) -> list[str]:
         return [user_name(self._settings.space, name) for name in self.admin.topics(self._settings.space)]
@@ -277,8 +276,8 @@ class PulsarDriver(Driver):
     def floor(self, topic: str, group: str) -> int:
         return self.admin.floor(self.full(topic), subscription_name(group))
 
-    def delivered(self, topic: str, group: str) -> int:
-        return self.admin.delivered(self.full(topic), subscription_name(group))
+    def acknowledged(self, topic: str, group: str) -> list[tuple[int, int]]:
+        return self.admin.acknowledged(self.full(topic), subscription_name(group))
 
     def claimed(self, topic: str, group: str) -> int:
         return int(self.admin.subscriptions(self.full(topic)).get(subscription_name(group), {}).get("unackedMessages", 0))
@@ -328,36 +327,6 @@ class _Outlet(Outlet):
     def close(self) -> None:
         self._driver.forget(self._producer)
         _quietly(self._producer.close)
-
-
-class _FencedOutlet(_Outlet):
-    """Lets go of all but the newest now and then: only that is ever read again."""
-
-    def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
-        super().__init__(driver, topic, producer)
-        self._sent: deque[int] = deque()
-        try:
-            self._keeper = driver.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0)
-        except GroupBusy:
-            self._keeper = None  # the holder before is not gone yet: the next one shortens the log
-
-    def send(self, data: bytes, done: Done) -> None:
-        def confirm(at: int | None, error: Exception | None) -> None:
-            if at is not None and self._keeper is not None:
-                self._sent.append(at)
-                if len(self._sent) > 2 * _DISCARD_EVERY:
-                    for _ in range(_DISCARD_EVERY):
-                        before = self._sent.popleft()
-                    _quietly(partial(self._keeper.acknowledge_cumulative, id_of(before)))
-            done(at, error)
-
-        super().send(data, confirm)
-
-    def close(self) -> None:
-        super().close()
-        if self._keeper is not None:
-            self._driver.forget(self._keeper)
-            _quietly(self._keeper.close)
 
 
 class _Inlet(Inlet):
