@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 
 import pulsar
 
-from edgeserve.core.errors import ClosedError, ConfigurationError, EdgeServeError, Fenced, GroupBusy, SendError, TransportError
+from edgeserve.core.errors import ClosedError, ConfigurationError, GroupBusy, TransportError
 from edgeserve.transport.base import Start
 from edgeserve.transport.broker.driver import Deliver, Done, Driver, Entry, Extent, Inlet, Outlet, Tail
 from edgeserve.transport.pulsar.admin import Admin
+from edgeserve.transport.pulsar.errors import failed, named
 from edgeserve.transport.pulsar.names import entry_number, group_name, ledger_and_entry, subscription_name, topic_name, user_name
 from edgeserve.transport.pulsar.probe import refusal
 from edgeserve.transport.pulsar.settings import BrokerAway, Settings
@@ -70,7 +71,7 @@ class PulsarDriver(Driver):
     precision_ms = 150
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self.admin = Admin(settings)
         self._closed = threading.Event()
         self._ends: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -85,7 +86,7 @@ class PulsarDriver(Driver):
 
     def full(self, topic: str) -> str:
         """The full name of a topic."""
-        return topic_name(self._settings.space, topic)
+        return topic_name(self.settings.space, topic)
 
     # --- patience -----------------------------------------------------------------------------------------------
 
@@ -97,59 +98,27 @@ class PulsarDriver(Driver):
             try:
                 return do()
             except _PASSES as exc:
-                refused = refusal(self._settings)
+                refused = refusal(self.settings)
                 if refused is not None:
-                    raise TransportError(f"{self._settings.shown}: {refused}") from exc
+                    raise TransportError(f"{self.settings.shown}: {refused}") from exc
                 now = time.monotonic()
-                if self._settings.deadline_s is not None and now - began > self._settings.deadline_s:
+                if self.settings.deadline_s is not None and now - began > self.settings.deadline_s:
                     raise BrokerAway(
-                        f"{self._settings.shown} did not answer within deadline_s={self._settings.deadline_s:g} ({what} {topic!r}): {exc}"
+                        f"{self.settings.shown} did not answer within deadline_s={self.settings.deadline_s:g} ({what} {topic!r}): {exc}"
                     ) from exc
                 if now - said >= _SAY_EVERY_S:
                     said = now
-                    _log.warning("%s does not answer for %.0f s, waiting (%s %r): %s", self._settings.shown, now - began, what, topic, exc)
+                    _log.warning("%s does not answer for %.0f s, waiting (%s %r): %s", self.settings.shown, now - began, what, topic, exc)
                 if self._closed.wait(_PAUSE_S):
-                    raise ClosedError(f"{self._settings.shown} is closed") from exc
+                    raise ClosedError(f"{self.settings.shown} is closed") from exc
             except pulsar.PulsarException as exc:
-                raise self.named(exc, what, topic) from exc
-
-    def named(self, exc: Exception, what: str, topic: str) -> EdgeServeError:
-        """The error in our words."""
-        shown, name = self._settings.shown, type(exc).__name__
-        if isinstance(exc, pulsar.TopicNotFound):
-            return TransportError(
-                f"{shown}: cannot {what} {topic!r}: there is no such tenant or namespace, or topics are not made by themselves there; "
-                f"`pulsar-admin namespaces create {self._settings.space}` makes a namespace"
-            )
-        if isinstance(exc, (pulsar.AuthenticationError, pulsar.ErrorGettingAuthenticationData)):
-            return TransportError(
-                f"{shown}: the broker does not know this token or certificate: see token=, token_file=, tls_cert=, oauth2="
-            )
-        if isinstance(exc, pulsar.AuthorizationError):
-            return TransportError(f"{shown}: no right to {what} {topic!r}: ask for produce and consume on it")
-        if isinstance(exc, pulsar.ConsumerBusy):
-            return GroupBusy(f"{shown}: the group's subscription on {topic!r} is taken, by another program or by one not gone yet")
-        if isinstance(exc, pulsar.ProducerFenced):
-            return Fenced(f"the log {topic!r} is held by somebody else")
-        if isinstance(exc, pulsar.AlreadyClosed):
-            return ClosedError(f"{shown} is closed")
-        return TransportError(f"{shown}: cannot {what} {topic!r}: {name}: {exc}")
-
-    def failed(self, result: Any, topic: str) -> Exception:
-        """The error of a send."""
-        if result == pulsar.Result.ProducerFenced:
-            return Fenced(f"the log {topic!r} is held by somebody else")
-        if result in (pulsar.Result.AlreadyClosed, pulsar.Result.ProducerNotInitialized):
-            return ClosedError(f"the producer of topic {topic!r} was closed before the broker had confirmed all that it sent")
-        if result == pulsar.Result.Timeout:
-            return SendError(f"topic {topic!r}: {self._settings.shown} did not confirm within deadline_s={self._settings.deadline_s}")
-        return SendError(f"topic {topic!r}: Pulsar refused a message: {getattr(result, 'name', result)}")
+                raise named(self.settings, exc, what, topic) from exc
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
     def producer(self, topic: str, mode: pulsar.ProducerAccessMode = pulsar.ProducerAccessMode.Shared) -> pulsar.Producer:
         """A producer."""
-        deadline_s = self._settings.deadline_s
+        deadline_s = self.settings.deadline_s
         return self._client_end(
             "write to",
             topic,
@@ -201,8 +170,8 @@ class PulsarDriver(Driver):
 
     def outlet(self, topic: str) -> Outlet:
         outlet = _Outlet(self, topic, self.producer(topic))
-        if self._settings.retention_mb is not None or self._settings.retention_s is not None:
-            self.admin.keep(self.full(topic), self._settings.retention_mb, self._settings.retention_s)
+        if self.settings.retention_mb is not None or self.settings.retention_s is not None:
+            self.admin.keep(self.full(topic), self.settings.retention_mb, self.settings.retention_s)
         return outlet
 
     def fenced_outlet(self, topic: str) -> Outlet:
@@ -265,7 +234,7 @@ class PulsarDriver(Driver):
         self._keep(topic, before)
 
     def topics(self) -> list[str]:
-        return [user_name(self._settings.space, name) for name in self.admin.topics(self._settings.space)]
+        return [user_name(self.settings.space, name) for name in self.admin.topics(self.settings.space)]
 
     def extent(self, topic: str) -> Extent | None:
         return self.admin.extent(self.full(topic))
@@ -291,7 +260,7 @@ class PulsarDriver(Driver):
     def trouble(self) -> str | None:
         for end in list(self._ends):
             if not end.is_connected():
-                return f"no connection to {self._settings.shown}"
+                return f"no connection to {self.settings.shown}"
         return None
 
     def forget(self, end: Any) -> None:
@@ -303,7 +272,7 @@ class PulsarDriver(Driver):
         try:
             self._client.close()
         except pulsar.PulsarException as exc:
-            _log.debug("%s was not closed in order: %s", self._settings.shown, exc)
+            _log.debug("%s was not closed in order: %s", self.settings.shown, exc)
 
 
 class _Outlet(Outlet):
@@ -317,12 +286,12 @@ class _Outlet(Outlet):
             if result == pulsar.Result.Ok:
                 done(number_of(message_id), None)
             else:
-                done(None, driver.failed(result, topic))
+                done(None, failed(driver.settings, result, topic))
 
         try:
             self._producer.send_async(data, confirm)
         except pulsar.PulsarException as exc:
-            raise driver.named(exc, "write to", topic) from exc
+            raise named(driver.settings, exc, "write to", topic) from exc
 
     def close(self) -> None:
         self._driver.forget(self._producer)
