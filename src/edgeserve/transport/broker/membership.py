@@ -28,6 +28,7 @@ from edgeserve.transport.broker.grouplog import (
     encode_line,
     group_topic,
 )
+from edgeserve.transport.broker.watch import Watch
 
 BEAT_S = 1.0
 SILENT_S = 3.0
@@ -63,6 +64,10 @@ def _this_process(kind: GroupKind, signature: str) -> MemberState:
     return MemberState(kind, signature, this_host(), process_name(os.getpid()))
 
 
+def _pid(member: MemberState) -> int:
+    return int(member.process.partition("-")[0] or 0)
+
+
 class Membership:
     """One member of a group.
 
@@ -87,6 +92,7 @@ class Membership:
         self._lock = lock
         self.log = GroupLog(self.name)
         self._seen: dict[str, float] = {}
+        self._watch = Watch()
         self._error: Exception | None = None
         self._outlet = driver.outlet(self.topic)
         self._tail: Tail | None = None
@@ -146,6 +152,8 @@ class Membership:
                 if entry.at > self._upto:
                     self.came += type(record) is Joined and record.name != self.name
                     self._heard(self.data_topic, record)
+            if not self._closed and any(type(record) in (Joined, Left, Snapshot) for record in line.records):
+                self._watch.only(_pid(m) for m in self.log.members.values() if m.host and m.host == this_host())
             self._lock.notify_all()
 
     def _settle_in(self, kind: GroupKind, signature: str) -> None:
@@ -228,11 +236,16 @@ class Membership:
 
     # --- who lives ----------------------------------------------------------------------------------------------
 
+    def bury_who_just_died(self) -> None:
+        """What a killed member held may come at once: then it must be known that it is dead."""
+        with self._lock:
+            died = self._watch.someone_died()
+        if died:
+            self.bury_the_dead(wait=True, whoever=True)
+
     def _here(self, member: MemberState) -> bool:
         """Whether a member is a living process of this machine."""
-        return (
-            bool(member.host) and member.host == this_host() and process_name(int(member.process.partition("-")[0] or 0)) == member.process
-        )
+        return bool(member.host) and member.host == this_host() and process_name(_pid(member)) == member.process
 
     def _dead(self, name: str, member: MemberState, now: float) -> bool:
         if member.host and member.host == this_host() and not self._here(member):
@@ -246,13 +259,13 @@ class Membership:
         if now - self._sent >= BEAT_S * 0.9:
             self.write([Beat(self.name)])
 
-    def bury_the_dead(self, *, wait: bool = False) -> list[str]:
-        """Writes down who is dead; returns their names."""
+    def bury_the_dead(self, *, wait: bool = False, whoever: bool = False) -> list[str]:
+        """Writes down who is dead; returns their names. One member of those that live is enough, unless `whoever` finds it must."""
         now = time.monotonic()
         with self._lock:
             dead = [n for n, m in self.log.members.items() if n != self.name and self._dead(n, m, now)]
             living = [n for n in self.log.members if n not in dead]
-            if not dead or (self.name in living and self.log.first_of(living) != self.name):
+            if not dead or (not whoever and self.name in living and self.log.first_of(living) != self.name):
                 return []  # one is enough; if that one is dead too, this member is the first by then
         doubt = {}
         extent = self._driver.extent(self.data_topic)
@@ -301,7 +314,9 @@ class Membership:
 
     def close(self) -> None:
         """Lets go of the log. Idempotent."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            self._watch.close()
         if self._tail is not None:
             self._tail.close()
         self._outlet.close()

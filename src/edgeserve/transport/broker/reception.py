@@ -150,13 +150,16 @@ class Reception:
         publish_ns, items = self._engine.unwrap(topic, entry)
         frames = [item if isinstance(item, bytes) else self._whole(topic, item) for item in items]
         place = self._places.of[topic]
+        if not place.alone:
+            place.bury_who_just_died()
         if len(frames) > 1 and (entry.deliveries or entry.at <= desk.last):
             place.barrier()  # somebody had it before: what of it is settled must be known here
         log = place.log
         with self._lock:
             if self.closed or self._desks[topic] is not desk:
                 return 0
-            again = max(entry.deliveries, entry.at in log.worked.get(topic, ()), entry.at <= log.doubt.get(topic, -1))
+            begun = entry.at in log.worked.get(topic, ()) or entry.at <= log.doubt.get(topic, -1)
+            again = max(entry.deliveries, int(begun))
             done = log.partial.get(topic, {}).get(entry.at, ()) if publish_ns >= log.start_ns else range(len(frames))
             opened = Open(entry, publish_ns, frames, again, done, 0.0)
             opened.named = opened.named or entry.at in log.worked.get(topic, ())
