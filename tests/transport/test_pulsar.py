@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
 import uuid
+from collections.abc import Sequence
 
 import pytest
 
@@ -21,14 +21,19 @@ from edgeserve.transport.url import parse
 class TestPulsar(TransportContract):
     @pytest.fixture
     def url(self, pulsar_url: str) -> str:
-        """A namespace of its own."""
-        space = f"public/{uuid.uuid4().hex}"
-        Admin(settings_from(parse(pulsar_url))).call(f"namespaces/{space}", "PUT", {})
-        return f"{pulsar_url}/{space}"
+        return _own_namespace(pulsar_url)
 
     @pytest.fixture
     def wrong_parameters(self) -> Sequence[str]:
         return ("bogus=1", "deadline_s=0", "deadline_s=-1", "deadline_s=many", "retention_mb=inf", "retention_s=nan", "size_mb=1")
+
+
+def _own_namespace(pulsar_url: str) -> str:
+    """The URL of a namespace in which there is nothing."""
+    space = f"public/{uuid.uuid4().hex}"
+    Admin(settings_from(parse(pulsar_url))).call(f"namespaces/{space}", "PUT", {})
+    server, mark, parameters = pulsar_url.partition("?")
+    return f"{server}/{space}{mark}{parameters}"
 
 
 _VICTIM = """
@@ -45,13 +50,10 @@ time.sleep(100)
 """
 
 
-@pytest.mark.pulsar
 @pytest.mark.parametrize("batch", [1, 10])
 @pytest.mark.parametrize("kind", list(GroupKind)[:3])
 def test_what_a_killed_member_had_begun_comes_again_as_a_redelivery(pulsar_url: str, kind: GroupKind, batch: int) -> None:
-    space = f"public/{uuid.uuid4().hex}"
-    Admin(settings_from(parse(pulsar_url))).call(f"namespaces/{space}", "PUT", {})
-    transport = connect(f"{pulsar_url}/{space}")
+    transport = connect(_own_namespace(pulsar_url))
     victim = subprocess.Popen([sys.executable, "-c", _VICTIM, transport.url, kind.value], stdout=subprocess.PIPE)
     try:
         publish(transport, "a", numbered(10), batch=batch)

@@ -51,6 +51,7 @@ class Desk:
         last: the newest entry that has come; -1 none.
         inlet: where they come from.
         followed: how many others had come when this member began to be the only one; -1: it is not.
+        settled, asked: below which entry the broker says that all is settled, and when it was asked.
         unsure_upto: entries up to this one may be unsettled without being here; -1: none.
     """
 
@@ -67,6 +68,7 @@ class Desk:
         self.last = -1
         self.inlet: Inlet | None = None
         self.followed = self.unsure_upto = -1
+        self.settled, self.asked = 0, float("-inf")
 
     def add(self, opened: Open) -> bool:
         """Takes an entry in; False when it has to be acknowledged at once, because all of it is done or was before."""

@@ -21,6 +21,7 @@ _log = logging.getLogger("edgeserve")
 _READY_ENTRIES = 16
 _SLICE_S = 0.2
 _BUSY_S = 0.0002
+_ASK_AGAIN_S = 0.1
 
 
 class Reception:
@@ -267,24 +268,31 @@ class Reception:
     # --- the floor ----------------------------------------------------------------------------------------------
 
     def floor(self, topic: str) -> int:
-        """Every position below is settled by the group."""
+        """Every position below is settled by the group. While this member is alone, and all that others may have been given is settled,
+        what it knows itself is enough."""
         desk, place = self.desk(topic), self._places.of[topic]
         with self._lock:
             came = place.came
-            known = place.alone and desk.last >= 0 and desk.followed == came
+            known = desk.last >= 0 and (self._exclusive or (place.alone and desk.followed == came))
             if known and desk.unsure_upto < 0:
                 return desk.floor()
-            asks = place.alone and not known
+            asks = place.alone and desk.followed != came
         if asks:
-            extent = self._driver.extent(topic)
+            # Who else there was is gone: what it was given and did not settle comes again, some time.
+            given = self._driver.delivered(topic, self._group)
             with self._lock:
-                desk.follow(came, -1 if extent is None or extent.last is None else extent.last)
-        at = self._driver.floor(topic, self._group)
+                desk.follow(came, given)
+        now = time.monotonic()
+        if now - desk.asked > _ASK_AGAIN_S:
+            desk.settled = self._driver.floor(topic, self._group)
+            desk.asked = now
         with self._lock:
-            if desk.followed == came and at > desk.unsure_upto:
-                desk.forget_below(at)
+            at = desk.settled
+            desk.forget_below(at)
+            if place.alone and desk.followed == came and at > desk.unsure_upto:
                 desk.unsure_upto = -1
-            return desk.floor_of(at, place.log.partial.get(topic, {}).get(at, ()))
+            stands = desk.floor_of(at, place.log.partial.get(topic, {}).get(at, ()))
+            return min(stands, desk.floor()) if desk.last >= 0 else stands
 
 
 __all__ = ("Reception",)

@@ -112,6 +112,11 @@ class Admin:
                 return entry_number(int(following["ledgerId"]), 0)
         return entry_number(ledger, entry + 1)
 
+    def delivered(self, full: str, subscription: str) -> int:
+        """The newest entry that was given to anybody."""
+        cursor = (self.internal(full) or {"cursors": {}})["cursors"].get(subscription)
+        return -1 if cursor is None else entry_number(*_numbers(cursor["readPosition"])) - 1
+
     def acknowledged(self, full: str, subscription: str) -> list[tuple[int, int]]:
         """Entries above the floor that are acknowledged, too: from the first to the last of each range."""
         cursor = (self.internal(full) or {"cursors": {}})["cursors"].get(subscription, {})

@@ -248,6 +248,9 @@ class PulsarDriver(Driver):
     def acknowledged(self, topic: str, group: str) -> list[tuple[int, int]]:
         return self.admin.acknowledged(self.full(topic), subscription_name(group))
 
+    def delivered(self, topic: str, group: str) -> int:
+        return self.admin.delivered(self.full(topic), subscription_name(group))
+
     def claimed(self, topic: str, group: str) -> int:
         return int(self.admin.subscriptions(self.full(topic)).get(subscription_name(group), {}).get("unackedMessages", 0))
 
