@@ -95,6 +95,14 @@ def test_redelivered_messages_come_before_new_ones() -> None:
     assert at_of(one.take(2, 0.0)) == [position(5, 1), position(6, 0)]
 
 
+def test_older_entries_that_come_later_are_handed_over_before_newer_ones() -> None:
+    one = desk(opened(5, 2))
+    one.take(1, 0.0)
+    for at in (9, 4, 7):
+        one.add(opened(at, 1))
+    assert at_of(one.take(9, 0.0)) == [position(5, 1), position(4, 0), position(7, 0), position(9, 0)]
+
+
 def test_an_entry_of_which_nothing_else_is_in_hand_goes_back_whole() -> None:
     one = desk(opened(5, 3), opened(6, 1))
     one.take(9, 0.0)

@@ -83,7 +83,13 @@ class Desk:
         if at in self._finished or not opened.left:
             return False
         self.open[at] = opened
-        self._ready.append(opened)
+        ready = self._ready
+        if ready and at < ready[-1].entry.at:
+            # What went back elsewhere comes before what is newer; an entry that was begun is gone on with.
+            begun = [ready.popleft()] if ready[0].next else []
+            self._ready = deque([*begun, *sorted([*ready, opened], key=lambda each: each.entry.at)])
+        else:
+            ready.append(opened)
         return True
 
     @property

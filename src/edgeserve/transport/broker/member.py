@@ -265,8 +265,9 @@ class BrokerSubscription(Subscription):
                 self._fail(exc)
             try:
                 if now >= self._short_at:
-                    self._short_at = now + _SHORTEN_S
+                    self._short_at = now + _SHORTEN_S  # should it fail
                     self._places.keep_short(lambda topic: self.floor(topic) >> INDEX_BITS)
+                    self._short_at = 0.0
                 if now - looked >= BEAT_S:
                     looked = now
                     self._trouble.say(now)

@@ -97,7 +97,7 @@ class Membership:
         self._outlet = driver.outlet(self.topic)
         self._tail: Tail | None = None
         self._sent = 0.0
-        self._closed = False
+        self._closed = self._shortening = False
 
     def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
         """Comes into the group, or is refused."""
@@ -144,6 +144,7 @@ class Membership:
             now = time.monotonic()
             self.log.apply(line, entry.at, ids_only=entry.at <= self._upto)
             for record in line.records:
+                self._shortening = self._shortening and not isinstance(record, Snapshot)
                 if not isinstance(record, Snapshot):
                     if record.name == self.name and now - self._seen.get(self.name, now) > 2 * BEAT_S:
                         # The broker was away, or this process stood still: the others' time begins anew.
@@ -302,12 +303,13 @@ class Membership:
     def keep_short(self, floor: Callable[[], int]) -> None:
         """Writes a snapshot when it is time for one; what is older is not needed then. `floor`: the oldest entry not settled."""
         with self._lock:
-            if not self.log.wants_snapshot or self.log.first_of(self.log.members) != self.name:
+            if self._shortening or not self.log.wants_snapshot or self.log.first_of(self.log.members) != self.name:
                 return
         unsettled, extent = floor(), self._driver.extent(self.data_topic)
         with self._lock:
             newest = -1 if extent is None or extent.last is None else extent.last
             snapshot = self.log.snapshot(newest, unsettled)
+            self._shortening = True
         self.write([snapshot])
         if snapshot.ids_after > 0:
             self._driver.discard(self.topic, snapshot.ids_after)
