@@ -237,10 +237,10 @@ class Membership:
 
     # --- who lives ----------------------------------------------------------------------------------------------
 
-    def bury_who_just_died(self) -> None:
+    def bury_who_just_died(self, *, thorough: bool) -> None:
         """What a killed member held may come at once: then it must be known that it is dead."""
         with self._lock:
-            died = self._watch.someone_died()
+            died = self._watch.someone_died(thorough=thorough)
         if died:
             self.bury_the_dead(wait=True, whoever=True)
 

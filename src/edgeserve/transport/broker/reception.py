@@ -22,6 +22,7 @@ _READY_ENTRIES = 16
 _SLICE_S = 0.2
 _BUSY_S = 0.0002
 _ASK_AGAIN_S = 0.1
+_DENSE_S = 0.0005
 
 
 class Reception:
@@ -61,6 +62,7 @@ class Reception:
         self._only = topics[0] if len(topics) == 1 else None
         self._woken = self.closed = False
         self.attached = False
+        self._took = 0.0
 
     def desk(self, topic: str) -> Desk:
         """The desk of a topic that is subscribed to."""
@@ -152,7 +154,10 @@ class Reception:
         frames = [item if isinstance(item, bytes) else self._whole(topic, item) for item in items]
         place = self._places.of[topic]
         if not place.alone:
-            place.bury_who_just_died()
+            # Where entries come one after the other in their order, hardly one of them was another's.
+            now, before = time.monotonic(), self._took
+            self._took = now
+            place.bury_who_just_died(thorough=entry.at <= desk.last or now - before > _DENSE_S)
         if len(frames) > 1 and (entry.deliveries or entry.at <= desk.last):
             place.barrier()  # somebody had it before: what of it is settled must be known here
         log = place.log
