@@ -154,6 +154,18 @@ def test_ids_of_long_ago_are_let_go() -> None:
     assert 40 <= len(topic.newcomer().take_ids()) < 80
 
 
+def test_ids_that_come_while_a_snapshot_is_written_are_counted() -> None:
+    topic = Topic()
+    with patch.object(grouplog, "IDS_KEPT", 40), patch.object(grouplog, "SNAPSHOT_EVERY_IDS", 10):
+        for n in range(100):
+            topic.stored = topic.unsettled = n
+            written = topic.writer.snapshot(n, n) if topic.writer.wants_snapshot else None
+            topic.write(Settled("m", b"".join(id_of(n * 10 + k) for k in range(10))))
+            if written is not None:
+                topic.write(written)
+    assert 40 <= len(topic.newcomer().take_ids()) <= 80
+
+
 def test_ids_since_the_oldest_unsettled_entry_are_kept() -> None:
     topic = Topic()
     topic.unsettled = 3

@@ -164,6 +164,8 @@ class GroupLog:
         self.known = False
         self._told = False
         self._ids_since = self._records_since = 0
+        # Of the records since the last snapshot: (where it stands, how many ids it has).
+        self._counts: list[tuple[int, int]] = []
         # Where the ids could begin: (record, ids between it and the next mark, newest entry of the topic by then).
         self._marks: list[tuple[int, int, int]] = [(-1, 0, -1)]
 
@@ -186,21 +188,23 @@ class GroupLog:
                 if record.ids and (record.name != self.me or not self._told):
                     self.ids.append(record.ids)
                 if not ids_only:
-                    self._settled(record)
+                    self._settled(record, at)
             elif not ids_only:
                 self._member(record, at)
         if not ids_only:
             self._records_since += 1
         self.at = at
 
-    def _settled(self, record: Settled) -> None:
-        self._ids_since += len(record.ids) // ID_BYTES
+    def _settled(self, record: Settled, at: int) -> None:
+        if record.ids:
+            self._ids_since += len(record.ids) // ID_BYTES
+            self._counts.append((at, len(record.ids) // ID_BYTES))
         self.attributes.update(record.attributes)
         for topic, entries in record.partial.items():
             self.partial.setdefault(topic, {}).update(entries)
         for topic, closed in record.closed.items():
-            for at in closed:
-                self.partial.get(topic, {}).pop(at, None)
+            for entry in closed:
+                self.partial.get(topic, {}).pop(entry, None)
             if topic in self.worked:
                 self.worked[topic] = [at for at in self.worked[topic] if at not in closed]
 
@@ -224,7 +228,9 @@ class GroupLog:
         elif type(record) is Snapshot:
             self.checkpoint = Checkpoint(at, record.upto, record.ids_after)
             self._marks = list(record.marks)
-            self._ids_since = self._records_since = 0
+            # What came between the state it is of and where it stands is in none of its marks.
+            self._counts = [each for each in self._counts if each[0] > record.upto]
+            self._ids_since, self._records_since = sum(count for _, count in self._counts), 0
 
     # --- questions ----------------------------------------------------------------------------------------------
 
