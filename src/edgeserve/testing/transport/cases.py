@@ -59,7 +59,7 @@ class TransportCases:
 
     def with_parameters(self, url: str, **parameters: object) -> str:
         """The URL with parameters; for an engine that spells them otherwise to override."""
-        return f"{url}?{urlencode(parameters)}" if parameters else url
+        return f"{url}{'&' if '?' in url else '?'}{urlencode(parameters)}" if parameters else url
 
     @pytest.fixture
     def wrong_parameters(self) -> Sequence[str]:

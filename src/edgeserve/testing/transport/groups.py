@@ -241,9 +241,12 @@ class GroupCases(TransportCases):
 
     def test_topic_info_names_the_active_member_and_counts_changes(self, transport: Transport) -> None:
         one = transport.subscribe(["a"], "g", kind=FAILOVER, member="one")
-        transport.subscribe(["a"], "g", kind=FAILOVER, member="two")
+        two = transport.subscribe(["a"], "g", kind=FAILOVER, member="two")
         before = transport.topic_info("a").groups["g"]
         one.close()
+        until = time.monotonic() + LONG_MS / 1000
+        while not two.active and time.monotonic() < until:
+            two.receive(1, MOMENT_MS)
         after = transport.topic_info("a").groups["g"]
         assert (before.active, after.active) == ("one", "two")
         assert after.epoch > before.epoch

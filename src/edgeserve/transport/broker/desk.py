@@ -7,10 +7,10 @@ noted: the driver's thread adds entries, everything else is the member's.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from edgeserve.transport.base import ClaimLost, Delivery
-from edgeserve.transport.broker.driver import Entry
+from edgeserve.transport.broker.driver import Entry, Inlet
 from edgeserve.transport.broker.envelope import INDEX_BITS, INDEX_MASK
 
 _REMEMBERED = 65_536
@@ -35,6 +35,11 @@ class Open:
         self.away: set[int] = set()
         self.nacked: Counter[int] = Counter()
 
+    @property
+    def rests(self) -> bool:
+        """Whether all that was handed over of it is settled."""
+        return all(index in self.done or index in self.away for index in range(self.next))
+
 
 class Desk:
     """The entries of one topic in one member's hands.
@@ -44,6 +49,10 @@ class Desk:
 
     Attributes:
         last: the newest entry that has come; -1 none.
+        inlet: where they come from.
+        followed: how many others had come when this member began to be the only one; -1: it is not.
+        settled, asked: below which entry the broker says that all is settled, and when it was asked.
+        unsure_upto: entries up to this one may be unsettled without being here; -1: none.
     """
 
     def __init__(self, topic: str) -> None:
@@ -54,13 +63,19 @@ class Desk:
         self._finished: OrderedDict[int, None] = OrderedDict()
         # Messages given back of entries that others of are in hand: (when due, position).
         self._returned: list[tuple[float, int]] = []
+        # What went back whole, and has not come again.
+        self._gone: set[int] = set()
         self.last = -1
+        self.inlet: Inlet | None = None
+        self.followed = self.unsure_upto = -1
+        self.settled, self.asked = 0, float("-inf")
 
     def add(self, opened: Open) -> bool:
         """Takes an entry in; False when it has to be acknowledged at once, because all of it is done or was before."""
         at = opened.entry.at
         if at > self.last:
             self.last = at
+        self._gone.discard(at)
         held = self.open.get(at)
         if held is not None:
             held.entry = opened.entry  # it came again over a new connection: the old one's token is worth nothing
@@ -68,7 +83,13 @@ class Desk:
         if at in self._finished or not opened.left:
             return False
         self.open[at] = opened
-        self._ready.append(opened)
+        ready = self._ready
+        if ready and at < ready[-1].entry.at:
+            # What went back elsewhere comes before what is newer; an entry that was begun is gone on with.
+            begun = [ready.popleft()] if ready[0].next else []
+            self._ready = deque([*begun, *sorted([*ready, opened], key=lambda each: each.entry.at)])
+        else:
+            ready.append(opened)
         return True
 
     @property
@@ -111,6 +132,12 @@ class Desk:
         for delivery in deliveries:
             self.open[delivery[1] >> INDEX_BITS].deadline = deadline
 
+    def stamp_unstamped(self, deadline: float) -> None:
+        """The same for what was handed over while there was nobody else."""
+        for opened in self.open.values():
+            if opened.next and not opened.deadline and not opened.rests:
+                opened.deadline = deadline
+
     def check(self, positions: Iterable[int]) -> None:
         """Raises `ClaimLost` when some of these are not in this member's hands."""
         lost = []
@@ -136,6 +163,8 @@ class Desk:
             opened.left = opened.count - len(opened.done)
             if opened.left:
                 some.append(opened)
+                if opened.deadline and opened.rests:
+                    opened.deadline = 0.0
             else:
                 del self.open[at]
                 self._remember(at)
@@ -166,25 +195,51 @@ class Desk:
     def drop(self, at: int) -> Open:
         """Lets go of an entry that another member may have from now on."""
         opened = self.open.pop(at)
+        self._gone.add(at)
         if opened.next < opened.count:
             self._ready.remove(opened)
         self._returned = [r for r in self._returned if r[1] >> INDEX_BITS != at]
         return opened
 
+    def drop_all(self) -> None:
+        """Lets go of everything."""
+        for at in list(self.open):
+            self.drop(at)
+
     def overdue(self, now: float) -> list[int]:
         """Entries that were not settled in time."""
         return [at for at, opened in self.open.items() if opened.deadline and opened.deadline <= now and opened.next]
 
+    def learn(self, done: Mapping[int, Iterable[int]], worked: Iterable[int]) -> None:
+        """Others say which frames of entries they had settled, and which entries they had begun; it counts for what is still untouched."""
+        for at, indexes in done.items():
+            opened = self.open.get(at)
+            if opened is not None and not opened.next and len(opened.done.union(indexes)) < opened.count:
+                opened.done.update(indexes)
+                opened.named = True
+                opened.left = opened.count - len(opened.done)
+        for at in worked:
+            opened = self.open.get(at)
+            if opened is not None and not opened.next:
+                opened.again, opened.named = max(opened.again, 1), True
+
     def floor(self) -> int:
         """Every position below, of what has come to this member, is settled."""
-        return self.floor_of(min(self.open, default=self.last + 1))
+        return self.floor_of(min(self.open.keys() | self._gone, default=self.last + 1))
 
-    def floor_of(self, at: int) -> int:
-        """The first position of an entry that is not settled."""
+    def forget_below(self, at: int) -> None:
+        """Whatever went back of the entries below, others have settled it."""
+        self._gone = {gone for gone in self._gone if gone >= at}
+
+    def follow(self, came: int, unsure_upto: int) -> None:
+        """This member is the only one: from now on nothing is settled or held elsewhere."""
+        self.followed, self.unsure_upto = came, unsure_upto
+
+    def floor_of(self, at: int, settled: Iterable[int] = ()) -> int:
+        """The first position of an entry that is not settled. `settled`: of its frames, as the group's log says."""
         opened = self.open.get(at)
-        if opened is None:
-            return at << INDEX_BITS
-        return at << INDEX_BITS | next(index for index in range(opened.count) if index not in opened.done)
+        done, count = ({*settled}, INDEX_MASK) if opened is None else (opened.done, opened.count)
+        return at << INDEX_BITS | next((index for index in range(count) if index not in done), 0)
 
 
 __all__ = ("Desk", "Open")

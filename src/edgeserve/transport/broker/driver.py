@@ -139,6 +139,11 @@ class Driver(ABC):
     def floor(self, topic: str, group: str) -> int:
         """Every entry below is acknowledged by the group."""
 
+    def acknowledged(self, topic: str, group: str) -> list[tuple[int, int]]:
+        """Entries above the floor that the group has acknowledged, too: the first and the last of each range. [] where the broker does
+        not say."""
+        return []
+
     @abstractmethod
     def delivered(self, topic: str, group: str) -> int:
         """The newest entry that any member of the group was given; -1 none."""

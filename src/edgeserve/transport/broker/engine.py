@@ -145,8 +145,10 @@ class BrokerEngine(Transport):
         log = self.replay(topic, group)
         floor = self.driver.floor(topic, group)
         backlog = entries = 0
-        partial = log.partial.get(topic, {})
+        partial, done = log.partial.get(topic, {}), self.driver.acknowledged(topic, group)
         for entry in self.driver.scan(topic, floor):
+            if any(first <= entry.at <= last for first, last in done):
+                continue
             entries += 1
             if entries > _COUNTED_ENTRIES:
                 extent = self.driver.extent(topic)

@@ -91,16 +91,23 @@ def unwrap(data: bytes, otherwise_ns: int) -> tuple[int, Sequence[Item]]:
     _, version, flags, count, publish_ns, checksum = _HEAD.unpack_from(data)
     if version > VERSION or flags & ~_PARTS:
         raise NewerFormat(f"a batch of format version {version}, flags {flags:#x}: upgrade edgeserve-streams on this node")
+    if version < 1:
+        raise CorruptMessage("a batch states format version 0, which there never was")
     body = memoryview(data)[HEAD_BYTES:]
+    if count > MOST_FRAMES:
+        raise CorruptMessage(f"a batch states {count} frames, more than the {MOST_FRAMES} there may be")
     if xxh3_64_intdigest(body, (count << 48 ^ publish_ns) & _MASK) != checksum:
         raise CorruptMessage(f"a batch of {len(data)} bytes does not match its checksum")
     frames: Sequence[Item]
-    if flags & _PARTS:
-        frames = [f if isinstance(f, bytes) else Reference(*f) for f in _decode_mixed(body)]
-    elif len(body) > count * _LARGE_FRAME_BYTES:
-        frames = _decode_views(body)
-    else:
-        frames = _decode_frames(body)
+    try:
+        if flags & _PARTS:
+            frames = [f if isinstance(f, bytes) else Reference(*f) for f in _decode_mixed(body)]
+        elif len(body) > count * _LARGE_FRAME_BYTES:
+            frames = _decode_views(body)
+        else:
+            frames = _decode_frames(body)
+    except msgspec.DecodeError as exc:
+        raise CorruptMessage(f"a batch of {len(data)} bytes holds no frames: {exc}") from exc
     if len(frames) != count:
         raise CorruptMessage(f"a batch states {count} frames and has {len(frames)}")
     return publish_ns, frames

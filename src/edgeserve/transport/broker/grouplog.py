@@ -164,7 +164,9 @@ class GroupLog:
         self.known = False
         self._told = False
         self._ids_since = self._records_since = 0
-        # Where the ids could begin: (record, ids between it and the next mark, newest entry that its writer had received by then).
+        # Of the records since the last snapshot: (where it stands, how many ids it has).
+        self._counts: list[tuple[int, int]] = []
+        # Where the ids could begin: (record, ids between it and the next mark, newest entry of the topic by then).
         self._marks: list[tuple[int, int, int]] = [(-1, 0, -1)]
 
     # --- applying -----------------------------------------------------------------------------------------------
@@ -186,21 +188,23 @@ class GroupLog:
                 if record.ids and (record.name != self.me or not self._told):
                     self.ids.append(record.ids)
                 if not ids_only:
-                    self._settled(record)
+                    self._settled(record, at)
             elif not ids_only:
                 self._member(record, at)
         if not ids_only:
             self._records_since += 1
         self.at = at
 
-    def _settled(self, record: Settled) -> None:
-        self._ids_since += len(record.ids) // ID_BYTES
+    def _settled(self, record: Settled, at: int) -> None:
+        if record.ids:
+            self._ids_since += len(record.ids) // ID_BYTES
+            self._counts.append((at, len(record.ids) // ID_BYTES))
         self.attributes.update(record.attributes)
         for topic, entries in record.partial.items():
             self.partial.setdefault(topic, {}).update(entries)
         for topic, closed in record.closed.items():
-            for at in closed:
-                self.partial.get(topic, {}).pop(at, None)
+            for entry in closed:
+                self.partial.get(topic, {}).pop(entry, None)
             if topic in self.worked:
                 self.worked[topic] = [at for at in self.worked[topic] if at not in closed]
 
@@ -224,7 +228,9 @@ class GroupLog:
         elif type(record) is Snapshot:
             self.checkpoint = Checkpoint(at, record.upto, record.ids_after)
             self._marks = list(record.marks)
-            self._ids_since = self._records_since = 0
+            # What came between the state it is of and where it stands is in none of its marks.
+            self._counts = [each for each in self._counts if each[0] > record.upto]
+            self._ids_since, self._records_since = sum(count for _, count in self._counts), 0
 
     # --- questions ----------------------------------------------------------------------------------------------
 
@@ -260,13 +266,13 @@ class GroupLog:
         """Whether enough has happened since the last one."""
         return self._ids_since >= SNAPSHOT_EVERY_IDS or self._records_since >= SNAPSHOT_EVERY_RECORDS
 
-    def snapshot(self, received: int, unsettled: int) -> Snapshot:
-        """The state as a record. `received`: the newest entry that its writer has received; `unsettled`: the oldest not settled.
+    def snapshot(self, stored: int, unsettled: int) -> Snapshot:
+        """The state as a record. `stored`: the newest entry of the topic; `unsettled`: the oldest not settled.
 
-        Ids are kept since the oldest unsettled entry was received, and at least the newest `IDS_KEPT`.
+        Ids are kept since the oldest unsettled entry was stored, and at least the newest `IDS_KEPT`.
         """
         at, count, before = self._marks[-1]
-        marks = [*self._marks[:-1], (at, count + self._ids_since, before), (self.at, 0, received)]
+        marks = [*self._marks[:-1], (at, count + self._ids_since, before), (self.at, 0, stored)]
         while len(marks) > 1 and sum(m[1] for m in marks[1:]) >= IDS_KEPT and marks[1][2] < unsettled:
             marks.pop(0)
         return Snapshot(

@@ -28,6 +28,7 @@ from edgeserve.transport.broker.grouplog import (
     encode_line,
     group_topic,
 )
+from edgeserve.transport.broker.watch import Watch
 
 BEAT_S = 1.0
 SILENT_S = 3.0
@@ -63,6 +64,10 @@ def _this_process(kind: GroupKind, signature: str) -> MemberState:
     return MemberState(kind, signature, this_host(), process_name(os.getpid()))
 
 
+def _pid(member: MemberState) -> int:
+    return int(member.process.partition("-")[0] or 0)
+
+
 class Membership:
     """One member of a group.
 
@@ -71,20 +76,28 @@ class Membership:
         topic, group: whose log it is.
         name: this member's.
         lock: guards the state; shared with the owner.
+        heard: told each record that comes, with the topic; holds the lock.
+
+    Attributes:
+        came: how many others have come since this member has.
     """
 
-    def __init__(self, driver: Driver, topic: str, group: str, name: str, lock: threading.Condition) -> None:
-        self._driver, self._data_topic, self.topic, self._group = driver, topic, group_topic(topic, group), group
+    def __init__(
+        self, driver: Driver, topic: str, group: str, name: str, lock: threading.Condition, heard: Callable[[str, Record], None]
+    ) -> None:
+        self._driver, self.data_topic, self.topic, self._group = driver, topic, group_topic(topic, group), group
+        self._heard, self.came = heard, 0
         # Two incarnations under one name are two members.
         self.name = f"{name}\0{uuid.uuid4().hex[:8]}"
         self._lock = lock
         self.log = GroupLog(self.name)
         self._seen: dict[str, float] = {}
+        self._watch = Watch()
         self._error: Exception | None = None
         self._outlet = driver.outlet(self.topic)
         self._tail: Tail | None = None
         self._sent = 0.0
-        self._closed = False
+        self._closed = self._shortening = False
 
     def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
         """Comes into the group, or is refused."""
@@ -96,9 +109,11 @@ class Membership:
             self.close()
             raise
 
-    def come_back(self, kind: GroupKind, signature: str) -> None:
-        """Joins again, after others have taken it for dead."""
-        self.write([Joined(self.name, _this_process(kind, signature))])
+    def come_back_if_buried(self, kind: GroupKind, signature: str) -> None:
+        """Joins again, if others have taken it for dead while it was held up."""
+        if self.name not in self.log.members and not self._closed:
+            _log.warning("a member of group %r was silent for too long and joins again", self._group)
+            self.write([Joined(self.name, _this_process(kind, signature))])
 
     def _follow(self) -> None:
         newest = self._driver.newest(self.topic)
@@ -129,11 +144,17 @@ class Membership:
             now = time.monotonic()
             self.log.apply(line, entry.at, ids_only=entry.at <= self._upto)
             for record in line.records:
+                self._shortening = self._shortening and not isinstance(record, Snapshot)
                 if not isinstance(record, Snapshot):
                     if record.name == self.name and now - self._seen.get(self.name, now) > 2 * BEAT_S:
                         # The broker was away, or this process stood still: the others' time begins anew.
                         self._seen.clear()
                     self._seen[record.name] = now
+                if entry.at > self._upto:
+                    self.came += type(record) is Joined and record.name != self.name
+                    self._heard(self.data_topic, record)
+            if not self._closed and any(type(record) in (Joined, Left, Snapshot) for record in line.records):
+                self._watch.only(_pid(m) for m in self.log.members.values() if m.host and m.host == this_host())
             self._lock.notify_all()
 
     def _settle_in(self, kind: GroupKind, signature: str) -> None:
@@ -161,7 +182,7 @@ class Membership:
         for other in others:
             if shown(other) == shown(self.name):
                 return GroupConflict(
-                    f"group {self._group!r} has a live member {shown(other)!r} on {self._data_topic!r}: give this one another name"
+                    f"group {self._group!r} has a live member {shown(other)!r} on {self.data_topic!r}: give this one another name"
                 )
         try:
             self.log.refuse(kind, signature, {shown(n): m for n, m in others.items()})
@@ -216,11 +237,16 @@ class Membership:
 
     # --- who lives ----------------------------------------------------------------------------------------------
 
+    def bury_who_just_died(self, *, thorough: bool) -> None:
+        """What a killed member held may come at once: then it must be known that it is dead."""
+        with self._lock:
+            died = self._watch.someone_died(thorough=thorough)
+        if died:
+            self.bury_the_dead(wait=True, whoever=True)
+
     def _here(self, member: MemberState) -> bool:
         """Whether a member is a living process of this machine."""
-        return (
-            bool(member.host) and member.host == this_host() and process_name(int(member.process.partition("-")[0] or 0)) == member.process
-        )
+        return bool(member.host) and member.host == this_host() and process_name(_pid(member)) == member.process
 
     def _dead(self, name: str, member: MemberState, now: float) -> bool:
         if member.host and member.host == this_host() and not self._here(member):
@@ -234,18 +260,18 @@ class Membership:
         if now - self._sent >= BEAT_S * 0.9:
             self.write([Beat(self.name)])
 
-    def bury_the_dead(self, *, wait: bool = False) -> list[str]:
-        """Writes down who is dead; returns their names."""
+    def bury_the_dead(self, *, wait: bool = False, whoever: bool = False) -> list[str]:
+        """Writes down who is dead; returns their names. One member of those that live is enough, unless `whoever` finds it must."""
         now = time.monotonic()
         with self._lock:
             dead = [n for n, m in self.log.members.items() if n != self.name and self._dead(n, m, now)]
             living = [n for n in self.log.members if n not in dead]
-            if not dead or (self.name in living and self.log.first_of(living) != self.name):
+            if not dead or (not whoever and self.name in living and self.log.first_of(living) != self.name):
                 return []  # one is enough; if that one is dead too, this member is the first by then
         doubt = {}
-        extent = self._driver.extent(self._data_topic)
+        extent = self._driver.extent(self.data_topic)
         if extent is not None and extent.last is not None:
-            doubt[self._data_topic] = extent.last
+            doubt[self.data_topic] = extent.last
         for name in dead:
             _log.warning("member %r of group %r is gone", shown(name), self._group)
         self.write([Left(name, self.name, {}, doubt) for name in dead], wait=wait)
@@ -270,13 +296,29 @@ class Membership:
         """Whether there is no other member."""
         return len(self.log.members) <= 1
 
-    def leave(self, worked: dict[str, list[int]]) -> None:
+    def leave(self, goodbye: Left) -> None:
         """Says goodbye."""
-        self.write([Left(self.name, "", worked)], wait=True, patience_s=_LEAVE_S)
+        self.write([goodbye], wait=True, patience_s=_LEAVE_S)
+
+    def keep_short(self, floor: Callable[[], int]) -> None:
+        """Writes a snapshot when it is time for one; what is older is not needed then. `floor`: the oldest entry not settled."""
+        with self._lock:
+            if self._shortening or not self.log.wants_snapshot or self.log.first_of(self.log.members) != self.name:
+                return
+        unsettled, extent = floor(), self._driver.extent(self.data_topic)
+        with self._lock:
+            newest = -1 if extent is None or extent.last is None else extent.last
+            snapshot = self.log.snapshot(newest, unsettled)
+            self._shortening = True
+        self.write([snapshot])
+        if snapshot.ids_after > 0:
+            self._driver.discard(self.topic, snapshot.ids_after)
 
     def close(self) -> None:
         """Lets go of the log. Idempotent."""
-        self._closed = True
+        with self._lock:
+            self._closed = True
+            self._watch.close()
         if self._tail is not None:
             self._tail.close()
         self._outlet.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _WINDOW_BYTES = 32 << 20
 _CLOSE_S = 30.0
+_DISCARD_EVERY = 256
 _FENCE_MAGIC = b"\xedF"
 
 
@@ -218,6 +220,7 @@ class BrokerFence(Fence):
         self._outlet = engine.driver.fenced_outlet(topic)
         self._epoch = _Epoch(_epoch_of(engine.driver.newest(topic)).epoch + 1, holder)
         self.epoch = self._epoch.epoch
+        self._decided: deque[int] = deque()
         self._send([])
 
     def append(self, frames: Sequence[Frame]) -> None:
@@ -227,12 +230,23 @@ class BrokerFence(Fence):
         """`append`; returns the entry. Without frames it only makes sure that the fence is held."""
         self._engine.check()
         try:
-            return self._send([whole(f) for f in frames])
+            at = self._send([whole(f) for f in frames])
         except Fenced:
             now = _epoch_of(self._engine.driver.newest(self.topic))
             raise Fenced(
                 f"the log {self.topic!r} is held by {now.holder!r} since epoch {now.epoch}, not epoch {self.epoch} any more"
             ) from None
+        if frames:
+            self._let_go(at)
+        return at
+
+    def _let_go(self, at: int) -> None:
+        """Only the newest decision of a complete settlement is read again: much fewer than these are on their way."""
+        self._decided.append(at)
+        if len(self._decided) >= 2 * _DISCARD_EVERY:
+            for _ in range(_DISCARD_EVERY):
+                self._decided.popleft()
+            self._engine.driver.discard(self.topic, self._decided[0])
 
     def _send(self, frames: list[bytes]) -> int:
         found: list[tuple[int | None, Exception | None]] = []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import urllib.error
 import urllib.request
+from itertools import pairwise
 from typing import Any
 from urllib.parse import quote
 
@@ -15,6 +17,13 @@ from edgeserve.transport.pulsar.names import entry_number
 from edgeserve.transport.pulsar.settings import Settings
 
 _TIMEOUT_S = 8.0
+_RANGE = re.compile(r"\((-?\d+:-?\d+)..(-?\d+:-?\d+)\]")
+
+
+def _numbers(position: str) -> tuple[int, int]:
+    """Ledger and entry."""
+    ledger, _, entry = position.partition(":")
+    return int(ledger), int(entry)
 
 
 class Admin:
@@ -90,29 +99,37 @@ class Admin:
         stats = self.call(f"{self.topic_path(full)}/stats", absent={}, needed_for="listing groups")
         return {name: s for name, s in stats.get("subscriptions", {}).items() if s.get("durable", True)}
 
-    def _cursor(self, full: str, subscription: str, what: str) -> tuple[int, int] | None:
-        stats = self.internal(full)
-        cursor = None if stats is None else stats["cursors"].get(subscription)
-        if cursor is None:
-            return None
-        ledger, _, entry = str(cursor[what]).partition(":")
-        return int(ledger), int(entry)
-
     def floor(self, full: str, subscription: str) -> int:
         """Every entry below is acknowledged."""
-        cursor = self._cursor(full, subscription, "markDeletePosition")
-        return 0 if cursor is None else entry_number(cursor[0], cursor[1] + 1)
+        stats = self.internal(full) or {"cursors": {}}
+        cursor = stats["cursors"].get(subscription)
+        if cursor is None:
+            return 0
+        ledger, entry = _numbers(cursor["markDeletePosition"])
+        for each, following in pairwise(stats["ledgers"]):
+            # Positions are compared: behind the last entry of a ledger comes the first of the next one.
+            if int(each["ledgerId"]) == ledger and entry + 1 >= int(each["entries"]):
+                return entry_number(int(following["ledgerId"]), 0)
+        return entry_number(ledger, entry + 1)
 
     def delivered(self, full: str, subscription: str) -> int:
         """The newest entry that was given to anybody."""
-        cursor = self._cursor(full, subscription, "readPosition")
-        return -1 if cursor is None else entry_number(cursor[0], cursor[1]) - 1
+        cursor = (self.internal(full) or {"cursors": {}})["cursors"].get(subscription)
+        return -1 if cursor is None else entry_number(*_numbers(cursor["readPosition"])) - 1
+
+    def acknowledged(self, full: str, subscription: str) -> list[tuple[int, int]]:
+        """Entries above the floor that are acknowledged, too: from the first to the last of each range."""
+        cursor = (self.internal(full) or {"cursors": {}})["cursors"].get(subscription, {})
+        found = []
+        for after, last in _RANGE.findall(cursor.get("individuallyDeletedMessages", "")):
+            ledger, entry = _numbers(after)
+            found.append((entry_number(ledger, entry + 1), entry_number(*_numbers(last))))
+        return found
 
     def delete_subscription(self, full: str, subscription: str) -> None:
         """Deletes a subscription that nobody uses."""
-        self.call(
-            f"{self.topic_path(full)}/subscription/{quote(subscription, safe='')}?force=true", "DELETE", needed_for="forgetting a group"
-        )
+        name = quote(quote(subscription, safe=""), safe="")  # of a subscription's name the broker decodes the path twice
+        self.call(f"{self.topic_path(full)}/subscription/{name}?force=true", "DELETE", needed_for="forgetting a group")
 
     def delete_topic(self, full: str) -> None:
         """Deletes a topic with all that is on it."""

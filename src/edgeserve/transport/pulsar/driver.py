@@ -12,17 +12,17 @@ import threading
 import time
 import uuid
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
 import pulsar
 
-from edgeserve.core.errors import ClosedError, ConfigurationError, EdgeServeError, Fenced, GroupBusy, SendError, TransportError
+from edgeserve.core.errors import ClosedError, ConfigurationError, GroupBusy, TransportError
 from edgeserve.transport.base import Start
 from edgeserve.transport.broker.driver import Deliver, Done, Driver, Entry, Extent, Inlet, Outlet, Tail
 from edgeserve.transport.pulsar.admin import Admin
+from edgeserve.transport.pulsar.errors import failed, named
 from edgeserve.transport.pulsar.names import entry_number, group_name, ledger_and_entry, subscription_name, topic_name, user_name
 from edgeserve.transport.pulsar.probe import refusal
 from edgeserve.transport.pulsar.settings import BrokerAway, Settings
@@ -40,7 +40,6 @@ _OPERATION_S = 5
 _MOST_PENDING = 1_000
 _SAY_EVERY_S = 5.0
 _PAUSE_S = 0.25
-_DISCARD_EVERY = 256
 _PASSES = (
     pulsar.ConnectError,
     pulsar.Timeout,
@@ -72,7 +71,7 @@ class PulsarDriver(Driver):
     precision_ms = 150
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self.settings = settings
         self.admin = Admin(settings)
         self._closed = threading.Event()
         self._ends: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -87,7 +86,7 @@ class PulsarDriver(Driver):
 
     def full(self, topic: str) -> str:
         """The full name of a topic."""
-        return topic_name(self._settings.space, topic)
+        return topic_name(self.settings.space, topic)
 
     # --- patience -----------------------------------------------------------------------------------------------
 
@@ -99,59 +98,27 @@ class PulsarDriver(Driver):
             try:
                 return do()
             except _PASSES as exc:
-                refused = refusal(self._settings)
+                refused = refusal(self.settings)
                 if refused is not None:
-                    raise TransportError(f"{self._settings.shown}: {refused}") from exc
+                    raise TransportError(f"{self.settings.shown}: {refused}") from exc
                 now = time.monotonic()
-                if self._settings.deadline_s is not None and now - began > self._settings.deadline_s:
+                if self.settings.deadline_s is not None and now - began > self.settings.deadline_s:
                     raise BrokerAway(
-                        f"{self._settings.shown} did not answer within deadline_s={self._settings.deadline_s:g} ({what} {topic!r}): {exc}"
+                        f"{self.settings.shown} did not answer within deadline_s={self.settings.deadline_s:g} ({what} {topic!r}): {exc}"
                     ) from exc
                 if now - said >= _SAY_EVERY_S:
                     said = now
-                    _log.warning("%s does not answer for %.0f s, waiting (%s %r): %s", self._settings.shown, now - began, what, topic, exc)
+                    _log.warning("%s does not answer for %.0f s, waiting (%s %r): %s", self.settings.shown, now - began, what, topic, exc)
                 if self._closed.wait(_PAUSE_S):
-                    raise ClosedError(f"{self._settings.shown} is closed") from exc
+                    raise ClosedError(f"{self.settings.shown} is closed") from exc
             except pulsar.PulsarException as exc:
-                raise self.named(exc, what, topic) from exc
-
-    def named(self, exc: Exception, what: str, topic: str) -> EdgeServeError:
-        """The error in our words."""
-        shown, name = self._settings.shown, type(exc).__name__
-        if isinstance(exc, pulsar.TopicNotFound):
-            return TransportError(
-                f"{shown}: cannot {what} {topic!r}: there is no such tenant or namespace, or topics are not made by themselves there; "
-                f"`pulsar-admin namespaces create {self._settings.space}` makes a namespace"
-            )
-        if isinstance(exc, (pulsar.AuthenticationError, pulsar.ErrorGettingAuthenticationData)):
-            return TransportError(
-                f"{shown}: the broker does not know this token or certificate: see token=, token_file=, tls_cert=, oauth2="
-            )
-        if isinstance(exc, pulsar.AuthorizationError):
-            return TransportError(f"{shown}: no right to {what} {topic!r}: ask for produce and consume on it")
-        if isinstance(exc, pulsar.ConsumerBusy):
-            return GroupBusy(f"{shown}: the group's subscription on {topic!r} is taken, by another program or by one not gone yet")
-        if isinstance(exc, pulsar.ProducerFenced):
-            return Fenced(f"the log {topic!r} is held by somebody else")
-        if isinstance(exc, pulsar.AlreadyClosed):
-            return ClosedError(f"{shown} is closed")
-        return TransportError(f"{shown}: cannot {what} {topic!r}: {name}: {exc}")
-
-    def failed(self, result: Any, topic: str) -> Exception:
-        """The error of a send."""
-        if result == pulsar.Result.ProducerFenced:
-            return Fenced(f"the log {topic!r} is held by somebody else")
-        if result in (pulsar.Result.AlreadyClosed, pulsar.Result.ProducerNotInitialized):
-            return ClosedError(f"the producer of topic {topic!r} was closed before the broker had confirmed all that it sent")
-        if result == pulsar.Result.Timeout:
-            return SendError(f"topic {topic!r}: {self._settings.shown} did not confirm within deadline_s={self._settings.deadline_s}")
-        return SendError(f"topic {topic!r}: Pulsar refused a message: {getattr(result, 'name', result)}")
+                raise named(self.settings, exc, what, topic) from exc
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
     def producer(self, topic: str, mode: pulsar.ProducerAccessMode = pulsar.ProducerAccessMode.Shared) -> pulsar.Producer:
         """A producer."""
-        deadline_s = self._settings.deadline_s
+        deadline_s = self.settings.deadline_s
         return self._client_end(
             "write to",
             topic,
@@ -203,12 +170,14 @@ class PulsarDriver(Driver):
 
     def outlet(self, topic: str) -> Outlet:
         outlet = _Outlet(self, topic, self.producer(topic))
-        if self._settings.retention_mb is not None or self._settings.retention_s is not None:
-            self.admin.keep(self.full(topic), self._settings.retention_mb, self._settings.retention_s)
+        if self.settings.retention_mb is not None or self.settings.retention_s is not None:
+            self.admin.keep(self.full(topic), self.settings.retention_mb, self.settings.retention_s)
         return outlet
 
     def fenced_outlet(self, topic: str) -> Outlet:
-        return _FencedOutlet(self, topic, self.producer(topic, pulsar.ProducerAccessMode.ExclusiveWithFencing))
+        producer = self.producer(topic, pulsar.ProducerAccessMode.ExclusiveWithFencing)
+        self._keep(topic)
+        return _Outlet(self, topic, producer)
 
     def inlet(self, topic: str, group: str, start: Start, *, exclusive: bool) -> Inlet:
         begin = pulsar.InitialPosition.Latest if start == "latest" else pulsar.InitialPosition.Earliest
@@ -216,11 +185,7 @@ class PulsarDriver(Driver):
         return _Inlet(self, self.consumer(topic, subscription_name(group), kind, begin))
 
     def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
-        # Without a subscription the broker may let go of what nobody has asked to keep.
-        try:
-            self.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0).close()
-        except GroupBusy:
-            pass  # another member is at it
+        self._keep(topic)
         return _Tail(self, self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
 
     def newest(self, topic: str) -> Entry | None:
@@ -253,20 +218,23 @@ class PulsarDriver(Driver):
 
     # --- what there is ------------------------------------------------------------------------------------------
 
-    def discard(self, topic: str, before: int) -> None:
+    def _keep(self, topic: str, from_: int | None = None) -> None:
+        """Without a subscription the broker may let go of what nobody has asked to keep. `from_`: entries below are not needed."""
         try:
             keeper = self.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0)
         except GroupBusy:
             return  # another member is at it
-        try:
-            keeper.acknowledge_cumulative(id_of(before))
-        except pulsar.PulsarException as exc:
-            _log.debug("topic %r was not shortened: %s", topic, exc)
-        finally:
-            keeper.close()
+        if from_ is not None:
+            # The id need not be one of an entry: what is acknowledged is all up to it.
+            _quietly(partial(keeper.acknowledge_cumulative, id_of(from_ - 1)))
+        self.forget(keeper)
+        _quietly(keeper.close)
+
+    def discard(self, topic: str, before: int) -> None:
+        self._keep(topic, before)
 
     def topics(self) -> list[str]:
-        return [user_name(self._settings.space, name) for name in self.admin.topics(self._settings.space)]
+        return [user_name(self.settings.space, name) for name in self.admin.topics(self.settings.space)]
 
     def extent(self, topic: str) -> Extent | None:
         return self.admin.extent(self.full(topic))
@@ -276,6 +244,9 @@ class PulsarDriver(Driver):
 
     def floor(self, topic: str, group: str) -> int:
         return self.admin.floor(self.full(topic), subscription_name(group))
+
+    def acknowledged(self, topic: str, group: str) -> list[tuple[int, int]]:
+        return self.admin.acknowledged(self.full(topic), subscription_name(group))
 
     def delivered(self, topic: str, group: str) -> int:
         return self.admin.delivered(self.full(topic), subscription_name(group))
@@ -292,7 +263,7 @@ class PulsarDriver(Driver):
     def trouble(self) -> str | None:
         for end in list(self._ends):
             if not end.is_connected():
-                return f"no connection to {self._settings.shown}"
+                return f"no connection to {self.settings.shown}"
         return None
 
     def forget(self, end: Any) -> None:
@@ -304,7 +275,7 @@ class PulsarDriver(Driver):
         try:
             self._client.close()
         except pulsar.PulsarException as exc:
-            _log.debug("%s was not closed in order: %s", self._settings.shown, exc)
+            _log.debug("%s was not closed in order: %s", self.settings.shown, exc)
 
 
 class _Outlet(Outlet):
@@ -318,46 +289,16 @@ class _Outlet(Outlet):
             if result == pulsar.Result.Ok:
                 done(number_of(message_id), None)
             else:
-                done(None, driver.failed(result, topic))
+                done(None, failed(driver.settings, result, topic))
 
         try:
             self._producer.send_async(data, confirm)
         except pulsar.PulsarException as exc:
-            raise driver.named(exc, "write to", topic) from exc
+            raise named(driver.settings, exc, "write to", topic) from exc
 
     def close(self) -> None:
         self._driver.forget(self._producer)
         _quietly(self._producer.close)
-
-
-class _FencedOutlet(_Outlet):
-    """Lets go of all but the newest now and then: only that is ever read again."""
-
-    def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
-        super().__init__(driver, topic, producer)
-        self._sent: deque[int] = deque()
-        try:
-            self._keeper = driver.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0)
-        except GroupBusy:
-            self._keeper = None  # the holder before is not gone yet: the next one shortens the log
-
-    def send(self, data: bytes, done: Done) -> None:
-        def confirm(at: int | None, error: Exception | None) -> None:
-            if at is not None and self._keeper is not None:
-                self._sent.append(at)
-                if len(self._sent) > 2 * _DISCARD_EVERY:
-                    for _ in range(_DISCARD_EVERY):
-                        before = self._sent.popleft()
-                    _quietly(partial(self._keeper.acknowledge_cumulative, id_of(before)))
-            done(at, error)
-
-        super().send(data, confirm)
-
-    def close(self) -> None:
-        super().close()
-        if self._keeper is not None:
-            self._driver.forget(self._keeper)
-            _quietly(self._keeper.close)
 
 
 class _Inlet(Inlet):
@@ -376,6 +317,8 @@ class _Inlet(Inlet):
         _quietly(partial(self._consumer.negative_acknowledge, entry.token))
 
     def close(self) -> None:
+        if self._closed:
+            return
         self._closed = True
         self._driver.forget(self._consumer)
         _quietly(self._consumer.close)

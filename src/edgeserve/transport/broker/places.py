@@ -1,0 +1,145 @@
+"""A member's places in the logs of its group, one log for each topic: members of one group may have joined it for different topics."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from edgeserve.transport.base import GroupKind
+from edgeserve.transport.broker.driver import Driver
+from edgeserve.transport.broker.grouplog import Left, MemberState, Record, Settled
+from edgeserve.transport.broker.membership import Membership
+
+
+class Places:
+    """One member of a group on all of its topics.
+
+    Args:
+        driver: the broker.
+        topics, group: whose logs they are. Ids and attributes are in the log of the first topic.
+        name: this member's.
+        lock: guards the state; shared with the owner.
+        heard: told each record that comes, with its topic; holds the lock.
+    """
+
+    def __init__(
+        self,
+        driver: Driver,
+        topics: Sequence[str],
+        group: str,
+        name: str,
+        lock: threading.Condition,
+        heard: Callable[[str, Record], None],
+    ) -> None:
+        self._lock = lock
+        self._driver, self._topics, self._group, self._name, self._heard = driver, topics, group, name, heard
+        self.of: dict[str, Membership] = {}
+        # Who leads is written to the log of one topic, the same for members that list the topics in another order.
+        self._leading = min(topics)
+
+    def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
+        """Comes into the group on every topic, or is refused and leaves no trace."""
+        try:
+            for topic in self._topics:
+                place = Membership(self._driver, topic, self._group, self._name, self._lock, self._heard)
+                place.join(kind, signature, start_ns)
+                self.of[topic] = place
+        except BaseException:
+            self.leave({})
+            self.close()
+            raise
+
+    @property
+    def first(self) -> Membership:
+        """Where ids and attributes are."""
+        return self.of[self._topics[0]]
+
+    # --- what is known ------------------------------------------------------------------------------------------
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no other member."""
+        return all(place.alone for place in self.of.values())
+
+    @property
+    def knows_all_ids(self) -> bool:
+        """Whether there are no ids that were not taken yet."""
+        return not any(place.log.ids for place in self.of.values())
+
+    def take_ids(self) -> list[bytes]:
+        """Settled ids that were not taken yet."""
+        return [id_ for place in self.of.values() for id_ in place.log.take_ids()]
+
+    def members(self, topic: str) -> Mapping[str, MemberState]:
+        """The members of a topic."""
+        return self.of[topic].log.members
+
+    @property
+    def leads(self) -> bool:
+        """Whether this member has the lead."""
+        return self.of[self._leading].leads
+
+    @property
+    def nobody_leads(self) -> bool:
+        """Whether the lead is to be had."""
+        return not self.of[self._leading].log.leader
+
+    # --- what is done -------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises what went wrong with a log."""
+        for place in self.of.values():
+            place.check()
+
+    def lead(self, *, wait: bool = False) -> None:
+        """Takes the lead when nobody has it and this member is the first in line."""
+        self.of[self._leading].lead(wait=wait)
+
+    def barrier(self) -> None:
+        """Returns when this member knows all that was in the logs before."""
+        for place in self.of.values():
+            place.barrier()
+
+    def show_life(self, kind: GroupKind, signature: str) -> None:
+        """To be called about every second: this member lives, and those that are dead are buried."""
+        for place in self.of.values():
+            place.come_back_if_buried(kind, signature)
+            place.beat()
+            place.bury_the_dead()
+
+    def keep_short(self, floor: Callable[[str], int]) -> None:
+        """Writes snapshots where it is time for them. `floor`: of a topic, the oldest entry not settled."""
+        for topic, place in self.of.items():
+            place.keep_short(partial(floor, topic))
+
+    def write(self, records: Mapping[str, Settled], done: Callable[[Exception | None], None]) -> None:
+        """Appends a record to the log of each topic. `done` is called once: when all are durable, or one never will be."""
+        left, failed = len(records), list[Exception]()
+
+        def confirm(error: Exception | None) -> None:
+            nonlocal left
+            with self._lock:
+                left -= 1
+                if error is not None:
+                    failed.append(error)
+                last = left == 0
+            if last:
+                done(failed[0] if failed else None)
+
+        for topic, record in records.items():
+            self.of[topic].write([record], confirm)
+
+    def leave(self, worked: Mapping[str, list[int]]) -> None:
+        """Says goodbye."""
+        for topic, place in self.of.items():
+            begun = worked.get(topic)
+            place.leave(Left(place.name, "", {topic: begun} if begun else {}))
+
+    def close(self) -> None:
+        """Lets go of the logs. Idempotent."""
+        for place in self.of.values():
+            place.close()
+
+
+__all__ = ("Places",)

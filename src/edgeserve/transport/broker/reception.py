@@ -1,0 +1,311 @@
+"""What a member receives: entries fetched from the broker, put on the desks of their topics, handed over as messages."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from edgeserve.core.errors import ConfigurationError, StoreDamaged
+from edgeserve.transport.base import Delivery, Start
+from edgeserve.transport.broker.desk import Desk, Open
+from edgeserve.transport.broker.driver import Driver, Entry, Inlet
+from edgeserve.transport.broker.engine import BrokerEngine
+from edgeserve.transport.broker.envelope import Item
+from edgeserve.transport.broker.grouplog import Left, Record, Settled
+from edgeserve.transport.broker.places import Places
+
+_log = logging.getLogger("edgeserve")
+
+_READY_ENTRIES = 16
+_SLICE_S = 0.2
+_BUSY_S = 0.0002
+_ASK_AGAIN_S = 0.1
+_DENSE_S = 0.0005
+
+
+class Reception:
+    """The receiving side of one member.
+
+    Args:
+        engine: the connection.
+        places: the member's in its group.
+        topics, group, start, exclusive: what is received.
+        lock: guards the state; shared with the owner.
+        ack_timeout_s: how long a message may stay unsettled where others could have it; 0: for ever.
+        check: raises what keeps the owner from going on.
+        fail: told an error that ends it all.
+    """
+
+    def __init__(
+        self,
+        engine: BrokerEngine,
+        places: Places,
+        topics: Sequence[str],
+        group: str,
+        start: Start,
+        lock: threading.Condition,
+        ack_timeout_s: float,
+        check: Callable[[], None],
+        fail: Callable[[Exception], None],
+        *,
+        exclusive: bool,
+    ) -> None:
+        self._engine, self._places, self._group, self._start, self._lock = engine, places, group, start, lock
+        self._driver: Driver = engine.driver
+        self._ack_timeout_s, self._check, self._fail, self._exclusive = ack_timeout_s, check, fail, exclusive
+        self._desks = {topic: Desk(topic) for topic in topics}
+        self._turn = list(self._desks.values())
+        self._paused: set[str] = set()
+        # Of one topic the caller of `receive` fetches itself: to be woken by another thread would cost it more than all the rest.
+        self._only = topics[0] if len(topics) == 1 else None
+        self._woken = self.closed = False
+        self.attached = False
+        self._took = 0.0
+
+    def desk(self, topic: str) -> Desk:
+        """The desk of a topic that is subscribed to."""
+        desk = self._desks.get(topic)
+        if desk is None:
+            raise ConfigurationError(f"this member of group {self._group!r} is not subscribed to topic {topic!r}")
+        return desk
+
+    # --- ends ---------------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Begins to receive."""
+        for topic, desk in self._desks.items():
+            if desk.inlet is None:
+                inlet = self._driver.inlet(topic, self._group, self._start, exclusive=self._exclusive)
+                place = self._places.of[topic]
+                with self._lock:
+                    if place.alone:
+                        # Nobody else has entries of it, unless one that died is not gone for the broker.
+                        desk.follow(place.came, place.log.doubt.get(topic, -1))
+                    desk.inlet = inlet
+                    self._lock.notify_all()
+                if self._only is None:
+                    threading.Thread(target=self._pump, args=(desk, inlet), name=f"edgeserve-pump-{topic[:40]}", daemon=True).start()
+        self.attached = True
+
+    def detach(self) -> None:
+        """Another member leads: what is in hand is that one's."""
+        with self._lock:
+            left = self._turn
+            self.attached = False
+            self._desks = {topic: Desk(topic) for topic in self._desks}
+            self._turn = list(self._desks.values())
+            self._lock.notify_all()
+        for desk in left:
+            if desk.inlet is not None:
+                desk.inlet.close()
+
+    def close(self) -> None:
+        """Ends it; what is not acknowledged goes back."""
+        with self._lock:
+            self.closed = True
+            self._lock.notify_all()
+        for desk in self._turn:
+            if desk.inlet is not None:
+                desk.inlet.close()
+
+    def begun(self) -> dict[str, list[int]]:
+        """Topic to entries that were begun and are not finished."""
+        with self._lock:
+            return {topic: [at for at, opened in desk.open.items() if opened.next] for topic, desk in self._desks.items()}
+
+    # --- entries ------------------------------------------------------------------------------------------------
+
+    def _pump(self, desk: Desk, inlet: Inlet) -> None:
+        """A thread for each of several topics: what comes from one must not wait for another."""
+        try:
+            while not self.closed and self._desks[desk.topic] is desk:
+                with self._lock:
+                    while not self.closed and desk.ready >= _READY_ENTRIES:
+                        self._lock.wait(1.0)
+                entry = inlet.poll(1.0)
+                if entry is not None:
+                    self._take_in(desk, inlet, entry)
+        except Exception as exc:
+            self._fail(exc)
+
+    def _fetch(self, most: int, seconds: float) -> None:
+        """Fetches from the only topic: waits for the first entry, takes what else is there at once."""
+        desk = self._desks[self._only] if self._only is not None else None
+        inlet = None if desk is None else desk.inlet
+        if desk is None or inlet is None or desk.topic in self._paused:
+            with self._lock:
+                if not self._woken:
+                    self._lock.wait(seconds)
+            return
+        began, count = time.monotonic(), 0
+        entry = inlet.poll(seconds)
+        # To find out that there is no more costs a client as much as all else: only where the first had been waiting it is asked.
+        busy = time.monotonic() - began < _BUSY_S
+        while entry is not None:
+            count += self._take_in(desk, inlet, entry)
+            entry = inlet.poll(0) if busy and count < most else None
+
+    def _take_in(self, desk: Desk, inlet: Inlet, entry: Entry) -> int:
+        """Puts an entry on its desk; returns how many messages it has."""
+        topic = desk.topic
+        publish_ns, items = self._engine.unwrap(topic, entry)
+        frames = [item if isinstance(item, bytes) else self._whole(topic, item) for item in items]
+        place = self._places.of[topic]
+        if not place.alone:
+            # Where entries come one after the other in their order, hardly one of them was another's.
+            now, before = time.monotonic(), self._took
+            self._took = now
+            place.bury_who_just_died(thorough=entry.at <= desk.last or now - before > _DENSE_S)
+        if len(frames) > 1 and (entry.deliveries or entry.at <= desk.last):
+            place.barrier()  # somebody had it before: what of it is settled must be known here
+        log = place.log
+        with self._lock:
+            if self.closed or self._desks[topic] is not desk:
+                return 0
+            begun = entry.at in log.worked.get(topic, ()) or entry.at <= log.doubt.get(topic, -1)
+            again = max(entry.deliveries, int(begun))
+            done = log.partial.get(topic, {}).get(entry.at, ()) if publish_ns >= log.start_ns else range(len(frames))
+            opened = Open(entry, publish_ns, frames, again, done, 0.0)
+            opened.named = opened.named or entry.at in log.worked.get(topic, ())
+            kept = desk.add(opened)
+            if self._only is None:
+                self._lock.notify_all()
+        if not kept:
+            inlet.acknowledge(entry)
+        return len(frames)
+
+    def _whole(self, topic: str, item: Item) -> bytes | memoryview:
+        try:
+            return self._engine.fetch(topic, item)
+        except StoreDamaged as exc:
+            # It would be in the way for ever; an empty frame is put aside by name.
+            _log.warning("%s", exc)
+            return b""
+
+    def hear(self, topic: str, record: Record) -> None:
+        """What others say of entries; holds the lock."""
+        desk = self._desks.get(topic)
+        if desk is None or not desk.open:
+            return
+        if type(record) is Settled:
+            desk.learn(record.partial.get(topic, {}), ())
+        elif type(record) is Left:
+            desk.learn({}, record.worked.get(topic, ()))
+
+    # --- messages -----------------------------------------------------------------------------------------------
+
+    def receive(self, max_messages: int, timeout_ms: float | None) -> list[Delivery]:
+        """See `Subscription.receive`."""
+        if max_messages < 1:
+            raise ConfigurationError(f"receive() must ask for at least 1 message, not {max_messages!r}")
+        deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
+        self._check()  # before the lock: a child of the process that holds it would wait for ever
+        if not self.attached and not self._exclusive:
+            self.attach()
+        polled = False
+        while True:
+            with self._lock:
+                self._check()
+                if self._woken:
+                    self._woken = False
+                    return []
+                now = time.monotonic()
+                found = self._take(max_messages, now)
+                if found:
+                    if self._only is None:
+                        self._lock.notify_all()
+                    return found
+                if deadline is not None and now >= deadline and (polled or self._only is None):
+                    return []
+                wait = _SLICE_S if deadline is None else min(_SLICE_S, deadline - now)
+                due = min((d for d in (desk.next_due() for desk in self._turn) if d is not None), default=None)
+            self._fetch(max_messages, max(0.0, wait if due is None else min(wait, due - now)))
+            polled = True
+
+    def _take(self, most: int, now: float) -> list[Delivery]:
+        """Whoever was asked first is asked last the next time: one topic that is always full does not starve the others."""
+        found: list[Delivery] = []
+        turn = self._turn
+        if len(turn) > 1:
+            self._turn = [*turn[1:], turn[0]]
+        for desk in turn:
+            if desk.topic not in self._paused and len(found) < most:
+                some = desk.take(most - len(found), now)
+                if some and self._ack_timeout_s and not self._places.of[desk.topic].alone:
+                    desk.stamp(some, now + self._ack_timeout_s)
+                found += some
+        return found
+
+    def wake(self) -> None:
+        """Ends a `receive` that waits."""
+        with self._lock:
+            self._woken = True
+            self._lock.notify_all()
+
+    def pause(self, topic: str) -> None:
+        """See `Subscription.pause`."""
+        self.desk(topic)
+        self._paused.add(topic)
+
+    def resume(self, topic: str) -> None:
+        """See `Subscription.resume`."""
+        self.desk(topic)
+        with self._lock:
+            self._paused.discard(topic)
+            self._lock.notify_all()
+
+    def take_back(self, now: float) -> None:
+        """Gives back what was not settled in time, where others could have it. A member whose task stands still would get it again, so it
+        is given nothing until it asks for more."""
+        if not self._ack_timeout_s:
+            return
+        gone: list[tuple[Inlet, list[Open]]] = []
+        with self._lock:
+            for topic, desk in self._desks.items():
+                if self._places.of[topic].alone or desk.inlet is None:
+                    continue
+                late = [desk.drop(at) for at in desk.overdue(now)]
+                desk.stamp_unstamped(now + self._ack_timeout_s)
+                if late:
+                    gone.append((desk.inlet, late))
+                    desk.inlet = None
+                    desk.drop_all()
+                    self.attached = False
+        for inlet, late in gone:
+            for opened in late:
+                inlet.give_back(opened.entry)
+            inlet.close()
+
+    # --- the floor ----------------------------------------------------------------------------------------------
+
+    def floor(self, topic: str) -> int:
+        """Every position below is settled by the group. While this member is alone, and all that others may have been given is settled,
+        what it knows itself is enough."""
+        desk, place = self.desk(topic), self._places.of[topic]
+        with self._lock:
+            came = place.came
+            known = desk.last >= 0 and (self._exclusive or (place.alone and desk.followed == came))
+            if known and desk.unsure_upto < 0:
+                return desk.floor()
+            asks = place.alone and desk.followed != came
+        if asks:
+            # Who else there was is gone: what it was given and did not settle comes again, some time.
+            given = self._driver.delivered(topic, self._group)
+            with self._lock:
+                desk.follow(came, given)
+        now = time.monotonic()
+        if now - desk.asked > _ASK_AGAIN_S:
+            desk.settled = self._driver.floor(topic, self._group)
+            desk.asked = now
+        with self._lock:
+            at = desk.settled
+            desk.forget_below(at)
+            if place.alone and desk.followed == came and at > desk.unsure_upto:
+                desk.unsure_upto = -1
+            stands = desk.floor_of(at, place.log.partial.get(topic, {}).get(at, ()))
+            return min(stands, desk.floor()) if desk.last >= 0 else stands
+
+
+__all__ = ("Reception",)

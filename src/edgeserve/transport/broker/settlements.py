@@ -1,0 +1,167 @@
+"""Settlements on their way: their outputs first, then their record in the group's log, then their acknowledgements, in that order."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from edgeserve.transport.broker.desk import Desk
+from edgeserve.transport.broker.driver import Entry, Inlet
+from edgeserve.transport.broker.grouplog import ID_BYTES, Settled
+from edgeserve.transport.broker.places import Places
+
+MOST_WAITING = 64
+LINGER_S = 0.05
+_IDS_IN_A_RECORD = 32_768
+
+
+class Settlement:
+    """One call of `settle`. `outputs`: how many of its entries are not durable yet, and one for the call itself."""
+
+    __slots__ = ("attributes", "closed", "complete", "ids", "outputs", "partial")
+
+    def __init__(self, ids: Sequence[bytes], attributes: dict[str, bytes]) -> None:
+        self.outputs = 1
+        self.ids, self.attributes = ids, attributes
+        self.complete: list[tuple[Inlet, Entry]] = []
+        self.partial: dict[str, dict[int, list[int]]] = {}
+        self.closed: dict[str, list[int]] = {}
+
+    def take_out(self, desk: Desk, positions: Sequence[int]) -> None:
+        """Takes messages out of a desk."""
+        complete, some = desk.settle(positions)
+        if desk.inlet is not None:
+            self.complete += [(desk.inlet, opened.entry) for opened in complete]
+        closed = [opened.entry.at for opened in complete if opened.named]
+        if closed:
+            self.closed[desk.topic] = closed
+        for opened in some:
+            opened.named = True
+            self.partial.setdefault(desk.topic, {})[opened.entry.at] = sorted(opened.done)
+
+
+class Settlements:
+    """Those of one member, in order.
+
+    Args:
+        lock: guards the state; shared with the owner.
+        check: raises what keeps the owner from going on.
+    """
+
+    def __init__(self, places: Places, lock: threading.Condition, check: Callable[[], None]) -> None:
+        self._places, self._lock, self._check = places, lock, check
+        self._waiting: deque[Settlement] = deque()
+        self._recorded: deque[Settlement] = deque()
+        self._flushing = 0
+        self._last = 0.0
+        self.error: Exception | None = None
+
+    def wait_for_room(self) -> None:
+        """Returns when there is room for another; holds the lock."""
+        while len(self._waiting) >= MOST_WAITING:
+            self._lock.wait(1.0)
+            self._check()
+
+    def add(self, one: Settlement) -> None:
+        """Holds the lock."""
+        self._waiting.append(one)
+
+    def sent(self, one: Settlement, error: Exception | None) -> None:
+        """An entry of a settlement's outputs is durable, or will never be."""
+        with self._lock:
+            one.outputs -= 1
+            if error is not None and self.error is None:
+                self.error = error
+            if one.outputs == 0 or error is not None:
+                self._lock.notify_all()
+
+    def drain(self, seconds: float | None) -> bool:
+        """Returns when all are done; False when they are not after that long."""
+        deadline = None if seconds is None else time.monotonic() + seconds
+        with self._lock:
+            self._flushing += 1
+            self._lock.notify_all()
+            try:
+                while self._waiting or self._recorded:
+                    if seconds is None:
+                        self._check()
+                    elif self.error is not None or (deadline is not None and time.monotonic() > deadline):
+                        return False
+                    self._lock.wait(0.5)
+            finally:
+                self._flushing -= 1
+        return True
+
+    # --- the owner's thread -------------------------------------------------------------------------------------
+
+    def due(self) -> float | None:
+        """When `record` has something to do; holds the lock."""
+        if not self._waiting or self._waiting[0].outputs or self.error is not None:
+            return None
+        hurry = self._flushing or len(self._waiting) > MOST_WAITING // 4
+        return self._last if hurry else self._last + LINGER_S
+
+    def record(self) -> None:
+        """Writes down what is done so far, then acknowledges it."""
+        found = list[Settlement]()
+        with self._lock:
+            while self._waiting and not self._waiting[0].outputs and self.error is None:
+                found.append(self._waiting.popleft())
+            self._recorded.extend(found)
+            self._lock.notify_all()
+        if not found:
+            return
+        self._last = time.monotonic()
+        records = self._records(found)
+        done = partial(self._acknowledge, found)
+        if records:
+            self._places.write(records, done)
+        else:
+            done(None)
+
+    def _records(self, found: list[Settlement]) -> dict[str, Settled]:
+        records: dict[str, Settled] = {}
+
+        def at(topic: str) -> Settled:
+            if topic not in records:
+                records[topic] = Settled(self._places.first.name)
+            return records[topic]
+
+        first = self._places.first
+        ids = b"".join([i for one in found for i in one.ids])
+        size = _IDS_IN_A_RECORD * ID_BYTES
+        while len(ids) > size:  # an entry has its limits
+            first.write([Settled(first.name, ids[:size])])
+            ids = ids[size:]
+        if ids or any(one.attributes for one in found):
+            own = records[first.data_topic] = Settled(first.name, ids)
+            for one in found:
+                own.attributes.update(one.attributes)
+        for one in found:
+            for topic, entries in one.partial.items():
+                at(topic).partial.setdefault(topic, {}).update(entries)
+            for topic, closed in one.closed.items():
+                at(topic).closed.setdefault(topic, []).extend(closed)
+        for record in records.values():
+            for topic, closed in record.closed.items():
+                for entry in closed:
+                    record.partial.get(topic, {}).pop(entry, None)
+        return records
+
+    def _acknowledge(self, found: list[Settlement], error: Exception | None) -> None:
+        if error is None:
+            for one in found:
+                for inlet, entry in one.complete:
+                    inlet.acknowledge(entry)
+        with self._lock:
+            if error is not None and self.error is None:
+                self.error = error
+            for _ in found:
+                self._recorded.popleft()
+            self._lock.notify_all()
+
+
+__all__ = ("MOST_WAITING", "Settlement", "Settlements")
