@@ -23,6 +23,7 @@ _WINDOW_BYTES = 32 << 20
 _CLOSE_S = 30.0
 _DISCARD_EVERY = 256
 _FENCE_MAGIC = b"\xedF"
+_TAKE_TRIES = 20
 
 
 class Appender:
@@ -217,11 +218,19 @@ class BrokerFence(Fence):
 
     def __init__(self, engine: BrokerEngine, topic: str, holder: str) -> None:
         self._engine, self.topic = engine, topic
-        self._outlet = engine.driver.fenced_outlet(topic)
-        self._epoch = _Epoch(_epoch_of(engine.driver.newest(topic)).epoch + 1, holder)
-        self.epoch = self._epoch.epoch
         self._decided: deque[int] = deque()
-        self._send([])
+        for tries_left in reversed(range(_TAKE_TRIES)):
+            self._outlet = engine.driver.fenced_outlet(topic)
+            self._epoch = _Epoch(_epoch_of(engine.driver.newest(topic)).epoch + 1, holder)
+            self.epoch = self._epoch.epoch
+            try:
+                self._send([])
+                return
+            except Fenced:
+                # Where a fence is the expected number of the next entry, the holder may have appended in between.
+                self._outlet.close()
+                if not tries_left:
+                    raise
 
     def append(self, frames: Sequence[Frame]) -> None:
         self.append_at(frames)

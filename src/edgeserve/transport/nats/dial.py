@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -17,6 +18,8 @@ from edgeserve.transport.nats.settings import Settings
 
 _ANSWER_S = 5.0
 _PING_S = 5
+_HANG_UP_S = 0.5
+_SILENT_S = 1.0
 _OLDEST = (2, 10)
 _PENDING_BYTES = 64 << 20
 
@@ -45,10 +48,12 @@ async def _greeting(host: str, port: int) -> dict[str, Any]:
             reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)
     except (OSError, TimeoutError) as exc:
         raise Away(f"no NATS server answers at {host}:{port}: {exc or 'no answer'}") from None
+    begun = time.monotonic()
     try:
         async with asyncio.timeout(_ANSWER_S):
             line = await reader.readline()
-        if not line:
+        # Who waits for the other to begin closes late; a server that stops, or a proxy before one that is not there, at once.
+        if not line and time.monotonic() - begun < _SILENT_S:
             raise Away(f"{host}:{port} closed the connection")
         if not line.startswith(b"INFO "):
             raise ValueError
@@ -133,6 +138,10 @@ async def _connect(
         )
         if not client.is_connected:
             raise Away(f"{where} closed the connection during the login" + (f": {seen[-1]}" if seen else ""))
+        if settings.tls is not None:
+            # The client upgrades the connection under asyncio's feet, which logs a complaint at its end unless it is told.
+            with suppress(AttributeError):
+                client._transport._io_writer.transport.get_protocol()._over_ssl = True  # type: ignore[union-attr]
         return client
     except ssl.SSLCertVerificationError as exc:
         raise await _hang_up(
@@ -158,8 +167,10 @@ async def _connect(
 
 
 async def _hang_up(client: Client, exc: Exception) -> Exception:
+    # Closing waits for the other side to close, which it does not do after a handshake that failed.
     with suppress(Exception):
-        await client._close(Client.CLOSED, False)
+        async with asyncio.timeout(_HANG_UP_S):
+            await client._close(Client.CLOSED, False)
     return exc
 
 

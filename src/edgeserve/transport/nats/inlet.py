@@ -24,7 +24,8 @@ _EXPIRE_S = 0.1
 _EXPIRED_S = 0.35
 _SHARED_PENDING = 4096
 _EXCLUSIVE_PENDING = 65_536
-_AHEAD = 64
+_SHARED_AHEAD = 32
+_EXCLUSIVE_AHEAD = 256
 _SLACK_NS = 2 * 10**9
 _HELD_UP_S = 3.0
 _DRAIN_S = 2.0
@@ -44,7 +45,9 @@ class NatsInlet(Puller, Inlet):
     """
 
     def __init__(self, connection: Connection, admin: Admin, topic: str, group: str, start: Start, *, exclusive: bool) -> None:
-        super().__init__(connection, admin, topic, None, ahead=_AHEAD, expires_s=1.0 if exclusive else ACK_WAIT_S)
+        # What one member has fetched ahead the others cannot have.
+        ahead, expires_s = (_EXCLUSIVE_AHEAD, 1.0) if exclusive else (_SHARED_AHEAD, ACK_WAIT_S)
+        super().__init__(connection, admin, topic, None, ahead=ahead, expires_s=expires_s)
         self._group, self._start, self._exclusive = group, start, exclusive
         self.consumer = admin.names.consumer(group)
         self._me = uuid.uuid4().hex
@@ -115,7 +118,10 @@ class NatsInlet(Puller, Inlet):
 
     async def _is_mine(self) -> bool:
         info = await self._admin.consumer(self._topic, self._group)
-        return info is not None and (info["config"].get("metadata") or {}).get(_HOLDER) == self._me
+        return info is not None and self._holds(info)
+
+    def _holds(self, info: dict[str, Any]) -> bool:
+        return (info["config"].get("metadata") or {}).get(_HOLDER) == self._me
 
     # --- receiving ----------------------------------------------------------------------------------------------
 
@@ -196,6 +202,9 @@ class NatsInlet(Puller, Inlet):
             async with asyncio.timeout(_DRAIN_S):
                 if self._subscription is not None:
                     await self._subscription.drain()  # type: ignore[no-untyped-call]
+                info = await self._admin.consumer(self._topic, self._group) if self._exclusive else None
+                if self._exclusive and (info is None or not self._holds(info)):
+                    return  # all of it is in another's hands
                 with self._hands:
                     held = sorted(self._held.items())
                     self._held.clear()
@@ -204,10 +213,8 @@ class NatsInlet(Puller, Inlet):
                         self._connection.post(reply, b"-NAK")
                 await self._connection.sent()
                 # What an exclusive one still held comes again in order when the next takes over; given back singly it would not.
-                if self._exclusive and not held and not self._stopped:
-                    info = await self._admin.consumer(self._topic, self._group)
-                    if info is not None and (info["config"].get("metadata") or {}).get(_HOLDER) == self._me:
-                        await self._update(info["config"], {"metadata": {_HOLDER: "", _CLEAN: "1"}})
+                if info is not None and not held:
+                    await self._update(info["config"], {"metadata": {_HOLDER: "", _CLEAN: "1"}})
 
 
 __all__ = ("ACK_WAIT_S", "NatsInlet")

@@ -25,12 +25,14 @@ from edgeserve.core.errors import ClosedError, TransportError
 from edgeserve.transport.nats.answers import ApiError, Lost, User
 from edgeserve.transport.nats.dial import Away, Refused, check_jetstream, dial
 from edgeserve.transport.nats.settings import Settings
+from edgeserve.transport.nats.tell import Teller
 
 T = TypeVar("T")
 _log = logging.getLogger("edgeserve")
 _ANSWER_S = 5.0
 _AGAIN_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 _SAY_EVERY_S = 5.0
+_SAY_AFTER_S = 1.0
 _CLOSE_S = 3.0
 # "JetStream system temporarily unavailable": a cluster has no leader yet.
 _NOT_YET = 10008
@@ -41,6 +43,8 @@ class Connection:
     """See the module.
 
     Attributes:
+        client: the connection, if there is one.
+        teller: calls others back.
         users: told about what happens.
         members: how many say for themselves that the server is away.
     """
@@ -51,7 +55,8 @@ class Connection:
         self.members = 0
         self.max_payload = 0
         self.loop = asyncio.new_event_loop()
-        self._client: Client | None = None
+        self.teller = Teller()
+        self.client: Client | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._trouble: str | None = f"no connection to {settings.where} yet"
         self._away_since = time.monotonic()
@@ -60,6 +65,7 @@ class Connection:
         self._subjects: dict[str, str] = {}
         self._count = 0
         self._inbox = ""
+        self._deaf: TransportError | None = None
         self._outbox: deque[tuple[str, bytes]] = deque()
         self._pumped = self._pumping = False
         self._idle = asyncio.Event()
@@ -93,17 +99,7 @@ class Connection:
         """Has work done in the loop and waits for it."""
         if self._closed:
             raise ClosedError(f"the connection to {self.settings.where} is closed")
-
-        async def run() -> T:
-            task = asyncio.current_task()
-            assert task is not None
-            self._tasks.add(task)
-            try:
-                return await work()
-            finally:
-                self._tasks.discard(task)
-
-        future = asyncio.run_coroutine_threadsafe(run(), self.loop)
+        future = asyncio.run_coroutine_threadsafe(work(), self.loop)
         try:
             return future.result()
         except concurrent.futures.CancelledError:
@@ -133,18 +129,19 @@ class Connection:
         self.soon(self.loop.stop)
         if threading.current_thread() is not self._thread:
             self._thread.join(_CLOSE_S)
+        self.teller.close(_CLOSE_S)
 
     async def sent(self) -> None:
         """Returns when what was posted before is with the server."""
         await self._idle.wait()
-        client = self._client
+        client = self.client
         if client is not None:
             await client.flush(int(_CLOSE_S))
 
     async def settled(self, reply: str) -> None:
         """Returns when a consumer has taken in the acknowledgements that were posted before, the last of them to `reply`."""
         await self.sent()
-        client = self._client
+        client = self.client
         if client is not None:
             with suppress(TransportError, TimeoutError):
                 await self._ask(client, reply, b"+ACK", 1.0)
@@ -171,7 +168,7 @@ class Connection:
             _log.error("the connection to %s: %r", self.settings.where, task.exception())
 
     async def _end(self) -> None:
-        client = self._client
+        client = self.client
         if client is not None:
             with suppress(Exception):
                 async with asyncio.timeout(_CLOSE_S):
@@ -207,7 +204,7 @@ class Connection:
                     first.set_exception(exc if isinstance(exc, Refused) else TransportError(f"{exc} (deadline_s={deadline_s:g})"))
                     return
                 now = time.monotonic()
-                if not self.members and now - said >= _SAY_EVERY_S:
+                if not self.members and waited >= _SAY_AFTER_S and now - said >= _SAY_EVERY_S:
                     said = now
                     _log.warning("NATS has been away for %.0f s, waiting: %s", waited, exc)
                 await asyncio.sleep(_AGAIN_S[min(tries, len(_AGAIN_S) - 1)])
@@ -216,14 +213,14 @@ class Connection:
             if said:
                 _log.warning("NATS is back after %.0f s", time.monotonic() - self._away_since)
             tries, said = 0, 0.0
-            self._client, self._trouble = client, None
+            self.client, self._trouble = client, None
             if not first.done():
                 first.set_result(None)
             for user in list(self.users):
                 user.up()
             if client.is_connected:
                 await ended.wait()
-            self._client = None
+            self.client = None
             self._away_since = time.monotonic()
             self._trouble = f"the connection to {self.settings.where} ended" + (f": {client.last_error}" if client.last_error else "")
             replies, self._replies, self._subjects = self._replies, {}, {}
@@ -233,10 +230,12 @@ class Connection:
     async def _greet(self, client: Client) -> None:
         """What a new connection needs before it is used."""
         try:
-            self._inbox = f"{client.new_inbox()}."
+            self._inbox, self._deaf = f"{client.new_inbox()}.", None
             await client.subscribe(f"{self._inbox}*", cb=self._on_reply)
             self.max_payload = client.max_payload
             await check_jetstream(lambda subject, data: self._ask(client, subject, data), self.settings.where)
+            if self._deaf is not None:
+                raise Refused(f"{self._deaf}; without subscriptions below _INBOX. it hears no answer")
         except BaseException as exc:
             with suppress(Exception):
                 await client.close()
@@ -247,7 +246,7 @@ class Connection:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            away_s = 0.0 if self._client is not None else time.monotonic() - self._away_since
+            away_s = 0.0 if self.client is not None else time.monotonic() - self._away_since
             for user in list(self.users):
                 user.tick(away_s)
 
@@ -276,10 +275,11 @@ class Connection:
         if found is None:
             return
         subject = found[2]
-        error = TransportError(
-            f"the NATS server at {self.settings.where} does not let this user {found[1]} to {subject!r}: its permissions need it"
-        )
-        mine = bool(self._inbox) and self._inbox.lower().startswith(subject.rstrip("*>"))
+        verb = "subscribe" if found[1] == "subscription" else "publish"
+        error = TransportError(f"the NATS server at {self.settings.where} does not permit this user to {verb} to {subject!r}")
+        mine = found[1] == "subscription" and self._inbox.lower().startswith(subject.rstrip("*>"))
+        if mine:
+            self._deaf = error
         for token in [t for t, s in self._subjects.items() if mine or s == subject]:
             self._subjects.pop(token)
             reply = self._replies.pop(token, None)
@@ -297,15 +297,10 @@ class Connection:
 
     # --- in the loop --------------------------------------------------------------------------------------------
 
-    @property
-    def client(self) -> Client | None:
-        """The connection, if there is one."""
-        return self._client
-
     async def up(self, *, patient: bool = False) -> Client:
         """The connection; waits for one. `patient`: whatever the deadline."""
         while True:
-            client = self._client
+            client = self.client
             if client is not None and client.is_connected:
                 return client
             self.check_deadline(patient)
@@ -315,7 +310,7 @@ class Connection:
         """Raises when the server has been away for longer than the user wants to wait."""
         deadline_s = self.settings.deadline_s
         away_s = time.monotonic() - self._away_since
-        if not patient and deadline_s is not None and self._client is None and away_s > deadline_s:
+        if not patient and deadline_s is not None and self.client is None and away_s > deadline_s:
             raise TransportError(
                 f"the NATS server at {self.settings.where} has been away for {away_s:.0f} s (deadline_s=): {self._trouble}"
             )
@@ -361,7 +356,7 @@ class Connection:
             client = await self.up()
             try:
                 reply = await self._ask(client, subject, data)
-                self._trouble = None if self._client is client else self._trouble
+                self._trouble = None if self.client is client else self._trouble
                 return reply
             except TimeoutError:
                 self._complain(f"the NATS server at {self.settings.where} does not answer {subject!r}", begun)

@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from collections import OrderedDict, deque
+from functools import partial
 
 import msgspec
 from nats.aio.msg import Msg
@@ -150,7 +151,7 @@ class NatsOutlet(Outlet):
         with self._lock:
             queue, self._queue = self._queue, deque()
         for item in queue:
-            item.done(None, error)
+            self._connection.teller.tell(partial(item.done, None, error))
 
     def _answered(self, item: _Item, reply: Msg | TransportError) -> None:
         if isinstance(reply, TransportError):
@@ -197,7 +198,7 @@ class NatsOutlet(Outlet):
         if self._flight.pop(item.number, None) is None:
             return
         self._bytes -= len(item.data)
-        item.done(at, error)
+        self._connection.teller.tell(partial(item.done, at, error))
         if self._queue:
             self._run()
 
