@@ -49,7 +49,8 @@ class RedeliveryCases(TransportCases):
         settle_all(one, held[:1])
         one.close(worked_on=True)
         found = drain(others[0] if others else transport.subscribe(["a"], "g"), 2)
-        assert list(zip(frames_of(found), again_of(found), strict=True)) == [(b"m1", 1), (b"m2", 1)]
+        # Entries that were given back one by one need not come in their order.
+        assert sorted(zip(frames_of(found), again_of(found), strict=True)) == [(b"m1", 1), (b"m2", 1)]
 
     def test_a_waiting_member_is_told_when_another_leaves(self, transport: Transport, threads: ThreadPoolExecutor) -> None:
         publish(transport, "a", numbered(1))
