@@ -474,9 +474,9 @@ def test_closing_from_another_thread_ends_a_waiting_step(node: str) -> None:
 @pytest.mark.parametrize("order", ["steps, then closes", "closes, then steps"])
 @pytest.mark.parametrize("another_thread", [False, True])
 def test_a_function_that_steps_its_own_node_and_closes_it_ends_well(
-    node: str, tmp_path: Path, order: str, another_thread: bool, quiet_ms: int
+    embedded: str, tmp_path: Path, order: str, another_thread: bool, quiet_ms: int
 ) -> None:
-    with DataSource([1, 2, 3], node, source_id="a", topic="dst") as source:
+    with DataSource([1, 2, 3], embedded, source_id="a", topic="dst") as source:
         for _ in range(3):
             next(source)
     done: list[int] = []
@@ -499,7 +499,7 @@ def test_a_function_that_steps_its_own_node_and_closes_it_ends_well(
                 close()
         done.append(number)
 
-    sink = Materialize(take, node, log_path=tmp_path, retries=0, on_error="raise")
+    sink = Materialize(take, embedded, log_path=tmp_path, retries=0, on_error="raise")
     next(sink)
     for thread in closing:
         thread.join(20)
@@ -508,7 +508,7 @@ def test_a_function_that_steps_its_own_node_and_closes_it_ends_well(
         next(sink)
     assert len((tmp_path / "dst.destination").read_text().splitlines()) == 2
     rest: list[int] = []
-    with Materialize(rest.append, node, timeout_ms=quiet_ms) as other, pytest.raises(ReceiveTimeout):
+    with Materialize(rest.append, embedded, timeout_ms=quiet_ms) as other, pytest.raises(ReceiveTimeout):
         while True:
             next(other)
     assert rest == [3]

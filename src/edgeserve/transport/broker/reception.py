@@ -63,6 +63,8 @@ class Reception:
         self._woken = self.closed = False
         self.attached = False
         self._took = 0.0
+        # When this member last asked for messages, and when it last gave some back because their time was up.
+        self._asked = self._late = 0.0
 
     def desk(self, topic: str) -> Desk:
         """The desk of a topic that is subscribed to."""
@@ -202,6 +204,7 @@ class Reception:
             raise ConfigurationError(f"receive() must ask for at least 1 message, not {max_messages!r}")
         deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         self._check()  # before the lock: a child of the process that holds it would wait for ever
+        self._asked = time.monotonic()
         if not self.attached and not self._exclusive:
             self.attach()
         polled = False
@@ -257,25 +260,32 @@ class Reception:
             self._lock.notify_all()
 
     def take_back(self, now: float) -> None:
-        """Gives back what was not settled in time, where others could have it. A member whose task stands still would get it again, so it
-        is given nothing until it asks for more."""
+        """Gives back what was not settled in time, where others could have it."""
         if not self._ack_timeout_s:
             return
-        gone: list[tuple[Inlet, list[Open]]] = []
+        gone: list[tuple[Inlet, Open]] = []
         with self._lock:
             for topic, desk in self._desks.items():
                 if self._places.of[topic].alone or desk.inlet is None:
                     continue
-                late = [desk.drop(at) for at in desk.overdue(now)]
+                gone += [(desk.inlet, desk.drop(at)) for at in desk.overdue(now)]
                 desk.stamp_unstamped(now + self._ack_timeout_s)
-                if late:
-                    gone.append((desk.inlet, late))
-                    desk.inlet = None
-                    desk.drop_all()
-                    self.attached = False
-        for inlet, late in gone:
-            for opened in late:
-                inlet.give_back(opened.entry)
+        for inlet, opened in gone:
+            inlet.give_back(opened.entry)
+        if gone:
+            self._late = now
+        elif self._late > self._asked:
+            self._stand_aside()
+
+    def _stand_aside(self) -> None:
+        """This member's task stands still: it would be given again what it gave back. It is given nothing until it asks for more."""
+        with self._lock:
+            self.attached, self._late = False, 0.0
+            inlets = [desk.inlet for desk in self._desks.values() if desk.inlet is not None]
+            for desk in self._desks.values():
+                desk.inlet = None
+                desk.drop_all()
+        for inlet in inlets:
             inlet.close()
 
     # --- the floor ----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from itertools import pairwise
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 from edgeserve.core.errors import TransportError
 from edgeserve.transport.broker.driver import Extent
@@ -78,6 +78,9 @@ class Admin:
     def internal(self, full: str) -> dict[str, Any] | None:
         """A topic's ledgers and cursors; None where there is no such topic."""
         found: dict[str, Any] | None = self.call(f"{self.topic_path(full)}/internalStats", needed_for="what a topic holds")
+        if found is not None:
+            # Here, and only here, the names of subscriptions come encoded once more.
+            found["cursors"] = {unquote_plus(name): cursor for name, cursor in found["cursors"].items()}
         return found
 
     def extent(self, full: str) -> Extent | None:
