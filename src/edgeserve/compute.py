@@ -13,6 +13,7 @@ from edgeserve.core.errors import ConfigurationError
 from edgeserve.stage.base import Options, Stage
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.join import Join
+from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.single import SingleTask
@@ -100,6 +101,28 @@ class Compute(StageNode):
     ) -> None:
         super().__init__(node, pulsar_node, what="Compute", name=worker_id)
         self._refuse_references("Compute", ftp)
+        check_keywords(
+            "Compute",
+            worker_id=worker_id,
+            topic_in=topic_in,
+            topic_out=topic_out,
+            group=f"{topic_in}->{topic_out}" if group is None else group,
+            output_id=output_id,
+            max_time_diff_ms=max_time_diff_ms,
+            no_overlap=no_overlap,
+            min_interval_ms=min_interval_ms,
+            drop_if_older_than_ms=drop_if_older_than_ms,
+            log_verbose=log_verbose,
+            join=join,
+            start=start,
+            timeout_ms=timeout_ms,
+            on_error=on_error,
+            retries=retries,
+            retry_backoff_ms=retry_backoff_ms,
+            ack_timeout_ms=ack_timeout_ms,
+            max_held=max_held,
+            overflow=overflow,
+        )
         self._check_callables("Compute", gate_in=gate_in, gate_out=gate_out)
         if topic_in == topic_out:
             raise ConfigurationError(
