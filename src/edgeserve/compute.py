@@ -164,7 +164,7 @@ class Compute(StageNode):
         self._logs = logs
         self._stage: Stage
         if joins:
-            run_set = RunSet(options, self._control.closing, task=work, emitter=emitter, gate_in=gate_in, logs=logs, verbose=log_verbose)
+            run_set = RunSet(options, self._control, task=work, emitter=emitter, gate_in=gate_in, logs=logs, verbose=log_verbose)
             self._stage = Join(options, self._control, self._counts, run_set=run_set, make_policy=policy, topic_out=topic_out)
         else:
             self._stage = SingleTask(
