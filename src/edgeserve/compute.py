@@ -134,13 +134,19 @@ class Compute(StageNode):
             check_source_id(parameter)
         joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str)
         group = f"{topic_in}->{topic_out}" if group is None else group
+        # What only a mistake makes different within a group. Workers have names of their own, and their results are called so by default.
+        signature = [f"inputs {','.join(work.parameters)}"]
+        if group != f"{topic_in}->{topic_out}":
+            signature.append(f"topic_out={topic_out!r}")
+        if output_id is not None:
+            signature.append(f"output_id={output_id!r}")
         options = Options(
             what="Compute",
             name=worker_id,
             topics=(topic_in,),
             group=group,
             kind=GroupKind.FAILOVER if joins else GroupKind.SHARED,
-            signature=",".join(work.parameters),
+            signature="; ".join(signature),
             start=start,
             timeout_ms=timeout_ms,
             on_error=on_error,
