@@ -13,6 +13,7 @@ from edgeserve.core.errors import ConfigurationError
 from edgeserve.stage.base import Options, Stage
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.join import Join
+from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.single import SingleTask
@@ -100,6 +101,28 @@ class Compute(StageNode):
     ) -> None:
         super().__init__(node, pulsar_node, what="Compute", name=worker_id)
         self._refuse_references("Compute", ftp)
+        check_keywords(
+            "Compute",
+            worker_id=worker_id,
+            topic_in=topic_in,
+            topic_out=topic_out,
+            group=f"{topic_in}->{topic_out}" if group is None else group,
+            output_id=output_id,
+            max_time_diff_ms=max_time_diff_ms,
+            no_overlap=no_overlap,
+            min_interval_ms=min_interval_ms,
+            drop_if_older_than_ms=drop_if_older_than_ms,
+            log_verbose=log_verbose,
+            join=join,
+            start=start,
+            timeout_ms=timeout_ms,
+            on_error=on_error,
+            retries=retries,
+            retry_backoff_ms=retry_backoff_ms,
+            ack_timeout_ms=ack_timeout_ms,
+            max_held=max_held,
+            overflow=overflow,
+        )
         self._check_callables("Compute", gate_in=gate_in, gate_out=gate_out)
         if topic_in == topic_out:
             raise ConfigurationError(
@@ -111,13 +134,19 @@ class Compute(StageNode):
             check_source_id(parameter)
         joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str)
         group = f"{topic_in}->{topic_out}" if group is None else group
+        # What only a mistake makes different within a group. Workers have names of their own, and their results are called so by default.
+        signature = [f"inputs {','.join(work.parameters)}"]
+        if group != f"{topic_in}->{topic_out}":
+            signature.append(f"topic_out={topic_out!r}")
+        if output_id is not None:
+            signature.append(f"output_id={output_id!r}")
         options = Options(
             what="Compute",
             name=worker_id,
             topics=(topic_in,),
             group=group,
             kind=GroupKind.FAILOVER if joins else GroupKind.SHARED,
-            signature=",".join(work.parameters),
+            signature="; ".join(signature),
             start=start,
             timeout_ms=timeout_ms,
             on_error=on_error,
@@ -141,7 +170,7 @@ class Compute(StageNode):
         self._logs = logs
         self._stage: Stage
         if joins:
-            run_set = RunSet(options, self._control.closing, task=work, emitter=emitter, gate_in=gate_in, logs=logs, verbose=log_verbose)
+            run_set = RunSet(options, self._control, task=work, emitter=emitter, gate_in=gate_in, logs=logs, verbose=log_verbose)
             self._stage = Join(options, self._control, self._counts, run_set=run_set, make_policy=policy, topic_out=topic_out)
         else:
             self._stage = SingleTask(

@@ -15,6 +15,7 @@ from edgeserve.core.metrics import Reason
 from edgeserve.core.payload import encode_sized
 from edgeserve.stage.aio import Coroutines, Synchronous
 from edgeserve.stage.control import Stopped
+from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.node import Node
 from edgeserve.stage.send import Sender
@@ -71,13 +72,10 @@ class DataSource(Node):
     ) -> None:
         super().__init__(node, pulsar_node, what="DataSource", name=source_id)
         check_source_id(source_id)
+        check_keywords("DataSource", topic=topic, max_lateness_ms=max_lateness_ms, send_window=send_window)
         if not isinstance(stream, (Iterable, AsyncIterable)):
             raise ConfigurationError(f"DataSource: the stream must be an iterable or an async iterable, not {type(stream).__name__}")
         self._check_callables("DataSource", gate=gate, event_time=event_time, message_id=message_id, key=key)
-        if not isinstance(max_lateness_ms, (int, float)) or not max_lateness_ms >= 0:
-            raise ConfigurationError(f"max_lateness_ms={max_lateness_ms!r}: it is a number of milliseconds, 0 or more")
-        if not isinstance(send_window, int) or send_window < 1:
-            raise ConfigurationError(f"send_window={send_window!r}: it is a number of messages, at least 1")
         self._stream = stream
         self._source_id, self._gate, self._topic = source_id, gate, topic
         self._event_time, self._message_id, self._key = event_time, message_id, key

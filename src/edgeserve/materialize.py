@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from edgeserve.stage.base import Options
+from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.sink import Sink
 from edgeserve.stage.steplog import step_log
@@ -68,6 +69,17 @@ class Materialize(StageNode):
     ) -> None:
         super().__init__(node, pulsar_node, what="Materialize", name=topic)
         self._refuse_references("Materialize", ftp)
+        check_keywords(
+            "Materialize",
+            topic=topic,
+            group=group,
+            start=start,
+            timeout_ms=timeout_ms,
+            on_error=on_error,
+            retries=retries,
+            retry_backoff_ms=retry_backoff_ms,
+            ack_timeout_ms=ack_timeout_ms,
+        )
         self._check_callables("Materialize", gate=gate)
         options = Options(
             what="Materialize",

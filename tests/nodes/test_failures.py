@@ -356,6 +356,21 @@ def test_different_signatures_in_a_group_conflict(node: str) -> None:
         pass
 
 
+def test_members_of_a_group_whose_results_go_elsewhere_or_are_called_otherwise_conflict(node: str) -> None:
+    def worker(name: str, out: str = "o", **options: Any) -> Compute:
+        return Compute(lambda a: a, node, name, topic_out=out, **options)
+
+    with worker("one", group="g", output_id="x"):
+        with pytest.raises(GroupConflict, match="it has topic_out='o', this one has topic_out='p'"):
+            worker("two", "p", group="g", output_id="x").__enter__()
+        with pytest.raises(GroupConflict, match="it has output_id='x', this one has output_id='y'"):
+            worker("two", group="g", output_id="y").__enter__()
+        with worker("two", group="g", output_id="x"):
+            pass
+    with worker("one"), worker("two"), worker("three", "p"):
+        pass
+
+
 def test_a_second_join_stands_by_and_takes_over(node: str, send: Send, quiet_ms: int) -> None:
     holder = Compute(lambda a, b: (a, b), node, no_overlap=True)
     with holder:

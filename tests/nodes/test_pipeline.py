@@ -447,6 +447,40 @@ def test_what_cannot_work_is_refused_by_name(make: Callable[[], object], says: s
         make()
 
 
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [
+        *[("retries", value) for value in (None, 1.5, True, "1", -1)],
+        *[(name, value) for name in ("retry_backoff_ms", "max_time_diff_ms", "min_interval_ms") for value in ("1", None, -1, float("nan"))],
+        *[(name, value) for name in ("timeout_ms", "drop_if_older_than_ms", "ack_timeout_ms") for value in ("1", -1, True)],
+        ("ack_timeout_ms", 0),
+        *[(name, value) for name in ("topic_in", "topic_out") for value in ("", None, 5)],
+        *[("group", 5), ("group", ""), ("worker_id", 5), ("output_id", ""), ("no_overlap", "yes"), ("log_verbose", 1), ("join", None)],
+        *[("max_held", value) for value in ("1", 0, None, True)],
+        *[("overflow", "drop"), ("on_error", True), ("start", "now"), ("start", True)],
+    ],
+)
+@pytest.mark.parametrize("task", [lambda a: a, lambda a, b: a], ids=["one", "two"])
+def test_a_keyword_is_refused_by_name_value_and_what_it_takes(task: Callable[..., Any], keyword: str, value: object) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^Compute: {keyword}={value!r}: it is "):
+        Compute(task, "memory://x", **{keyword: value})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Materialize(print, "memory://x", group=None),  # type: ignore[arg-type]
+        lambda: Materialize(print, "memory://x", topic=5),  # type: ignore[arg-type]
+        lambda: Materialize(print, "memory://x", retries="3"),  # type: ignore[arg-type]
+        lambda: DataSource([1], "memory://x", source_id="a", topic=None),  # type: ignore[arg-type]
+        lambda: DataSource([1], "memory://x", source_id="a", send_window=True),
+    ],
+)
+def test_the_other_nodes_refuse_theirs_too(make: Callable[[], object]) -> None:
+    with pytest.raises(ConfigurationError, match=r"=.*: it is "):
+        make()
+
+
 def test_the_prototype_s_name_for_the_node_works() -> None:
     with DataSource([1], pulsar_node="memory://alias", source_id="a") as source:
         assert next(source) == 1

@@ -127,6 +127,50 @@ def test_a_signal_ends_a_waiting_source_and_a_waiting_sink(node: str, tmp_path: 
     assert (finish(first), finish(second)) == (0, 0)
 
 
+@pytest.mark.parametrize("parameters", ["a", "a, b"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_pause_before_a_retry_and_the_message_goes_back(node: str, tmp_path: Path, number: int, parameters: str) -> None:
+    program = f"""
+    def task({parameters}):
+        note("tried", a)
+        raise RuntimeError("not today")
+
+    with Compute(task, node, retries=20, retry_backoff_ms=60_000) as compute:
+        compute.run()
+        note("put aside", compute.counters["dead_letter"])
+    """
+    for source_id in parameters.split(", "):
+        with DataSource([1], node, source_id=source_id) as source:
+            source.run()
+    process = start(node, tmp_path, program)
+    wait_for(tmp_path / "tried", process)
+    process.send_signal(number)
+    began = time.monotonic()
+    assert finish(process) == 0 and time.monotonic() - began < 3
+    assert notes(tmp_path, "put aside") == ["0"]
+    with Compute({"a": lambda a: a, "a, b": lambda a, b: a}[parameters], node, timeout_ms=5000) as compute:
+        assert 1 in (next(compute), next(compute) if parameters != "a" else None)
+
+
+def test_a_signal_in_the_pause_of_a_sink_flags_what_comes_again(node: str, tmp_path: Path) -> None:
+    program = """
+    def sink(value):
+        note("tried", value)
+        raise RuntimeError("not today")
+
+    with Materialize(sink, node, topic="dst", retries=20, retry_backoff_ms=60_000) as materialize:
+        materialize.run()
+    """
+    with DataSource([1], node, source_id="a", topic="dst") as source:
+        source.run()
+    process = start(node, tmp_path, program)
+    wait_for(tmp_path / "tried", process)
+    process.send_signal(signal.SIGTERM)
+    assert finish(process) == 0
+    with Materialize(lambda value: (value, context().redelivered), node, topic="dst", timeout_ms=5000) as materialize:
+        assert next(materialize) == (1, True)
+
+
 def test_ctrl_c_interrupts_a_waiting_next(node: str, tmp_path: Path) -> None:
     program = """
     with Compute(lambda a: a, node) as compute:

@@ -49,21 +49,25 @@ def test_trying_again_is_bounded_and_keeps_the_last_error() -> None:
         raise next(errors)
 
     with pytest.raises(GaveUp) as caught:
-        try_again(ValueError("first"), attempt, retries=2, backoff_s=0, closing=threading.Event())
+        try_again(ValueError("first"), attempt, retries=2, backoff_s=0, control=Control())
     assert (str(caught.value.error), caught.value.attempts, caught.value.reason) == ("third", 3, "dead_letter")
 
 
 def test_what_cannot_help_is_not_tried_again() -> None:
     with pytest.raises(GaveUp) as caught:
-        try_again(PayloadMismatch("no"), lambda: 1, retries=5, backoff_s=60, closing=threading.Event())
+        try_again(PayloadMismatch("no"), lambda: 1, retries=5, backoff_s=60, control=Control())
     assert (caught.value.attempts, caught.value.reason) == (1, "schema")
 
 
 def test_closing_ends_the_pause() -> None:
-    closing = threading.Event()
-    closing.set()
+    control = Control()
+    control.closing.set()
     with pytest.raises(ClosedError):
-        try_again(ValueError(), lambda: 1, retries=1, backoff_s=60, closing=closing)
+        try_again(ValueError(), lambda: 1, retries=1, backoff_s=60, control=control)
+    control = Control()
+    threading.Timer(0.05, setattr, (control, "stop", True)).start()
+    with pytest.raises(ClosedError):
+        try_again(ValueError(), lambda: 1, retries=1, backoff_s=60, control=control)
 
 
 # --- tasks ------------------------------------------------------------------------------------------------------

@@ -317,3 +317,34 @@ def test_without_a_path_the_store_is_in_the_state_directory(_own_state_directory
     publish(transport, "a", [b"x"])
     disconnect(transport)
     assert (_own_state_directory / "edgeserve" / "local" / "data" / "data.mdb").exists()
+
+
+def identity(url: str) -> str:
+    transport = connect(url)
+    disconnect(transport)
+    return transport.identity
+
+
+def test_a_store_has_an_identity_that_goes_with_it(root: Path) -> None:
+    first = identity(f"local://{root}")
+    assert first and first == identity(f"local://{root}?size_mb=100")
+    (root / "identity.json").unlink()  # as in a store that was made before there were any
+    second = identity(f"local://{root}")
+    assert second not in ("", first) and second == identity(f"local://{root}")
+    shutil.rmtree(root)
+    assert identity(f"local://{root}") not in (first, second)
+
+
+def test_a_repaired_store_keeps_its_identity_if_it_can_be_read(root: Path) -> None:
+    fill(root, "a")
+    first = identity(f"local://{root}")
+    data = root / "data" / "data.mdb"
+    data.write_bytes(data.read_bytes()[:8192])
+    with pytest.warns(StoreDamagedWarning):
+        assert identity(f"local://{root}") == first
+    (root / "identity.json").write_text((root / "identity.json").read_text().replace(first[:4], "zzzz"))
+    assert identity(f"local://{root}") not in ("", first)
+
+
+def test_stores_in_memory_have_identities() -> None:
+    assert identity("memory://one") == identity("memory://one") not in ("", identity("memory://two"))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any, Literal
 
-from edgeserve.core.errors import ConfigurationError, ReceiveTimeout
+from edgeserve.core.errors import ReceiveTimeout
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.context import Current
 from edgeserve.stage.control import SLICE_MS, Control
@@ -38,18 +38,6 @@ class Options:
     retry_backoff_ms: float = 100
     ack_timeout_ms: int = 300_000
     drop_if_older_than_ms: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.on_error not in (None, "raise"):
-            raise ConfigurationError(f"on_error={self.on_error!r}: it is None (dead letter, go on) or 'raise'")
-        if self.start not in ("earliest", "latest") and not isinstance(self.start, int):
-            raise ConfigurationError(f"start={self.start!r}: it is 'earliest', 'latest' or a publish time in integer ns")
-        if not self.topics or not all(isinstance(t, str) and t for t in self.topics):
-            raise ConfigurationError(f"{self.what} needs the name of a topic, got {self.topics!r}")
-        for name in ("retries", "retry_backoff_ms", "ack_timeout_ms", "timeout_ms", "drop_if_older_than_ms"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigurationError(f"{name}={value} must not be negative")
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 SLICE_MS = 150
 """The longest a node waits without looking whether it was told to stop."""
@@ -26,6 +27,15 @@ class Control:
     def __init__(self) -> None:
         self.stop = self.interruptible = False
         self.closing = threading.Event()
+
+    def pause(self, seconds: float) -> bool:
+        """Waits so long; returns False, and at once, when the node is to stop or close."""
+        # In slices: a signal's handler may not set an event that its own thread may be waiting for.
+        ends_at = time.monotonic() + seconds
+        while not self.stop and (rest := ends_at - time.monotonic()) > 0:
+            if self.closing.wait(min(rest, SLICE_MS / 1000)):
+                break
+        return not (self.stop or self.closing.is_set())
 
 
 __all__ = ("SLICE_MS", "Control", "Stopped")

@@ -19,7 +19,7 @@ from edgeserve.stage.control import Control
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.ends import Ends
-from edgeserve.stage.retry import GaveUp, try_again
+from edgeserve.stage.retry import GaveUp, GoesBack, try_again
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, Pending, settle_at_last
 from edgeserve.stage.sources import SourceClock
 from edgeserve.transport import Delivery, Frame, Transport
@@ -124,6 +124,8 @@ class Direct(Stage):
                     if (self._until_end and self._finished()) or not self._await(None):
                         break
                 self._run_batch()
+        except GoesBack:
+            pass  # told to end in the pause before a retry
         finally:
             CURRENT.reset(token)
             self._until_end = self._runs = False
@@ -270,7 +272,7 @@ class Direct(Stage):
         if isinstance(error, ClosedError) and self._control.closing.is_set():
             raise error
         try:
-            return *try_again(error, attempt, retries=o.retries, backoff_s=o.retry_backoff_ms / 1000, closing=self._control.closing), None
+            return *try_again(error, attempt, retries=o.retries, backoff_s=o.retry_backoff_ms / 1000, control=self._control), None
         except GaveUp as exc:
             gave_up = exc
         self._counts.count(gave_up.reason, edge=header.source_id)

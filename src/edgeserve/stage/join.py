@@ -26,6 +26,7 @@ from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.holding import Holding
 from edgeserve.stage.linger import NO_ROOM
+from edgeserve.stage.retry import GoesBack
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, settle_at_last
 from edgeserve.transport import ClaimLost, Delivery, Transport
@@ -215,7 +216,7 @@ class Join(Stage):
                     self._run_some()
                 except _LOST as exc:
                     self._stand_down(exc)
-                except StopIteration:
+                except (StopIteration, GoesBack):
                     break
         finally:
             CURRENT.reset(token)

@@ -11,13 +11,17 @@ hand to the file `doubts` beside it, before its slot is used again: a broker may
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
 import mmap
 import os
+import shutil
 import struct
+import tempfile
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import xxhash
@@ -25,6 +29,7 @@ import xxhash
 from edgeserve.core.errors import StoreDamagedWarning, StoreVersion
 from edgeserve.core.settings import state_directory
 from edgeserve.stage.duplicates import GENERATION
+from edgeserve.transport import Transport
 
 VERSION = 1
 _MAGIC = b"ESJRNL\r\n"
@@ -37,9 +42,23 @@ _NO_ID = bytes(_SLOT_BYTES)
 _MOST_DOUBTS = 4_096
 
 
-def journal_directory(url: str, topic: str, group: str) -> Path:
-    """The directory of the journals of one group's members on this host."""
-    return state_directory() / "sinks" / xxhash.xxh3_64_hexdigest("\0".join((url, topic, group)).encode())
+def journal_directory(transport: Transport, url: str, topic: str, group: str) -> Path:
+    """The directory of the journals of one group's members on this host.
+
+    It belongs to the store, not to its URL: in another store that took the place of a deleted one, nothing is done yet. What a store in
+    memory has done is forgotten with its process.
+    """
+    place = transport.identity or url
+    base = state_directory() if transport.capabilities.durable else _passing_directory()
+    return base / "sinks" / xxhash.xxh3_64_hexdigest("\0".join((place, topic, group)).encode())
+
+
+@cache
+def _passing_directory() -> Path:
+    """A directory that goes with this process."""
+    directory, owner = tempfile.mkdtemp(prefix="edgeserve-"), os.getpid()
+    atexit.register(lambda: shutil.rmtree(directory, ignore_errors=True) if os.getpid() == owner else None)
+    return Path(directory)
 
 
 class Journal:

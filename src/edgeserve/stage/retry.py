@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, MessageError, MissingExtra, UnsupportedType
 from edgeserve.core.metrics import Reason
+from edgeserve.stage.control import Control
 
 T = TypeVar("T")
 
@@ -29,17 +29,21 @@ class GaveUp(Exception):
         return self.error.reason if isinstance(self.error, MessageError) else Reason.DEAD_LETTER
 
 
-def try_again(error: Exception, attempt: Callable[[], T], *, retries: int, backoff_s: float, closing: threading.Event) -> T:
+class GoesBack(ClosedError):
+    """The node is to stop or close, and its message is neither done nor given up."""
+
+
+def try_again(error: Exception, attempt: Callable[[], T], *, retries: int, backoff_s: float, control: Control) -> T:
     """Repeats `attempt`, which has just failed with `error`, up to `retries` times.
 
     Raises:
         GaveUp: with the last error.
-        ClosedError: the node is being closed; the message goes back.
+        GoesBack: the node is to stop or close.
     """
     attempts = 1
     while attempts <= retries and not isinstance(error, HOPELESS):
-        if closing.wait(min(backoff_s * 2 ** (attempts - 1), LONGEST_BACKOFF_S)):
-            raise ClosedError("the node was closed while a task waited to be tried again: its message goes back") from error
+        if not control.pause(min(backoff_s * 2 ** (attempts - 1), LONGEST_BACKOFF_S)):
+            raise GoesBack("the node was told to end while a task waited to be tried again: its message goes back") from error
         attempts += 1
         try:
             return attempt()
@@ -48,4 +52,4 @@ def try_again(error: Exception, attempt: Callable[[], T], *, retries: int, backo
     raise GaveUp(error, attempts) from error
 
 
-__all__ = ("HOPELESS", "LONGEST_BACKOFF_S", "GaveUp", "try_again")
+__all__ = ("HOPELESS", "LONGEST_BACKOFF_S", "GaveUp", "GoesBack", "try_again")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from edgeserve.core.message import WATERMARK_END, Header, set_id
 from edgeserve.core.payload import decode_value, decoder_for
 from edgeserve.stage.base import Options, Raised
 from edgeserve.stage.context import Current
+from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Emitter, Frames
 from edgeserve.stage.retry import GaveUp, try_again
 from edgeserve.stage.steplog import StepLog
@@ -66,7 +66,7 @@ class RunSet:
     def __init__(
         self,
         options: Options,
-        closing: threading.Event,
+        control: Control,
         *,
         task: Task,
         emitter: Emitter,
@@ -75,7 +75,7 @@ class RunSet:
         verbose: bool = False,
     ) -> None:
         self.verbose = logs[0] if verbose else None
-        self._options, self._closing = options, closing
+        self._options, self._control = options, control
         self.current = Current()
         self._task, self._emitter, self._gate_in, self._logs = task, emitter, gate_in, logs
         self.parameters, self.output_id, self.gated = task.parameters, emitter.output_id, gate_in is not None
@@ -102,7 +102,7 @@ class RunSet:
 
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that runs a set, again if need be; what cannot be run is put aside. A closure: it runs for every set."""
-        parameters, current, attempt, options, closing = self.parameters, self.current, self._make_attempt(), self._options, self._closing
+        parameters, current, attempt, options, control = self.parameters, self.current, self._make_attempt(), self._options, self._control
         backoff_s = options.retry_backoff_ms / 1000
 
         def run(joined: JoinSet, promise_ns: int | None) -> Outcome:
@@ -139,11 +139,11 @@ class RunSet:
             try:
                 result, frames = attempt(inputs, headers, of, event_ns, oldest_ns, promise_ns)
             except Exception as error:
-                if isinstance(error, ClosedError) and closing.is_set():
+                if isinstance(error, ClosedError) and control.closing.is_set():
                     raise
                 again = partial(attempt, inputs, headers, of, event_ns, oldest_ns, promise_ns)
                 try:
-                    result, frames = try_again(error, again, retries=options.retries, backoff_s=backoff_s, closing=closing)
+                    result, frames = try_again(error, again, retries=options.retries, backoff_s=backoff_s, control=control)
                 except GaveUp as gave_up:
                     aside, raised = give_up([item for item in inputs if item is not None], gave_up)
                     return raised, of, ids, None, aside

@@ -17,7 +17,7 @@ from edgeserve.stage.emit import Frames
 from edgeserve.stage.journal import Journal, journal_directory
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.task import DEFERRED, Task
-from edgeserve.transport import Delivery, Frame
+from edgeserve.transport import Delivery, Frame, Transport
 
 
 class Sink(Direct):
@@ -44,9 +44,12 @@ class Sink(Direct):
         self._attached_ns = 0
         self._foreign_past = False
 
+    def open(self, transport: Transport) -> None:
+        self._directory = journal_directory(transport, self._url, self.options.topics[0], self.options.group)
+        super().open(transport)
+
     def _prepare(self) -> None:
-        o = self.options
-        self._journal = Journal(journal_directory(self._url, o.topics[0], o.group))
+        self._journal = Journal(self._directory)
         try:
             # Another host may have done what this one's journals know nothing of.
             self._foreign_past = self._journal.fresh and len(self._known) > 0

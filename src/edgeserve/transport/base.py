@@ -218,10 +218,18 @@ class Subscription(ABC):
 
 
 class Transport(ABC):
-    """A connection to one engine, shared by the nodes of a process that name the same URL."""
+    """A connection to one engine, shared by the nodes of a process that name the same URL.
+
+    Attributes:
+        url: as it was given.
+        capabilities: what the engine may lack.
+        identity: of the store: made with it, random, and gone with it, so that a store which took the place of a deleted one is not
+            taken for it. "" for an engine that has none.
+    """
 
     url: str
     capabilities: Capabilities
+    identity: str = ""
 
     @abstractmethod
     def publisher(self, topic: str, *, send_window: int = SEND_WINDOW) -> Publisher:

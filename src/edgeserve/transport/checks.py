@@ -35,10 +35,17 @@ def check_subscription(topics: Sequence[str], group: str, kind: GroupKind, start
         raise ConfigurationError(f"ack_timeout_ms= must be above 0, or None for none, not {ack_timeout_ms!r}")
 
 
+def differing(theirs: str, own: str) -> tuple[str, str]:
+    """What of two signatures, parts with "; " between them, is not the same, on either side."""
+    parts = theirs.split("; "), own.split("; ")
+    only = [[part for part in mine if part not in others] for mine, others in (parts, parts[::-1])]
+    return "; ".join(only[0]) or "nothing of the kind", "; ".join(only[1]) or "nothing of the kind"
+
+
 def check_window(send_window: int) -> None:
     """Refuses a send window that nothing fits into."""
     if send_window < 1:
         raise ConfigurationError(f"send_window= must be at least 1, not {send_window!r}")
 
 
-__all__ = ("MAX_NAME_BYTES", "check_name", "check_subscription", "check_window")
+__all__ = ("MAX_NAME_BYTES", "check_name", "check_subscription", "check_window", "differing")

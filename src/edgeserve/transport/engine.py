@@ -57,8 +57,10 @@ class LogEngine(Transport):
         usable: whether `check` has nothing to say: the hot paths ask this first.
     """
 
-    def __init__(self, url: str, kv: KV, board: Switchboard, capabilities: Capabilities, limits: records.Limits) -> None:
-        self.url, self.capabilities, self.limits = url, capabilities, limits
+    def __init__(
+        self, url: str, kv: KV, board: Switchboard, capabilities: Capabilities, limits: records.Limits, identity: str = ""
+    ) -> None:
+        self.url, self.capabilities, self.limits, self.identity = url, capabilities, limits, identity
         self.kv, self.board = kv, board
         self.pid = os.getpid()
         self._closed = False

@@ -18,6 +18,7 @@ import msgspec
 
 from edgeserve.core.errors import GroupBusy, GroupConflict
 from edgeserve.transport.base import ClaimLost, GroupInfo, GroupKind
+from edgeserve.transport.checks import differing
 
 Range = tuple[int, int]
 _END = 2**63
@@ -78,8 +79,9 @@ class GroupState(msgspec.Struct, array_like=True):
             raise GroupBusy(f"the group is exclusive and {next(iter(self.members))!r} has it: stop that one, or use another group=")
         for other, known in self.members.items():
             if known.signature != record.signature:
+                theirs, own = differing(known.signature, record.signature)
                 raise GroupConflict(
-                    f"member {other!r} of the group runs a task with inputs ({known.signature}), this one has ({record.signature}): "
+                    f"member {other!r} of the group runs another task: it has {theirs}, this one has {own}: "
                     "give the different task another group="
                 )
         self.kind = kind

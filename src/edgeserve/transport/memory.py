@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from edgeserve.transport import records
 from edgeserve.transport.base import Capabilities, Transport
 from edgeserve.transport.engine import LogEngine
@@ -9,14 +11,14 @@ from edgeserve.transport.kv import MemoryKV
 from edgeserve.transport.url import NodeURL
 from edgeserve.transport.wake import ThreadSwitchboard
 
-_stores: dict[str, tuple[MemoryKV, ThreadSwitchboard]] = {}
+_stores: dict[str, tuple[MemoryKV, ThreadSwitchboard, str]] = {}
 
 
 def connect(url: NodeURL) -> Transport:
     """Opens the store of that name."""
     url.only("size_mb", "retention_mb", "retention_s")
-    kv, board = _stores.setdefault(url.path, (MemoryKV(), ThreadSwitchboard()))
-    return LogEngine(url.text, kv, board, Capabilities(durable=False), records.limits_from(url))
+    kv, board, identity = _stores.setdefault(url.path, (MemoryKV(), ThreadSwitchboard(), uuid.uuid4().hex))
+    return LogEngine(url.text, kv, board, Capabilities(durable=False), records.limits_from(url), identity)
 
 
 __all__ = ("connect",)

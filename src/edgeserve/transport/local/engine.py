@@ -70,6 +70,7 @@ class _Store:
     board: SocketSwitchboard
     users: BufferedRandom
     durable: bool
+    identity: str
     connections: int = 0
 
 
@@ -78,7 +79,7 @@ class LocalEngine(LogEngine):
 
     def __init__(self, url: NodeURL, root: Path, store: _Store, limits: records.Limits) -> None:
         self._root, self._store = root, store
-        super().__init__(url.text, store.kv, store.board, Capabilities(durable=True, disk_durability=True), limits)
+        super().__init__(url.text, store.kv, store.board, Capabilities(durable=True, disk_durability=True), limits, store.identity)
 
     def release(self) -> None:
         """Lets go; the last process to do so seals the store, so that the next start need not look through it."""
@@ -115,9 +116,10 @@ def _open(root: Path, limits: records.Limits, *, durable: bool) -> _Store:
                 recovery.make_ready(root)
             fcntl.flock(users, fcntl.LOCK_SH)
             recovery.note_opened(root, durable=durable)
+            identity = recovery.identity(root)
             # The map is as large for everybody: a process with a smaller one could not read what another has written.
             kv = LmdbKV(root, max(_MAP_BYTES, limits.store_bytes * 2), durable=durable)
-            store = _Store(kv, SocketSwitchboard(root / "wake"), users, durable)
+            store = _Store(kv, SocketSwitchboard(root / "wake"), users, durable, identity)
             try:
                 _check_version(kv, root)
             except BaseException:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+import uuid
 import warnings
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from edgeserve.transport.records import DISK_FORMAT
 _log = logging.getLogger(__name__)
 _SEAL = "seal.json"
 _OPENED = "opened.json"
+_IDENTITY = "identity.json"
 _REBUILT = "data.rebuilt"
 _OLD = "data.old"
 _DAMAGED = "damaged"
@@ -95,6 +97,21 @@ def note_opened(root: Path, *, durable: bool) -> None:
         _write(root / _OPENED, content)
         for path in (root / _OPENED, root):
             _sync(path)
+
+
+def identity(root: Path) -> str:
+    """What tells this store from any other that was or will be in its place; made where there is none that can be read.
+
+    A file of its own, beside the data: the disk format stays as it is, and a repair, which replaces the data, leaves it alone.
+    """
+    known = _read(root / _IDENTITY)
+    if known is not None and isinstance(found := known.get("id"), str) and found:
+        return found
+    made = uuid.uuid4().hex
+    _write(root / _IDENTITY, {"id": made})
+    for path in (root / _IDENTITY, root):
+        _sync(path)
+    return made
 
 
 def wrong_version(root: Path, version: object) -> StoreVersion:
@@ -229,4 +246,4 @@ def _child(root: Path, step: str) -> Report | None:
     return None
 
 
-__all__ = ("NO_SPACE", "OTHER_VERSION", "Report", "make_ready", "note_opened", "seal", "wrong_version")
+__all__ = ("NO_SPACE", "OTHER_VERSION", "Report", "identity", "make_ready", "note_opened", "seal", "wrong_version")

@@ -1,0 +1,79 @@
+"""What the keywords of the nodes take: one table, so that each is refused by name, with its value, and before anything is connected."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from collections.abc import Callable
+from numbers import Integral, Real
+from typing import Any
+
+from edgeserve.core.errors import ConfigurationError
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def _milliseconds(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value) and float(value) >= 0
+
+
+def _name(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _one_of(value: Any, *words: str) -> bool:
+    return isinstance(value, str) and value in words
+
+
+def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or check(value)
+
+
+_Check = tuple[Callable[[Any], bool], str]
+_MILLISECONDS: _Check = (_milliseconds, "a number of milliseconds, 0 or more")
+_MILLISECONDS_OR_NONE: _Check = (_or_none(_milliseconds), "a number of milliseconds, 0 or more, or None")
+_NAME: _Check = (_name, "a name, a str that is not empty")
+_NAME_OR_NONE: _Check = (_or_none(_name), "a name, a str that is not empty, or None for the default")
+_FLAG: _Check = (lambda value: isinstance(value, bool), "True or False")
+_MESSAGES: _Check = (lambda value: _whole(value, 1), "a number of messages, an int of at least 1")
+
+_CHECKS: dict[str, _Check] = {
+    "ack_timeout_ms": (lambda value: value is None or (_milliseconds(value) and value > 0), "a number of milliseconds above 0, or None"),
+    "drop_if_older_than_ms": _MILLISECONDS_OR_NONE,
+    "group": _NAME,
+    "join": (lambda value: value is not None, "'latest', 'exact' or a policy"),
+    "log_verbose": _FLAG,
+    "max_held": _MESSAGES,
+    "max_lateness_ms": _MILLISECONDS,
+    "max_time_diff_ms": _MILLISECONDS,
+    "min_interval_ms": _MILLISECONDS,
+    "no_overlap": _FLAG,
+    "on_error": (lambda value: value is None or _one_of(value, "raise"), "None (dead letter, go on) or 'raise'"),
+    "output_id": _NAME_OR_NONE,
+    "overflow": (lambda value: _one_of(value, "drop_oldest", "error"), "'drop_oldest' or 'error'"),
+    "retries": (lambda value: _whole(value, 0), "how often a failed call is repeated, an int of 0 or more"),
+    "retry_backoff_ms": _MILLISECONDS,
+    "send_window": _MESSAGES,
+    "start": (
+        lambda value: _one_of(value, "earliest", "latest") or _whole(value, 0),
+        "'earliest', 'latest' or a publish time in integer ns",
+    ),
+    "timeout_ms": _MILLISECONDS_OR_NONE,
+    "topic": _NAME,
+    "topic_in": _NAME,
+    "topic_out": _NAME,
+    "worker_id": _NAME,
+}
+
+
+def check_keywords(node: str, **given: Any) -> None:
+    """Raises `ConfigurationError` for the first keyword of a node whose value cannot work."""
+    for name, value in given.items():
+        fits, must_be = _CHECKS[name]
+        if not fits(value):
+            raise ConfigurationError(f"{node}: {name}={reprlib.repr(value)}: it is {must_be}")
+
+
+__all__ = ("check_keywords",)
