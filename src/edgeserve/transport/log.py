@@ -80,7 +80,8 @@ def append(
     room = limits.store_bytes << works_off
     if (head.stored_bytes + len(scratch)) // step != head.stored_bytes // step and stored(txn) + len(scratch) > room:
         _trim_all(txn, now_ns, limits)
-        head = make_head(txn, topic)
+        # A topic that is new has no record yet: its number went into the checksum above.
+        head = find_head(txn, topic) or head
         if stored(txn) + len(scratch) > room:
             raise StoreFull(_full_message(txn, limits))
     txn.put(Space.LOG, _KEY.pack(head.number, last), scratch)

@@ -124,6 +124,14 @@ class LimitCases(TransportCases):
         transport.delete_group("a", "gone")
         publish(transport, "a", [_KB] * 5_000, batch=10)
 
+    def test_the_first_message_of_a_topic_may_be_what_finds_the_store_full(self, open: Open) -> None:
+        transport = self._bounded(open, size_mb=1, retention_mb=10)
+        one = transport.subscribe(["old"], "g")
+        publish(transport, "old", [_KB] * 1_000, batch=100)
+        drain(one, 1_000)
+        publish(transport, "new", [_KB * 100])
+        assert [f for f, _, _ in transport.read("new")] == [_KB * 100]
+
     def test_a_publisher_waits_for_a_slow_group_that_moves(self, transport: Transport, threads: ThreadPoolExecutor) -> None:
         self._held(transport)
         subscription = transport.subscribe(["a"], "g")
