@@ -195,7 +195,8 @@ class Subscription(ABC):
 
     @abstractmethod
     def newest_decision(self, topic: str) -> Buffer | None:
-        """The newest frame of the log `topic` that was appended by a settlement which is complete; None when there is none."""
+        """The newest frame of the log `topic` that was appended by a settlement which is complete; None when there was
+        none, and an empty one when it is lost."""
 
     @abstractmethod
     def floor(self, topic: str) -> int:
