@@ -27,5 +27,9 @@ class Control:
         self.stop = self.interruptible = False
         self.closing = threading.Event()
 
+    def stopping(self) -> bool:
+        """Whether waits are to end."""
+        return self.stop or self.closing.is_set()
+
 
 __all__ = ("SLICE_MS", "Control", "Stopped")

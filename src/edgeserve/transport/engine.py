@@ -242,7 +242,7 @@ class _LogPublisher(Publisher):
             packet = log.packet(head, scratch)
             for address in head.listeners:
                 engine.board.notify(address, packet)
-            self._window.wait(head, len(frames))
+            self._window.wait(head, len(frames), self.stopping)
 
     def flush(self) -> None:
         """Every publish is durable when it returns."""

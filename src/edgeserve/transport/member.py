@@ -203,7 +203,7 @@ class LogSubscription(Subscription):
             window = self._windows.get(topic)
             if window is None:
                 window = self._windows[topic] = Window(engine, topic, SEND_WINDOW)
-            window.wait(head, count)
+            window.wait(head, count, self.stopping)
 
     def nack(self, topic: str, positions: Sequence[int], delay_ms: float = 0) -> None:
         self._check()
