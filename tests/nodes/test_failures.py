@@ -838,6 +838,21 @@ def test_a_full_store_does_not_let_go_of_what_a_join_remembers(tmp_path: Path) -
     assert joined("b", b"b2") == [b"a1b2"]
 
 
+def test_what_latest_holds_of_a_slow_source_does_not_fill_the_store(tmp_path: Path) -> None:
+    url = f"local://{tmp_path / 'store'}?size_mb=2"
+    with (
+        Compute(lambda a, b: len(a) + len(b), url, timeout_ms=2000) as compute,
+        DataSource([bytes(9)], url, source_id="a") as slow,
+        DataSource((bytes(50_000) for _ in range(200)), url, source_id="b") as fast,
+    ):
+        next(slow)
+        next(compute)
+        for _ in range(200):
+            next(fast)
+            assert next(compute) == 50_009
+        assert compute.explain()["held"] == 2
+
+
 def test_a_member_learns_of_what_one_did_that_came_and_went(embedded: str, quiet_ms: int) -> None:
     # Not on a broker: what its client has fetched ahead for the one that stands still the other would not get.
     ran: list[tuple[str, int]] = []

@@ -137,6 +137,8 @@ class LogEngine(Transport):
                 frames = batch.frames()
                 if frames is None:
                     raise StoreDamaged(f"positions {batch.base} to {batch.last} of topic {topic!r} are damaged in the store")
+                if not frames:
+                    continue
                 for position_, frame in zip(range(batch.base, batch.last + 1), frames, strict=True):
                     if position_ >= at:
                         yield bytes(frame), position_, batch.publish_ns
