@@ -6,15 +6,17 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 import edgeserve
 from edgeserve import Compute, DataSource, Materialize
-from edgeserve.align import JoinSet, Member, Policy, Released
-from edgeserve.core.codec import encode_frame
+from edgeserve.align import Exact, JoinSet, Member, Policy, Released
+from edgeserve.core.codec import decode_frame, encode_frame
 from edgeserve.core.errors import (
     ClosedError,
     DiskFull,
@@ -26,10 +28,11 @@ from edgeserve.core.errors import (
     TransportError,
     UnsupportedType,
 )
-from edgeserve.core.message import Header
+from edgeserve.core.message import Header, Kind
 from edgeserve.stage import join as join_stage
 from edgeserve.stage.deadletter import DeadLetter
-from edgeserve.transport import Transport, connect, disconnect
+from edgeserve.stage.decisions import Record
+from edgeserve.transport import GroupKind, Transport, connect, disconnect
 from edgeserve.transport.engine import LogEngine
 from edgeserve.transport.member import LogSubscription
 from edgeserve.transport.place import Place
@@ -747,6 +750,45 @@ def test_a_join_without_room_to_take_over_waits_and_goes_on(tmp_path: Path, monk
     assert got == [(i, i) for i in range(5)]
 
 
+@pytest.mark.parametrize("held_before", [False, True])
+def test_a_repeat_that_nobody_had_taken_is_no_state(embedded: str, held_before: bool) -> None:
+    """A holder that is killed before its first record leaves a repeat that was delivered and never held."""
+
+    def send(name: str, *items: str) -> None:
+        with DataSource(items, embedded, source_id=name, event_time=lambda v: 1, key=lambda v: "k", message_id=lambda v: v) as source:
+            for _ in items:
+                next(source)
+
+    def compute() -> Compute:
+        return Compute(lambda a, b: [a, b], embedded, join=partial(Exact, on="key"), timeout_ms=50)
+
+    with compute():
+        pass  # the group is there
+    send("a", "a1", "a1")
+    transport = connect(embedded)
+    name = transport.topic_info("src").groups.popitem()[0]
+    killed = transport.subscribe(["src"], name, kind=GroupKind.FAILOVER, signature="a,b")
+    # It had told the group of the id, and acknowledged nothing.
+    (first, position, *_), _ = killed.receive(2, 1000)
+    id_ = decode_frame(first)[0].id
+    fence = transport.fence(f"src.{name}.sets", "killed")
+    decisions = []
+    if held_before:
+        body = msgspec.msgpack.encode(Record([], [], [(position, id_)]))
+        decisions = [encode_frame(Header(b"d" * 16, "x", "", 0, 1, 1, "", len(body), kind=int(Kind.DECISION)), body)]
+    killed.settle({}, ids=[id_], decisions=decisions, fence=fence)
+    killed.close(worked_on=True)
+    disconnect(transport)
+    send("b", "b1")
+    found = []
+    with compute() as again:
+        with pytest.raises(ReceiveTimeout):
+            while True:
+                found.append(next(again))
+        assert again.counters["duplicate"] == (1 if held_before else 2)
+    assert [f for f in found if f] == ([["a1", "b1"]] if held_before else [])
+
+
 def test_a_takeover_that_failed_half_way_still_knows_what_was_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = f"local://{tmp_path / 'store'}"
     ran: list[tuple[int, int]] = []
@@ -813,6 +855,21 @@ def test_a_full_store_does_not_let_go_of_what_a_join_remembers(tmp_path: Path) -
     slow.settle({"other": [d[1] for d in slow.receive(1000, 1000)]})
     disconnect(transport)
     assert joined("b", b"b2") == [b"a1b2"]
+
+
+def test_what_latest_holds_of_a_slow_source_does_not_fill_the_store(tmp_path: Path) -> None:
+    url = f"local://{tmp_path / 'store'}?size_mb=2"
+    with (
+        Compute(lambda a, b: len(a) + len(b), url, timeout_ms=2000) as compute,
+        DataSource([bytes(9)], url, source_id="a") as slow,
+        DataSource((bytes(50_000) for _ in range(200)), url, source_id="b") as fast,
+    ):
+        next(slow)
+        next(compute)
+        for _ in range(200):
+            next(fast)
+            assert next(compute) == 50_009
+        assert compute.explain()["held"] == 2
 
 
 def test_a_member_learns_of_what_one_did_that_came_and_went(embedded: str, quiet_ms: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import multiprocessing
 import os
@@ -19,6 +20,8 @@ import pytest
 
 from edgeserve import Compute, DataSource, Materialize, context
 from edgeserve.core.errors import UsedAfterFork
+from edgeserve.transport import connect, disconnect
+from edgeserve.transport.wake import SocketSwitchboard
 
 PRELUDE = """
 import os, sys, time
@@ -297,6 +300,47 @@ def test_a_full_store_is_waited_for_and_nothing_is_lost(tmp_path: Path) -> None:
         sink.run(until="end")
         thread.join(20)
     assert seen == [20_000] * 400
+
+
+def test_a_source_that_is_held_back_ends_when_it_is_told_to(node: str, tmp_path: Path) -> None:
+    program = """
+    def stream():
+        for n in range(1_000_000):
+            if n == 600:
+                (root / "held").touch()
+            yield n
+
+    with DataSource(stream(), node, source_id="a", send_window=100) as source:
+        source.run()
+    """
+    with Materialize(lambda a: time.sleep(0.001 if a < 550 else 0.1), node, topic="src") as sink:
+        thread = threading.Thread(target=sink.run, daemon=True)
+        thread.start()
+        source = start(node, tmp_path, program)
+        wait_for(tmp_path / "held", source)
+        threading.Event().wait(0.3)  # until it has sent that batch, and waits
+        source.terminate()
+        source.communicate(timeout=2)  # some of it is the interpreter's own end
+        assert source.returncode == 0
+
+
+def test_a_source_without_a_file_for_its_waiting_place_sends_each_message_once(
+    node: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_file(board: SocketSwitchboard) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    transport = connect(node)
+    group = transport.subscribe(["src"], "g")
+    monkeypatch.setattr(SocketSwitchboard, "waker", no_file)
+    with DataSource(range(30), node, source_id="a", send_window=8) as source:
+        for _ in range(30):
+            next(source)
+            source.flush()
+    assert transport.topic_info("src").next == 30
+    assert "Too many open files" in caplog.text
+    group.close()
+    disconnect(transport)
 
 
 def test_a_waiting_node_costs_nothing(node: str) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from edgeserve.testing.transport.cases import opening
 from edgeserve.transport import Delivery, GroupKind, Subscription, Transport
+from edgeserve.transport.groups import Claim, GroupState, Waiting, settled_by_all
 
 TOPICS = ("a", "b")
 STEPS = st.lists(
@@ -109,3 +110,18 @@ def test_each_message_is_settled_once(steps: list[tuple[str, int, int]], kind: G
         for what, which, count in steps:
             model.step(what, which, count)
         model.finish()
+
+
+PARTS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 6)), max_size=5)
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), PARTS, PARTS), max_size=3), st.integers(0, 20), st.integers(0, 40))
+def test_what_all_groups_have_settled(groups: list[tuple[int, list[tuple[int, int]], list[tuple[int, int]]]], lo: int, hi: int) -> None:
+    states, open_ = [], set[int]()
+    for cursor, claimed, waiting in groups:
+        claims = [Claim(at, at + size, "m", 0, 0) for at, size in claimed]
+        states.append(GroupState(GroupKind.SHARED, cursor, claims=claims, waiting=[Waiting(at, at + size, 0, 0) for at, size in waiting]))
+        open_.update(range(cursor, 50), *(range(at, at + size) for at, size in [*claimed, *waiting]))
+    found = settled_by_all(states, lo, hi)
+    assert [p for a, b in found for p in range(a, b)] == [p for p in range(lo, hi) if p not in open_]
+    assert all(a < b for a, b in found)

@@ -119,7 +119,11 @@ class Stage(ABC):
 
     def _subscribe(self, transport: Transport) -> Subscription:
         o = self.options
-        return transport.subscribe(o.topics, o.group, kind=o.kind, start=o.start, ack_timeout_ms=o.ack_timeout_ms, signature=o.signature)
+        subscription = transport.subscribe(
+            o.topics, o.group, kind=o.kind, start=o.start, ack_timeout_ms=o.ack_timeout_ms, signature=o.signature
+        )
+        subscription.stopping = self._control.stopping
+        return subscription
 
     def _receive(self, timeout_ms: float) -> bool:
         """Fetches the next batch into `_ready`, which is empty; False when none came in time."""

@@ -35,7 +35,11 @@ class Control:
         while not self.stop and (rest := ends_at - time.monotonic()) > 0:
             if self.closing.wait(min(rest, SLICE_MS / 1000)):
                 break
-        return not (self.stop or self.closing.is_set())
+        return not self.stopping()
+
+    def stopping(self) -> bool:
+        """Whether waits are to end."""
+        return self.stop or self.closing.is_set()
 
 
 __all__ = ("SLICE_MS", "Control", "Stopped")

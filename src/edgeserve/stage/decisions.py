@@ -80,10 +80,10 @@ def read_decision(frame: bytes | memoryview) -> Record:
 
 
 def last_record(subscription: Subscription, topic: str) -> Record | None:
-    """The newest record of a log that this member has just fenced; None when there is none that can be read."""
+    """The newest record of a log that this member has just fenced, an empty one where nothing was decided; None when it cannot be read."""
     frame = subscription.newest_decision(topic)
     if frame is None:
-        return None
+        return Record([], [], [])
     try:
         return read_decision(bytes(frame))
     except MessageError:

@@ -44,7 +44,7 @@ class Holding:
         subscription: active.
         pending: writes what is decided.
         known: ids that the group has decided.
-        restorable: position to id of the inputs that were held after their turn; None when the log says nothing.
+        restorable: position to id of the inputs that were held after their turn; None when the log cannot be read.
 
     Attributes:
         due: sets that wait to be run.

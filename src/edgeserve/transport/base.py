@@ -7,7 +7,7 @@ the contract as tests; what an engine may lack is data in `Capabilities`. Frames
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, TypeAlias
@@ -93,7 +93,13 @@ class ClaimLost(TransportError):
 
 
 class Publisher(ABC):
-    """Appends frames to one topic."""
+    """Sends to one topic.
+
+    Attributes:
+        stopping: asked while `publish` waits for groups to settle: True ends the wait, since what was handed over is stored.
+    """
+
+    stopping: Callable[[], bool] | None = None
 
     @abstractmethod
     def publish(self, frames: Sequence[Frame]) -> None:
@@ -120,7 +126,13 @@ class Fence(ABC):
 
 
 class Subscription(ABC):
-    """One member of a group on one or several topics."""
+    """One member of a group on one or several topics.
+
+    Attributes:
+        stopping: asked while `settle` waits for groups to settle its outputs: True ends the wait, since they are stored.
+    """
+
+    stopping: Callable[[], bool] | None = None
 
     @property
     @abstractmethod
@@ -195,7 +207,8 @@ class Subscription(ABC):
 
     @abstractmethod
     def newest_decision(self, topic: str) -> Buffer | None:
-        """The newest frame of the log `topic` that was appended by a settlement which is complete; None when there is none."""
+        """The newest frame of the log `topic` that was appended by a settlement which is complete; None when there was
+        none, and an empty one when it is lost."""
 
     @abstractmethod
     def floor(self, topic: str) -> int:

@@ -139,6 +139,8 @@ class LogEngine(Transport):
                 frames = batch.frames()
                 if frames is None:
                     raise StoreDamaged(f"positions {batch.base} to {batch.last} of topic {topic!r} are damaged in the store")
+                if not frames:
+                    continue
                 for position_, frame in zip(range(batch.base, batch.last + 1), frames, strict=True):
                     if position_ >= at:
                         yield bytes(frame), position_, batch.publish_ns
@@ -244,7 +246,7 @@ class _LogPublisher(Publisher):
             packet = log.packet(head, scratch)
             for address in head.listeners:
                 engine.board.notify(address, packet)
-            self._window.wait(head, len(frames))
+            self._window.wait(head, len(frames), self.stopping)
 
     def flush(self) -> None:
         """Every publish is durable when it returns."""

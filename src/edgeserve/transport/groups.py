@@ -316,6 +316,20 @@ class GroupState(msgspec.Struct, array_like=True):
         return GroupInfo(self.kind, tuple(self.members), active, self.backlog(head), self.claimed(), self.epoch)
 
 
+def settled_by_all(states: Sequence[GroupState], lo: int, hi: int) -> list[Range]:
+    """The parts of [lo, hi) that are settled in each of these states, ascending."""
+    unsettled = [(state.cursor, _END) for state in states]
+    for state in states:
+        unsettled += [(claim.lo, claim.hi) for claim in state.claims]
+        unsettled += [(waiting.lo, waiting.hi) for waiting in state.waiting]
+    found: list[Range] = []
+    for open_lo, open_hi in sorted(unsettled):
+        if lo < min(open_lo, hi):
+            found.append((lo, min(open_lo, hi)))
+        lo = max(lo, open_hi)
+    return [*found, (lo, hi)] if lo < hi else found
+
+
 def ranges(positions: Sequence[int]) -> list[Range]:
     """Sorted disjoint ranges that cover exactly these positions."""
     if not positions:
@@ -328,4 +342,4 @@ def ranges(positions: Sequence[int]) -> list[Range]:
     return [(ordered[lo], ordered[hi - 1] + 1) for lo, hi in pairwise([0, *starts, len(ordered)])]
 
 
-__all__ = ("Claim", "GroupState", "MemberRecord", "Range", "Waiting", "ranges")
+__all__ = ("Claim", "GroupState", "MemberRecord", "Range", "Waiting", "ranges", "settled_by_all")

@@ -1,8 +1,8 @@
 """Topics as logs over a transactional key-value store: what is done inside one transaction.
 
 One value holds a batch of frames; its key is the topic's number and the batch's last position, so that a reader finds the batch of any
-position by one seek. Each value carries a checksum seeded with its key, so that neither a flipped bit nor a misplaced value is taken
-for a message.
+position by one seek. Where settled batches were let go between others that are not, a value without frames stands for them: a gap. Each
+value carries a checksum seeded with its key, so that neither a flipped bit nor a misplaced value is taken for a message.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 from edgeserve.core.errors import StoreFull
 from edgeserve.transport.base import Frame
+from edgeserve.transport.groups import settled_by_all
 from edgeserve.transport.kv import Space, Txn
 from edgeserve.transport.records import Head, Limits, find_head, group_state, groups, make_head, save_head, topics
 from edgeserve.transport.wake import WAKE
@@ -31,6 +32,9 @@ _BATCH_BYTES = 4 << 20
 _BATCH_FRAMES = 4096
 _PACKET_BYTES = 4096
 _WHOLE = frozenset((bytes,))
+_NO_FRAMES = msgspec.msgpack.encode([])
+GAP_BYTES = _BATCH.size + len(_NO_FRAMES)
+"""The size of a gap; a batch is larger."""
 
 
 class Batch(msgspec.Struct, gc=False):
@@ -43,12 +47,12 @@ class Batch(msgspec.Struct, gc=False):
     raw: bytes
 
     def frames(self) -> Sequence[bytes | memoryview] | None:
-        """The frames, or None when the value is damaged."""
+        """The frames, none of a gap, or None when the value is damaged."""
         raw = memoryview(self.raw)
         if len(raw) < _BATCH.size:
             return None
         checksum, base, _, count = _BATCH.unpack_from(raw)
-        if checksum != xxh3_64_intdigest(raw[8:], self.topic_number << 40 ^ self.last) or base + count != self.last + 1:
+        if checksum != xxh3_64_intdigest(raw[8:], self.topic_number << 40 ^ self.last) or (count and base + count != self.last + 1):
             return None
         large = len(raw) > count * _LARGE_FRAME_BYTES
         frames: Sequence[bytes | memoryview] = _decode_views(raw[_BATCH.size :]) if large else _decode_frames(raw[_BATCH.size :])
@@ -80,14 +84,17 @@ def append(
     room = limits.store_bytes << works_off
     if (head.stored_bytes + len(scratch)) // step != head.stored_bytes // step and stored(txn) + len(scratch) > room:
         _trim_all(txn, now_ns, limits)
-        head = make_head(txn, topic)
+        # A topic that is new has no record yet: its number went into the checksum above.
+        head = find_head(txn, topic) or head
         if stored(txn) + len(scratch) > room:
             raise StoreFull(_full_message(txn, limits))
     txn.put(Space.LOG, _KEY.pack(head.number, last), scratch)
     head.next = last + 1
     head.stored_bytes += len(scratch)
     if head.stored_bytes > limits.retention_bytes or head.next >> 8 != base >> 8:
-        trim(txn, topic, head, limits.retention_bytes, now_ns - limits.retention_ns, most=16)
+        # What one held message keeps it from is looked for now and then.
+        far = head.stored_bytes > limits.retention_bytes and head.next >> 10 != base >> 10
+        trim(txn, topic, head, limits.retention_bytes, now_ns - limits.retention_ns, most=256 if far else 16, above_floor=far)
     save_head(txn, topic, head)
     return head
 
@@ -98,28 +105,54 @@ def stored(txn: Txn) -> int:
     return sum(head.stored_bytes for head in heads if head is not None)
 
 
-def trim(txn: Txn, topic: str, head: Head, keep_bytes: int, older_than_ns: int, most: int) -> int:
-    """Deletes up to `most` of the oldest batches that are settled by every group; returns the bytes freed. The caller saves the head."""
-    floor = head.next
-    for group in head.groups:
-        state = group_state(txn, topic, group)
-        if state is not None:
-            floor = min(floor, state.floor())
-    doomed: list[tuple[bytes, int, int]] = []
+def trim(txn: Txn, topic: str, head: Head, keep_bytes: int, older_than_ns: int, most: int, *, above_floor: bool = False) -> int:
+    """Deletes up to `most` of the oldest batches that are settled by every group; returns the bytes freed. The caller saves the head.
+
+    `above_floor`: also those that lie above one that is not settled. Gaps stand for them.
+    """
+    states = [state for group in head.groups if (state := group_state(txn, topic, group)) is not None]
+    floor = min([head.next, *(state.floor() for state in states)])
     freed = 0
-    for key, value in txn.scan(Space.LOG, _KEY.pack(head.number, 0), _KEY.pack(head.number, floor)):
-        over = head.stored_bytes - freed > keep_bytes
-        if head.fence_epoch and _KEY.unpack(key)[1] + 1 >= head.next:
-            break  # the newest record of a log that has a holder is the holder's memory
-        if len(doomed) >= most or not (over or (len(value) >= _BATCH.size and _BATCH.unpack_from(value)[2] < older_than_ns)):
+    for lo, hi in [(0, floor), *(settled_by_all(states, floor, head.next) if above_floor else ())]:
+        doomed: list[tuple[bytes, Batch, int]] = []
+        enough = False
+        for batch, size in batches(txn, head.number, lo, hi):
+            if batch.base < lo:
+                continue  # a part of it is not settled
+            over = head.stored_bytes - freed > keep_bytes
+            # The newest record of a log that has a holder is the holder's memory.
+            enough = (
+                len(doomed) >= most
+                or not (over or batch.publish_ns < older_than_ns)
+                or bool(head.fence_epoch and batch.last + 1 >= head.next)
+            )
+            if enough:
+                break
+            doomed.append((batch_key(head.number, batch.last), batch, size))
+            freed += size
+        if lo:
+            freed -= _leave_gap(txn, head.number, doomed)
+        else:
+            for key, batch, _ in doomed:
+                txn.delete(Space.LOG, key)
+                head.first = batch.last + 1
+        most -= len(doomed)
+        if enough:
             break
-        doomed.append((bytes(key), _KEY.unpack(key)[1], len(value)))
-        freed += len(value)
-    for key, last, _ in doomed:
-        txn.delete(Space.LOG, key)
-        head.first = last + 1
     head.stored_bytes -= freed
     return freed
+
+
+def _leave_gap(txn: Txn, number: int, doomed: Sequence[tuple[bytes, Batch, int]]) -> int:
+    """Puts a gap in the place of adjoining batches; returns its size, or that of what stays."""
+    if all(size == GAP_BYTES for _, _, size in doomed):
+        return GAP_BYTES * len(doomed)
+    for key, _, _ in doomed[:-1]:
+        txn.delete(Space.LOG, key)
+    key, newest, _ = doomed[-1]
+    body = _BATCH.pack(0, doomed[0][1].base, newest.publish_ns, 0)[_CHECK.size :] + _NO_FRAMES
+    txn.put(Space.LOG, key, _CHECK.pack(xxh3_64_intdigest(body, number << 40 ^ newest.last)) + body)
+    return GAP_BYTES
 
 
 def _trim_all(txn: Txn, now_ns: int, limits: Limits) -> int:
@@ -128,7 +161,7 @@ def _trim_all(txn: Txn, now_ns: int, limits: Limits) -> int:
     for topic in topics(txn):
         head = make_head(txn, topic)
         keep_bytes, older_than_ns = (0, now_ns) if head.groups else (limits.retention_bytes, now_ns - limits.retention_ns)
-        freed += trim(txn, topic, head, keep_bytes, older_than_ns, most=1_000)
+        freed += trim(txn, topic, head, keep_bytes, older_than_ns, most=1_000, above_floor=True)
         save_head(txn, topic, head)
     return freed
 
@@ -199,11 +232,12 @@ def unpacked(packet: bytes) -> tuple[int, int, int, Sequence[bytes]] | None:
     return base, last, publish_ns, _decode_frames(packet[_KEY.size + _BATCH.size :])
 
 
-def batches(txn: Txn, number: int) -> Iterator[tuple[Batch, int]]:
-    """All batches of a topic without their frames, each with its size in bytes."""
-    for key, value in txn.scan(Space.LOG, _KEY.pack(number, 0), _KEY.pack(number + 1, 0)):
-        _, base, publish_ns, _ = _BATCH.unpack_from(value)
-        yield Batch(number, unpack_key(key)[1], base, publish_ns, b""), len(value)
+def batches(txn: Txn, number: int, lo: int = 0, hi: int = 2**63) -> Iterator[tuple[Batch, int]]:
+    """The batches of a topic that end in [lo, hi), without their frames, each with its size in bytes."""
+    for key, value in txn.scan(Space.LOG, _KEY.pack(number, lo), _KEY.pack(number, hi)):
+        last = _KEY.unpack(key)[1]
+        _, base, publish_ns, _ = _BATCH.unpack_from(value) if len(value) >= _BATCH.size else (0, last, 0, 0)
+        yield Batch(number, last, base, publish_ns, b""), len(value)
 
 
 def position_at(txn: Txn, head: Head, start_ns: int) -> int:
@@ -215,6 +249,7 @@ def position_at(txn: Txn, head: Head, start_ns: int) -> int:
 
 
 __all__ = (
+    "GAP_BYTES",
     "Batch",
     "append",
     "batch_key",

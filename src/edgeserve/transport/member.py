@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, StoreFull, TransportError
+from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, StoreDamaged, StoreFull, TransportError
 from edgeserve.transport import log, records
 from edgeserve.transport.base import SEND_WINDOW, Buffer, Delivery, Fence, Frame, GroupKind, Start, Subscription
 from edgeserve.transport.engine import LogEngine, append_fenced
@@ -203,7 +203,7 @@ class LogSubscription(Subscription):
             window = self._windows.get(topic)
             if window is None:
                 window = self._windows[topic] = Window(engine, topic, SEND_WINDOW)
-            window.wait(head, count)
+            window.wait(head, count, self.stopping)
 
     def nack(self, topic: str, positions: Sequence[int], delay_ms: float = 0) -> None:
         self._check()
@@ -231,9 +231,13 @@ class LogSubscription(Subscription):
         self._check()
         with self._engine.kv.read() as txn:
             head = records.find_head(txn, topic)
-        if head is None:
+        if head is None or not head.next:
             return None
-        return next((frame for frame, _, _ in self._engine.read(topic, position=max(head.next - 1, 0))), None)
+        try:
+            return next((frame for frame, _, _ in self._engine.read(topic, position=head.next - 1)), b"")
+        except StoreDamaged as exc:
+            _log.warning("the newest record of the log %r cannot be read: %s", topic, exc)
+            return b""
 
     def floor(self, topic: str) -> int:
         self._check()

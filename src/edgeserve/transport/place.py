@@ -38,6 +38,7 @@ class Place:
         "_gone",
         "_group",
         "_key",
+        "_let_go",
         "_mail",
         "_member",
         "_raw",
@@ -62,8 +63,9 @@ class Place:
         self.unsure = True
         self.paused = self.skipped = False
         self._mail: deque[bytes] = deque(maxlen=_MOST_MAIL)
-        # Positions found damaged and not settled yet; messages found with them and not handed over yet.
+        # Positions found damaged, or in a gap, and not settled yet; messages found with them and not handed over yet.
         self._gone: list[int] = []
+        self._let_go: list[int] = []
         self._undelivered: list[Delivery] = []
         # While this member has the group to itself: below which position it has read; else -1. And the term that this is of.
         self._ahead = self._term = -1
@@ -166,7 +168,7 @@ class Place:
         if self._undelivered:
             found, self._undelivered = self._undelivered, []
             return found
-        if self._gone:
+        if self._gone or self._let_go:
             self._skip_gone()
         if self._mail and not self.unsure and (found := self._from_mail(most)):
             return found
@@ -262,6 +264,7 @@ class Place:
     def _decode(self, reads: Sequence[tuple[Claim, list[log.Batch]]]) -> list[Delivery]:
         found: list[Delivery] = []
         gone: list[int] = []
+        let_go: list[int] = []
         for claim, batches in reads:
             count = len(found)
             for batch in batches:
@@ -269,31 +272,36 @@ class Place:
                 if frames is None:
                     continue
                 lo, hi = max(claim.lo, batch.base), min(claim.hi, batch.last + 1)
+                if not frames:
+                    let_go.extend(range(lo, hi))
+                    continue
                 if hi - lo != len(frames):
                     frames = frames[lo - batch.base : hi - batch.base]
                 found.extend(zip(frames, range(lo, hi), repeat(batch.publish_ns), repeat(claim.deliveries), repeat(self.topic)))
             if len(found) - count < claim.hi - claim.lo:
-                there = {d[1] for d in found[count:]}
+                there = {d[1] for d in found[count:]}.union(let_go)
                 gone.extend(p for p in range(claim.lo, claim.hi) if p not in there)
-        if gone:
+        if gone or let_go:
             # What follows may raise; what is intact is handed over by the next call then.
-            self._gone, self._undelivered = gone, found
+            self._gone, self._let_go, self._undelivered = gone, let_go, found
             self._skip_gone()
             self._undelivered = []
         return found
 
     def _skip_gone(self) -> None:
-        """Settles positions that can never be delivered, and says so."""
+        """Settles positions that can never be delivered; says so of those that were not let go as settled, before this group was there."""
         gone, wake = self._gone, set[str]()
         with self._engine.kv.write(self.forget) as txn:
-            self.settle(txn, gone, 0, (), None, wake)
-        self._gone, self.skipped = [], True
+            self.settle(txn, sorted([*gone, *self._let_go]), 0, (), None, wake)
+        self._gone, self._let_go, self.skipped = [], [], True
         self._engine.notify(wake)
-        warnings.warn(
-            f"skipped {len(gone)} messages of topic {self.topic!r} ({min(gone)} to {max(gone)}): damaged or missing at {self._engine.url}",
-            StoreDamagedWarning,
-            stacklevel=2,
-        )
+        if gone:
+            warnings.warn(
+                f"skipped {len(gone)} messages of topic {self.topic!r} ({min(gone)} to {max(gone)}): damaged or missing at "
+                f"{self._engine.url}",
+                StoreDamagedWarning,
+                stacklevel=2,
+            )
 
     # --- settling -----------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
 
 from edgeserve.core.errors import DiskFull, StoreFull, TransportError
 from edgeserve.transport import records
@@ -12,6 +13,7 @@ from edgeserve.transport.wake import Waker
 
 _log = logging.getLogger(__name__)
 _STALL_S = 1.0
+_SLICES = 10
 
 
 class Window:
@@ -30,9 +32,13 @@ class Window:
         # (first, last + 1) of what was sent and may not be settled yet, and how many that is.
         self._sent: deque[tuple[int, int]] = deque()
         self._own = self._unchecked = 0
+        self._troubled = False
 
-    def wait(self, head: records.Head, sent: int) -> None:
-        """Notes that messages were sent; returns when no live, moving group has more than the window of them left."""
+    def wait(self, head: records.Head, sent: int, stopping: Callable[[], bool] | None) -> None:
+        """Notes that messages were sent; returns when no live, moving group has more than the window of them left, or it is to stop.
+
+        What was sent is stored: nothing that goes wrong here is an error of the send.
+        """
         self._sent.append((head.next - sent, head.next))
         self._own += sent
         self._unchecked += sent
@@ -43,11 +49,13 @@ class Window:
             return
         self._unchecked = 0
         try:
-            floors = [self._hold_back(group) for group in head.groups] if head.listeners else []
-        except TransportError as exc:
-            # What was sent is stored: an error here must not look like one of the send.
-            _log.warning("the send window of topic %r is not kept: %s", self._topic, exc)
+            floors = [self._hold_back(group, stopping) for group in head.groups] if head.listeners else []
+        except (TransportError, OSError) as exc:
+            if not self._troubled:
+                _log.warning("the send window of topic %r is not kept: %s", self._topic, exc)
+            self._troubled = True
             return
+        self._troubled = False
         floor = min(floors, default=head.next)
         while self._sent and self._sent[0][1] <= floor:
             self._forget_oldest()
@@ -56,11 +64,11 @@ class Window:
         lo, hi = self._sent.popleft()
         self._own -= hi - lo
 
-    def _hold_back(self, group: str) -> int:
+    def _hold_back(self, group: str, stopping: Callable[[], bool] | None) -> int:
         """Waits for one group; returns the position below which it has settled everything."""
         while True:
             floor, settled, behind = self._look(group, register=False)
-            if not behind or self._stalled.get(group) == settled:
+            if not behind or self._stalled.get(group) == settled or (stopping is not None and stopping()):
                 return floor
             try:
                 if self._waker is None:
@@ -69,10 +77,15 @@ class Window:
                     pass  # wake-ups that came too late for an earlier wait
                 floor, before, behind = self._look(group, register=True)
             except (StoreFull, DiskFull):
-                return floor  # no room to ask to be woken; what was sent is stored, so this is no error of the send
+                return floor  # no room to ask to be woken
             if not behind:
                 return floor
-            self._waker.wait(_STALL_S)
+            for _ in range(_SLICES):  # a signal's handler cannot wake it
+                self._waker.wait(_STALL_S / _SLICES)
+                if stopping is not None and stopping():
+                    return floor
+                if self._waker.drain():
+                    break
             self._engine.check()
             floor, settled, behind = self._look(group, register=False)
             if settled == before and behind:

@@ -59,6 +59,38 @@ class LimitCases(TransportCases):
         assert transport.topic_info("a").first > 900
         drain(subscription, 200)
 
+    @pytest.mark.parametrize("size_mb", [1, 1_000], ids=["full", "retention"])
+    def test_one_held_message_does_not_keep_what_is_settled_after_it(self, open: Open, size_mb: int) -> None:
+        transport = self._bounded(open, size_mb=size_mb, retention_mb=0.1 if size_mb > 1 else 10)
+        publish(transport, "a", [b"held", _KB], batch=2)
+        one = transport.subscribe(["a"], "g")
+        held = positions_of(one.receive(1, LONG_MS))
+        drain(one, 1)
+        for n in range(60):
+            publish(transport, "a", numbered(100, _KB.decode()), batch=10)
+            if n == 30:
+                held += positions_of(one.receive(1, LONG_MS))
+                drain(one, 99)
+            else:
+                drain(one, 100)
+        info = transport.topic_info("a")
+        assert (info.first, one.floor("a")) == (0, 0)
+        assert info.stored_bytes < (1 << 20 if size_mb == 1 else 1_400_000)
+        kept = [position for _, position, _ in transport.read("a")]
+        assert kept[:3] == [0, 1, 3002] and kept[-1] == 6_001 and kept == sorted(set(kept))
+        # To whoever comes later what was let go is not there, and no damage.
+        late = transport.subscribe(["a"], "late")
+        assert positions_of(drain(late, len(kept))) == kept
+        assert late.floor("a") == transport.topic_info("a").next
+        one.close(worked_on=True)
+        again = transport.subscribe(["a"], "g")
+        assert positions_of(drain(again, 2)) == held
+        for _ in range(10):
+            publish(transport, "a", [_KB] * 300, batch=10)
+            drain(again, 300)
+            drain(late, 300)
+        assert transport.topic_info("a").first > 7_500
+
     def test_what_is_settled_goes_when_it_is_old(self, open: Open) -> None:
         transport = self._bounded(open, retention_s=0.02)
         subscription = transport.subscribe(["a"], "g")
@@ -123,6 +155,14 @@ class LimitCases(TransportCases):
             publish(transport, "a", [_KB] * 5_000, batch=10)
         transport.delete_group("a", "gone")
         publish(transport, "a", [_KB] * 5_000, batch=10)
+
+    def test_the_first_message_of_a_topic_may_be_what_finds_the_store_full(self, open: Open) -> None:
+        transport = self._bounded(open, size_mb=1, retention_mb=10)
+        one = transport.subscribe(["old"], "g")
+        publish(transport, "old", [_KB] * 1_000, batch=100)
+        drain(one, 1_000)
+        publish(transport, "new", [_KB * 100])
+        assert [f for f, _, _ in transport.read("new")] == [_KB * 100]
 
     def test_a_publisher_waits_for_a_slow_group_that_moves(self, transport: Transport, threads: ThreadPoolExecutor) -> None:
         self._held(transport)

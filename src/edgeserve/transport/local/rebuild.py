@@ -25,6 +25,7 @@ from edgeserve.transport.local.recovery import NO_SPACE, OTHER_VERSION, Report
 
 _COMMIT_BYTES = 32 << 20
 _TARGET_BYTES = 64 << 30
+_BEYOND = 2**63
 
 
 class _Target:
@@ -130,7 +131,9 @@ def search(source_path: Path, target: _Target) -> Report:
                 if not _intact(space, key, value):
                     continue
                 if space is not Space.STATE:
-                    target.put(space, key, value)
+                    known = target.txn.get(space, key)
+                    if known is None or len(known) != log.GAP_BYTES:  # a gap came after what it stands for
+                        target.put(space, key, value)
                 elif key not in newest or records.age(key, value) > newest[key][0]:
                     newest[key] = (records.age(key, value), value)
     if records.VERSION_KEY in newest:
@@ -163,8 +166,10 @@ def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[
         missing.append(f"the number of topic {topic!r}")
         records.save_name(txn, head.number, topic)
     expected, stored, needless = head.first, 0, []
-    for batch, length in log.batches(txn, head.number):
-        if batch.last < head.first:
+    found = list(log.batches(txn, head.number))
+    replaced = _in_gaps(found)
+    for batch, length in found:
+        if batch.last < head.first or batch.last in replaced:
             needless.append(log.batch_key(head.number, batch.last))
             continue
         if batch.base > expected:
@@ -190,6 +195,17 @@ def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[
         txn.delete(Space.STATE, records.group_key(topic, group))
     records.save_head(txn, topic, head)
     return head.number
+
+
+def _in_gaps(found: list[tuple[log.Batch, int]]) -> set[int]:
+    """The last positions of batches that a later gap stands for; those of all batches ascend."""
+    replaced, gaps_from = set(), _BEYOND
+    for batch, length in reversed(found):
+        if batch.base >= gaps_from:
+            replaced.add(batch.last)
+        elif length == log.GAP_BYTES:
+            gaps_from = batch.base
+    return replaced
 
 
 def _drop_orphans(txn: LmdbTxn, numbers: set[int], missing: list[str]) -> None:
