@@ -22,7 +22,7 @@ from edgeserve.stage.ends import Ends
 from edgeserve.stage.retry import GaveUp, try_again
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, Pending, settle_at_last
 from edgeserve.stage.sources import SourceClock
-from edgeserve.transport import Delivery, Frame, Transport
+from edgeserve.transport import ClaimLost, Delivery, Frame, Transport
 
 Perform: TypeAlias = Callable[[Header, "bytes | memoryview", "int | None"], tuple[Any, "Frame | Frames | None"]]
 """(header, payload, watermark) to (result, what is published); raises what the user's function raises."""
@@ -286,16 +286,17 @@ class Direct(Stage):
         self._controls += 1
         if header.kind == Kind.END and (self._source is None or header.source_id == self._source):
             self._clocks.setdefault(header.source_id, SourceClock()).end(header, position)
-            self._ends.held.append((topic, position, header.source_id))
+            self._ends.hold(topic, position, header.source_id)
         else:
             self._pending.controls.add((topic, position))
             self._keep(delivery, None)
         return CONTROL
 
     def _reopen(self, source: str, topic: str, position: int) -> None:
-        attributes = self._ends.reopen(source, topic, position)
+        attributes = self._ends.reopening(source, topic, position)
         if attributes:
             self._pending.write_control({}, {}, attributes)
+            self._ends.learn(attributes)
 
     def _write_ends(self) -> None:
         """Acknowledges ends that all before is settled of; with the last source's end publishes our own."""
@@ -306,15 +307,20 @@ class Direct(Stage):
             topic, position, source = entry
             if self._subscription.floor(topic) < position:
                 return
-            ends.held.remove(entry)
             attributes: dict[str, bytes] = {}
             outputs: dict[str, list[Frame]] = {}
-            if self._clocks[source].ended:
-                attributes = ends.record(source, topic, position)
-                frame = self._end_frame(time.time_ns()) if ends.all_ended(self._sources()) else None
+            ended = self._clocks[source].ended
+            if ended:
+                attributes = ends.recording(source, topic, position)
+                frame = self._end_frame(time.time_ns()) if ends.completes(source, self._sources()) else None
                 if frame is not None and self._topic_out is not None:
                     outputs[self._topic_out] = [frame]
-            self._pending.write_control({topic: [position]}, outputs, attributes)
+            try:
+                self._pending.write_control({topic: [position]}, outputs, attributes)
+            except ClaimLost:
+                ends.let_go(entry)  # whoever has it by now records it
+            else:
+                ends.written(entry, ended=ended)
 
     def _sources(self) -> list[str]:
         return list(self._clocks) if self._source is None else [self._source]

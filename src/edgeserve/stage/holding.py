@@ -350,7 +350,7 @@ class Holding:
             self.pending.controls.add((topic, position))
             self._ack(position)
         elif (topic, position, header.source_id) not in self.ends.held:
-            self.ends.held.append((topic, position, header.source_id))
+            self.ends.hold(topic, position, header.source_id)
             if clock.end(header, position):
                 self._gone.add(header.source_id)
                 self._mark(header.source_id, WATERMARK_END)
@@ -358,8 +358,12 @@ class Holding:
 
     def _reopen(self, source: str, position: int) -> None:
         """A new incarnation of a source that had ended. After the end of all of them it begins a new round, and opens all."""
-        if all(name in self.ends.ended for name in self._parameters):
-            attributes = self.ends.reopen_all()
+        whole = all(name in self.ends.ended for name in self._parameters)
+        attributes = self.ends.reopening_all() if whole else self.ends.reopening(source, self._topic, position)
+        if attributes:
+            self.pending.write_control({}, {}, attributes)
+            self.ends.learn(attributes)
+        if whole:
             self._gone.clear()
             for clock in self._clocks.values():
                 clock.ended = False
@@ -367,9 +371,6 @@ class Holding:
             self._gone.discard(source)
             self._mark(source, _NO_PROMISE)
             del self._marks[source]
-            attributes = self.ends.reopen(source, self._topic, position)
-        if attributes:
-            self.pending.write_control({}, {}, attributes)
 
     def write_ends(self, *, idle: bool) -> None:
         """Acknowledges ends that all before is settled of. When all sources have ended, nothing will use what is held any more.
@@ -384,13 +385,14 @@ class Holding:
             self._let_go()
         pending.settle()
         while ends.held:
-            topic, position, source = ends.held[0]
+            topic, position, source = entry = ends.held[0]
             if self._subscription.floor(topic) < position:
                 return
-            ends.held.pop(0)
-            attributes = ends.record(source, topic, position) if self._clocks[source].ended else {}
-            outputs = {pending.topic_out: [self._run_set.end_frame()]} if last and not ends.held else {}
+            ended = self._clocks[source].ended
+            attributes = ends.recording(source, topic, position) if ended else {}
+            outputs = {pending.topic_out: [self._run_set.end_frame()]} if last and len(ends.held) == 1 else {}
             pending.write_control({topic: [position]}, outputs, attributes)
+            ends.written(entry, ended=ended)
 
     def _let_go(self) -> None:
         """Decides what the policy still holds: its sources have ended."""
