@@ -185,15 +185,18 @@ def test_the_producers_of_a_source_are_not_remembered_for_ever() -> None:
 
 def test_recorded_ends_reach_other_members_and_are_taken_back() -> None:
     one, two = Ends({}), Ends({})
-    two.learn(one.record("a", "t", 7))
+    one.hold("t", 7, "a")
+    assert one.completes("a", ["a"]) and not one.completes("a", ["a", "b"])
+    two.learn(one.recording("a", "t", 7))
+    one.written(("t", 7, "a"), ended=True)
     assert two.all_ended(["a"]) and not two.all_ended(["a", "b"])
-    assert one.reopen("a", "t", 6) == {}
-    two.learn(one.reopen("a", "t", 8))
+    assert one.reopening("a", "t", 6) == {}
+    two.learn(one.reopening("a", "t", 8))
     assert not two.all_ended(["a"])
 
 
 def test_ends_found_at_the_start_are_not_believed_at_once() -> None:
-    attributes = Ends({}).record("a", "t", 7)
+    attributes = Ends({}).recording("a", "t", 7)
     late = Ends(attributes)
     assert late.ended and not late.all_ended(["a"])
     late.opened -= 60

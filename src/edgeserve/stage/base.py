@@ -19,6 +19,7 @@ from edgeserve.transport import Delivery, GroupKind, Start, Subscription, Transp
 
 _FEWEST, _MOST, _FIRST_BATCH = 1, 1024, 16
 _QUICK_NS, _SLOW_NS = 10_000_000, 50_000_000
+_NEVER = 2**63
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Stage(ABC):
         # A batch that could not be admitted yet.
         self._claimed: list[Delivery] = []
         self._batch, self._asked, self._batch_began_ns = _FIRST_BATCH, _FIRST_BATCH, 0
+        # From then on (monotonic) what is ready may have gone to another member.
+        self._stale_ns = _NEVER
         self._fetched = 0
         # Control messages among them: ends, and whatever else is no message of a step.
         self._controls = 0
@@ -130,7 +133,10 @@ class Stage(ABC):
         if self._batch_began_ns:
             self._adapt()
         try:
-            batch = self._claimed or self._subscription.receive(self._batch, timeout_ms)
+            batch = self._claimed
+            if not batch:
+                batch = self._subscription.receive(self._batch, timeout_ms)
+                self._set_stale()
             if batch:
                 self._claimed = batch
                 self._admit_batch(batch)
@@ -148,6 +154,11 @@ class Stage(ABC):
         batch.reverse()
         self._ready[:] = batch
         return True
+
+    def _set_stale(self) -> None:
+        """Claims were taken, or renewed, just now."""
+        timeout_ms = self.options.ack_timeout_ms
+        self._stale_ns = monotonic_ns() + timeout_ms * 1_000_000 if timeout_ms else _NEVER
 
     def _wait_for_room(self, error: Exception) -> None:
         """In `run()` a store without room is waited for, as when settling; elsewhere, and when the node is to end, it is an error."""

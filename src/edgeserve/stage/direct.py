@@ -19,10 +19,11 @@ from edgeserve.stage.control import Control
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.ends import Ends
+from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.retry import GaveUp, GoesBack, try_again
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, Pending, settle_at_last
 from edgeserve.stage.sources import SourceClock
-from edgeserve.transport import Delivery, Frame, Transport
+from edgeserve.transport import ClaimLost, Delivery, Frame, Subscription, Transport
 
 Perform: TypeAlias = Callable[[Header, "bytes | memoryview", "int | None"], tuple[Any, "Frame | Frames | None"]]
 """(header, payload, watermark) to (result, what is published); raises what the user's function raises."""
@@ -89,9 +90,12 @@ class Direct(Stage):
                         self._write_ends()
                     if not self._await(deadline):
                         raise StopIteration
+                now_ns = monotonic_ns()
+                if (now_ns > self._stale_ns or pending.lost) and self._renew():
+                    continue
                 delivery = ready.pop()
                 if not pending.positions:
-                    pending.since_ns = monotonic_ns()
+                    pending.since_ns = now_ns
                 try:
                     result = self._step(delivery)
                 except BaseException:
@@ -141,6 +145,8 @@ class Direct(Stage):
         if len(ready) > 1 and pending.linger.asleep:
             pending.linger.nudge()
         pending.since_ns = since = monotonic_ns()
+        if (since > self._stale_ns or pending.lost) and self._renew():
+            return
         while ready:
             delivery = pop()
             try:
@@ -151,6 +157,8 @@ class Direct(Stage):
             if len(positions) >= MOST_PENDING or monotonic_ns() - since > OLDEST_PENDING_NS or pending.urgent:
                 settle()
                 pending.since_ns = since = monotonic_ns()
+                if (since > self._stale_ns or pending.lost) and type(result) is not Raised and self._renew():
+                    return
             if type(result) is Raised:
                 raise result.error
             if control.stop:
@@ -186,6 +194,30 @@ class Direct(Stage):
         following = self._in_order and first == self._next_position
         self._in_order = alone and len(self.options.topics) == 1 and (following or subscription.floor(topic) >= first)
         self._next_position = batch[-1][1] + 1
+
+    def _renew(self) -> bool:
+        """What is ready was claimed so long ago that others may have it by now. Gives back what they have not, to be claimed anew; False:
+        there are no others, so it is still this member's."""
+        pending, subscription, ready = self._pending, self._subscription, self._ready
+        pending.settle()
+        # This asks, so it is known then who else there is.
+        self._known.update(subscription.settled_ids())
+        if subscription.alone and not pending.lost:
+            self._set_stale()
+            return False
+        pending.lost = False
+        held: dict[str, list[int]] = {}
+        for _, position, _, _, topic in reversed(ready):
+            held.setdefault(topic, []).append(position)
+        self._fetched -= len(ready)
+        ready.clear()
+        for topic, positions in held.items():
+            _give_back(subscription, topic, positions)
+        self._learn()
+        return True
+
+    def _learn(self) -> None:
+        """Takes over what other members are known to have done, beyond what they have settled."""
 
     def _make_step(self) -> Callable[[Delivery], Any]:
         """The function that takes one delivered message to its settlement. A closure: its names cost least there."""
@@ -288,16 +320,17 @@ class Direct(Stage):
         self._controls += 1
         if header.kind == Kind.END and (self._source is None or header.source_id == self._source):
             self._clocks.setdefault(header.source_id, SourceClock()).end(header, position)
-            self._ends.held.append((topic, position, header.source_id))
+            self._ends.hold(topic, position, header.source_id)
         else:
             self._pending.controls.add((topic, position))
             self._keep(delivery, None)
         return CONTROL
 
     def _reopen(self, source: str, topic: str, position: int) -> None:
-        attributes = self._ends.reopen(source, topic, position)
+        attributes = self._ends.reopening(source, topic, position)
         if attributes:
             self._pending.write_control({}, {}, attributes)
+            self._ends.learn(attributes)
 
     def _write_ends(self) -> None:
         """Acknowledges ends that all before is settled of; with the last source's end publishes our own."""
@@ -308,15 +341,20 @@ class Direct(Stage):
             topic, position, source = entry
             if self._subscription.floor(topic) < position:
                 return
-            ends.held.remove(entry)
             attributes: dict[str, bytes] = {}
             outputs: dict[str, list[Frame]] = {}
-            if self._clocks[source].ended:
-                attributes = ends.record(source, topic, position)
-                frame = self._end_frame(time.time_ns()) if ends.all_ended(self._sources()) else None
+            ended = self._clocks[source].ended
+            if ended:
+                attributes = ends.recording(source, topic, position)
+                frame = self._end_frame(time.time_ns()) if ends.completes(source, self._sources()) else None
                 if frame is not None and self._topic_out is not None:
                     outputs[self._topic_out] = [frame]
-            self._pending.write_control({topic: [position]}, outputs, attributes)
+            try:
+                self._pending.write_control({topic: [position]}, outputs, attributes)
+            except ClaimLost:
+                ends.let_go(entry)  # whoever has it by now records it
+            else:
+                ends.written(entry, ended=ended)
 
     def _sources(self) -> list[str]:
         return list(self._clocks) if self._source is None else [self._source]
@@ -331,6 +369,19 @@ class Direct(Stage):
         # Not only while there are others: the one that recorded an end may have left since.
         self._ends.learn(self._subscription.attributes())
         return self._until_end and self._finished()
+
+
+def _give_back(subscription: Subscription, topic: str, positions: list[int]) -> None:
+    """Gives back those that are still this member's."""
+    while positions:
+        try:
+            subscription.nack(topic, positions)
+            return
+        except ClaimLost as lost:
+            kept = [p for p in positions if p not in lost.positions]
+            positions = kept if len(kept) < len(positions) else []
+        except NO_ROOM:
+            return  # they come again when their time is up
 
 
 __all__ = ("Direct", "Perform")

@@ -15,6 +15,8 @@ class Ends:
     """The sources' end headers that this member holds, and what the group has recorded of others.
 
     An end is acknowledged only when everything before it is settled by the whole group, and then recorded where all members see it.
+    What is to be written is asked for first (`recording`, `reopening`) and taken over when it is written: a store without room then
+    loses nothing, the same is asked for again.
     """
 
     PREFIX = "end:"
@@ -37,27 +39,44 @@ class Ends:
                 else:
                     self.ended.pop(source, None)
 
-    def record(self, source: str, topic: str, position: int) -> dict[str, bytes]:
+    def hold(self, topic: str, position: int, source: str) -> None:
+        """Keeps an end until it can be recorded. One that came again is kept once."""
+        if (topic, position, source) not in self.held:
+            self.held.append((topic, position, source))
+
+    def recording(self, source: str, topic: str, position: int) -> dict[str, bytes]:
         """The attribute that says that a source has ended."""
-        self.ended[source] = (topic, position)
-        self.at_start = False
         return {self.PREFIX + source: msgspec.msgpack.encode((topic, position))}
 
-    def reopen(self, source: str, topic: str, position: int) -> dict[str, bytes]:
+    def completes(self, source: str, sources: Iterable[str]) -> bool:
+        """Whether all of `sources` will have ended when the one end that is held, that of `source`, is recorded."""
+        return len(self.held) == 1 and all(name == source or name in self.ended for name in sources)
+
+    def written(self, entry: tuple[str, int, str], *, ended: bool) -> None:
+        """An end that was held is acknowledged, and recorded if its source has `ended`."""
+        topic, position, source = entry
+        if ended:
+            self.ended[source] = (topic, position)
+            self.at_start = False
+        self.let_go(entry)
+
+    def let_go(self, entry: tuple[str, int, str]) -> None:
+        """An end is no longer this member's to record."""
+        if entry in self.held:
+            self.held.remove(entry)
+
+    def reopening(self, source: str, topic: str, position: int) -> dict[str, bytes]:
         """The attribute that takes an end back, because the source has sent again; empty when it has not."""
         self.at_start = False
         ended = self.ended.get(source)
         if ended is None or ended[0] != topic or position < ended[1]:
             return {}
-        del self.ended[source]
         return {self.PREFIX + source: b""}
 
-    def reopen_all(self) -> dict[str, bytes]:
+    def reopening_all(self) -> dict[str, bytes]:
         """The attributes that take all ends back."""
         self.at_start = False
-        attributes = {self.PREFIX + source: b"" for source in self.ended}
-        self.ended.clear()
-        return attributes
+        return {self.PREFIX + source: b"" for source in self.ended}
 
     def all_ended(self, sources: Iterable[str]) -> bool:
         """Whether all of `sources` have ended."""

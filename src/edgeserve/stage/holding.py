@@ -1,6 +1,7 @@
 """A join in the hands of one member: what it has taken, what is due, what became of every input.
 
-An input stays unacknowledged until the policy has released it and every set with it is settled.
+An input stays unacknowledged until the policy has released it and every set with it is settled. Policies are users' code, and a signal may
+raise anywhere: what was left half done in memory is begun anew, from the store and the log, which know nothing of it yet.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from edgeserve.align import Exact, JoinSet, Policy, Released
@@ -52,6 +53,8 @@ class Holding:
         untold: messages since the policy was last told the watermarks.
         controls: control messages taken.
         push: takes one delivered message.
+        broken: whether an error came out of the midst of a change: nothing more is to be taken or run by this holding.
+        warned: a warning that is an error here, to be raised between two messages.
     """
 
     def __init__(
@@ -78,6 +81,8 @@ class Holding:
         self._marks: dict[str, int] = {}
         self._told: dict[str, int] = {}
         self.untold = self.controls = 0
+        self.broken = False
+        self.warned: Warning | None = None
         self.ends = Ends(subscription.attributes())
         # Sources that have ended, as far as this member has read: their next message opens them again.
         self._gone = {source for source in self._parameters if source in self.ends.ended}
@@ -99,6 +104,12 @@ class Holding:
     def held(self) -> int:
         """How many inputs are not acknowledged yet."""
         return len(self._held)
+
+    def take_warning(self) -> Warning:
+        """The warning that is to be raised, once."""
+        assert self.warned is not None
+        warning, self.warned = self.warned, None
+        return warning
 
     # --- admit, align -------------------------------------------------------------------------------------------
 
@@ -127,7 +138,7 @@ class Holding:
             clock = clocks.get(source)
             if clock is None:
                 return self._refuse(delivery, header, self._unknown(source))
-            if deliveries and position in held:
+            if position in held:
                 return None  # it came back to the member that has it
             watermark_ns = clock.observe(header, position, published_ns)
             if watermark_ns is not None:
@@ -144,26 +155,30 @@ class Holding:
             item = Input(header, payload, position, frame, deliveries)
             if gated and not self._gate(item):
                 return None
-            known.new.add(id_)
-            held[position] = item
             try:
+                known.new.add(id_)
+                held[position] = item
                 sets = push_item(source, stamp_ns, item, header.key)
+                if sets:
+                    barren = 0
+                    if sets[0][1] and len(sets) == 1:
+                        due(sets[0])
+                    else:
+                        enqueue(sets)
+                else:
+                    barren += 1
+                    if barren >= _BARREN and (policy.refused is not None or own_spread):
+                        self.warned = refused() or self.warned
+                if leaving or own_drain:
+                    release(drain())
             except JoinOverflow:
+                # The policy has refused it before it changed anything.
                 del held[position]
                 known.discard((id_,))
                 raise
-            if sets:
-                barren = 0
-                if sets[0][1] and len(sets) == 1:
-                    due(sets[0])
-                else:
-                    enqueue(sets)
-            else:
-                barren += 1
-                if barren >= _BARREN and (policy.refused is not None or own_spread):
-                    refused()
-            if leaving or own_drain:
-                release(drain())
+            except BaseException:
+                self.broken = True
+                raise
             return None
 
         return push
@@ -183,8 +198,18 @@ class Holding:
 
     def advance(self, now_ns: int) -> None:
         """Tells the policy the time."""
-        self._enqueue(self.policy.advance(now_ns))
-        self._release(self.policy.drain())
+        with self._whole():
+            self._enqueue(self.policy.advance(now_ns))
+            self._release(self.policy.drain())
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Around what must be done whole."""
+        try:
+            yield
+        except BaseException:
+            self.broken = True
+            raise
 
     def _unknown(self, source: str) -> UnknownSource:
         takes = ", ".join(self._parameters)
@@ -243,9 +268,10 @@ class Holding:
             item.decided = True
             if self._run_set.gated and not self._gate(item):
                 return
-            self._held[position] = item
-            self.policy.restore(header.source_id, header.event_ns, item, header.key)
-            self._release(self.policy.drain())
+            with self._whole():
+                self._held[position] = item
+                self.policy.restore(header.source_id, header.event_ns, item, header.key)
+                self._release(self.policy.drain())
             return
         self._counts.count(Reason.DUPLICATE, edge=header.source_id)
         self._ack(position)
@@ -285,38 +311,40 @@ class Holding:
             # Sets that are due already, or wait for a timer, may lie behind the watermark: no promise while there are any.
             promise = min(marks.values()) if len(due) == 1 and len(marks) == width and next_due_ns() is None else None
             result, set_id, members, frames, aside = run(joined, promise)
-            due.popleft()
-            acks: list[int] = []
-            if joined[1]:
-                # No other set has them, so this is their one turn.
-                for member in joined[0].values():
-                    position = member[1].position
-                    acks.append(position)
-                    del held[position]
-                units.append((acks, members, (), frames, (set_id, members), (), aside))
+            try:
+                due.popleft()
+                acks: list[int] = []
+                if joined[1]:
+                    # No other set has them, so this is their one turn.
+                    for member in joined[0].values():
+                        position = member[1].position
+                        acks.append(position)
+                        del held[position]
+                    units.append((acks, members, (), frames, (set_id, members), (), aside))
+                else:
+                    ids: list[bytes] = []
+                    kept: list[tuple[int, bytes]] | None = None
+                    for member in joined[0].values():
+                        if member is None:
+                            continue
+                        item = member[1]
+                        item.uses = uses = item.uses - 1
+                        gone = item.released and not uses
+                        if gone:
+                            acks.append(item.position)
+                            del held[item.position]
+                        if not item.decided:
+                            item.decided = True
+                            ids.append(item.header.id)
+                            if not gone:
+                                kept = kept or []
+                                kept.append((item.position, item.header.id))
+                    units.append((acks, ids, kept or (), frames, (set_id, members), (), aside))
                 if frames is not None and type(frames) is not bytes:
                     pending.urgent = True
-                return result
-            ids: list[bytes] = []
-            kept: list[tuple[int, bytes]] | None = None
-            for member in joined[0].values():
-                if member is None:
-                    continue
-                item = member[1]
-                item.uses = uses = item.uses - 1
-                gone = item.released and not uses
-                if gone:
-                    acks.append(item.position)
-                    del held[item.position]
-                if not item.decided:
-                    item.decided = True
-                    ids.append(item.header.id)
-                    if not gone:
-                        kept = kept or []
-                        kept.append((item.position, item.header.id))
-            units.append((acks, ids, kept or (), frames, (set_id, members), (), aside))
-            if frames is not None and type(frames) is not bytes:
-                pending.urgent = True
+            except BaseException:
+                self.broken = True
+                raise
             return result
 
         return run_due
@@ -331,9 +359,10 @@ class Holding:
     # --- watermarks and ends ------------------------------------------------------------------------------------
 
     def _mark(self, source: str, watermark_ns: int) -> None:
-        self._marks[source] = self._told[source] = watermark_ns
-        self._enqueue(self.policy.watermark(source, watermark_ns))
-        self._release(self.policy.drain())
+        with self._whole():
+            self._marks[source] = self._told[source] = watermark_ns
+            self._enqueue(self.policy.watermark(source, watermark_ns))
+            self._release(self.policy.drain())
 
     def tell(self) -> None:
         """Tells the policy the watermarks. Not with each message: they only free what waits in vain, and cost as much as a push."""
@@ -350,7 +379,7 @@ class Holding:
             self.pending.controls.add((topic, position))
             self._ack(position)
         elif (topic, position, header.source_id) not in self.ends.held:
-            self.ends.held.append((topic, position, header.source_id))
+            self.ends.hold(topic, position, header.source_id)
             if clock.end(header, position):
                 self._gone.add(header.source_id)
                 self._mark(header.source_id, WATERMARK_END)
@@ -358,8 +387,12 @@ class Holding:
 
     def _reopen(self, source: str, position: int) -> None:
         """A new incarnation of a source that had ended. After the end of all of them it begins a new round, and opens all."""
-        if all(name in self.ends.ended for name in self._parameters):
-            attributes = self.ends.reopen_all()
+        whole = all(name in self.ends.ended for name in self._parameters)
+        attributes = self.ends.reopening_all() if whole else self.ends.reopening(source, self._topic, position)
+        if attributes:
+            self.pending.write_control({}, {}, attributes)
+            self.ends.learn(attributes)
+        if whole:
             self._gone.clear()
             for clock in self._clocks.values():
                 clock.ended = False
@@ -367,9 +400,6 @@ class Holding:
             self._gone.discard(source)
             self._mark(source, _NO_PROMISE)
             del self._marks[source]
-            attributes = self.ends.reopen(source, self._topic, position)
-        if attributes:
-            self.pending.write_control({}, {}, attributes)
 
     def write_ends(self, *, idle: bool) -> None:
         """Acknowledges ends that all before is settled of. When all sources have ended, nothing will use what is held any more.
@@ -384,26 +414,28 @@ class Holding:
             self._let_go()
         pending.settle()
         while ends.held:
-            topic, position, source = ends.held[0]
+            topic, position, source = entry = ends.held[0]
             if self._subscription.floor(topic) < position:
                 return
-            ends.held.pop(0)
-            attributes = ends.record(source, topic, position) if self._clocks[source].ended else {}
-            outputs = {pending.topic_out: [self._run_set.end_frame()]} if last and not ends.held else {}
+            ended = self._clocks[source].ended
+            attributes = ends.recording(source, topic, position) if ended else {}
+            outputs = {pending.topic_out: [self._run_set.end_frame()]} if last and len(ends.held) == 1 else {}
             pending.write_control({topic: [position]}, outputs, attributes)
+            ends.written(entry, ended=ended)
 
     def _let_go(self) -> None:
         """Decides what the policy still holds: its sources have ended."""
-        self._release(self.policy.drain())
-        for item in list(self._held.values()):
-            del self._held[item.position]
-            if item.decided:
-                self._ack(item.position)
-            else:
-                self._drop(item.position, item.header, Reason.UNMATCHED)
-        self._told.clear()
-        self._marks.clear()
-        self._begin()
+        with self._whole():
+            self._release(self.policy.drain())
+            for item in list(self._held.values()):
+                del self._held[item.position]
+                if item.decided:
+                    self._ack(item.position)
+                else:
+                    self._drop(item.position, item.header, Reason.UNMATCHED)
+            self._told.clear()
+            self._marks.clear()
+            self._begin()
 
 
 __all__ = ("Holding",)

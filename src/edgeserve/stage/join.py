@@ -112,9 +112,20 @@ class Join(Stage):
         )
         return self._holding
 
+    def _mend(self) -> None:
+        """Begins anew after an error that has left the holding half changed. What it has decided is whole, so that is kept."""
+        if self._holding is not None and self._holding.broken:
+            self._holding.pending.settle()
+            log.warning("Compute %r was interrupted in the midst of a message and takes up the join of its topic anew", self.options.name)
+            self._begin_anew()
+
     def _stand_down(self, why: Exception) -> None:
         """Somebody else holds the join by now: what is held here is theirs."""
         log.warning("Compute %r lost the join of topic %r and begins anew: %s", self.options.name, self._topic, why)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Leaves the group and joins it again: what is unsettled comes back as state or as messages, to whoever holds the join then."""
         if self._holding is not None:
             self._holding.pending.close()
             self._controls += self._holding.controls
@@ -139,6 +150,8 @@ class Join(Stage):
         try:
             while True:
                 try:
+                    if self._holding is not None and self._holding.broken:
+                        self._mend()
                     outcome = self._step(deadline)
                     if outcome is CONTROL:
                         continue
@@ -204,6 +217,8 @@ class Join(Stage):
         holding.untold = untold = holding.untold + 1
         if untold >= _TELL_EVERY:
             holding.tell()
+        if holding.warned is not None:
+            outcome = Raised(holding.take_warning())
         return outcome
 
     def run(self, until: str | None) -> None:
@@ -213,6 +228,7 @@ class Join(Stage):
         try:
             while not self._control.stop:
                 try:
+                    self._mend()
                     self._run_some()
                 except _LOST as exc:
                     self._stand_down(exc)
@@ -236,9 +252,9 @@ class Join(Stage):
         if (ready or due) and pending.linger.asleep:
             pending.linger.nudge()
         while True:
-            if type(outcome) is Raised:
+            if type(outcome) is Raised or holding.warned is not None:
                 pending.settle()
-                raise outcome.error
+                raise outcome.error if type(outcome) is Raised else holding.take_warning()
             if units and (len(units) >= MOST_PENDING or pending.urgent or monotonic_ns() - pending.since_ns > OLDEST_PENDING_NS):
                 pending.settle()
             if not units:
@@ -275,7 +291,8 @@ class Join(Stage):
         if holding is not None:
             try:
                 holding.pending.settle()
-                holding.write_ends(idle=not self._ready)
+                if not holding.broken:
+                    holding.write_ends(idle=not self._ready)
                 holding.pending.owner_runs(False)
             except _LOST as exc:
                 self._stand_down(exc)

@@ -161,6 +161,9 @@ class Pending(Settlement):
     """The inputs that a stage without a join has decided.
 
     The stage appends to `frames`, `ids`, `topics` and, last, to `positions`.
+
+    Attributes:
+        lost: some inputs went to another member, so what else was claimed with them may have gone too.
     """
 
     def __init__(
@@ -173,6 +176,7 @@ class Pending(Settlement):
         super().__init__(subscription, self.positions, name, control)
         self._topic_out, self._known, self._counts = topic_out, known, counts
         self._asides: dict[tuple[str, int], tuple[str, Frame]] = {}
+        self.lost = False
 
     def aside(self, topic: str, position: int, to: str, frame: Frame) -> None:
         """A frame for another topic, such as a dead letter, that is written with the input's settlement."""
@@ -217,6 +221,7 @@ class Pending(Settlement):
         gone: list[tuple[Frame | Frames | None, bytes | None, str, int]] = []
         for unit in units:
             (gone if unit[2] == lost.topic and unit[3] in lost.positions else kept).append(unit)
+        self.lost = True
         if not gone:
             raise TransportError(f"the engine refused to settle messages of {lost.topic!r} that were not asked for") from lost
         for _, id_, topic, position in gone:

@@ -54,20 +54,23 @@ class Sink(Direct):
             # Another host may have done what this one's journals know nothing of.
             self._foreign_past = self._journal.fresh and len(self._known) > 0
             self._attached_ns = time.time_ns()
-            self._learn()
+            self._take_over_known()
             self._task.open()
         except BaseException:
             self._journal.close()
             raise
 
     def _learn(self) -> None:
+        self._journal.refresh()
+        self._take_over_known()
+
+    def _take_over_known(self) -> None:
         self._known.update(id_ for id_ in self._journal.done if id_ not in self._known)
         self._may_repeat |= self._journal.in_hand - self._known.new - self._known.old
 
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
         if max(map(itemgetter(3), batch)) > 0:
             # A member died; what it has done stands in its journal, if it was on this host.
-            self._journal.refresh()
             self._learn()
         super()._admit_batch(batch)
 

@@ -23,15 +23,18 @@ class SkewWatch:
         self._refusals = 0
         self._warned = -_EVERY_S
 
-    def look(self) -> None:
-        """To be called after a push that has made no set, where the policy has refused one."""
+    def look(self) -> Warning | None:
+        """To be called after a push that has made no set, where the policy has refused one.
+
+        Returns the warning where warnings are errors: whoever calls this is in the midst of something.
+        """
         refused = self._policy.spread_refused()
         if refused is None:
-            return
+            return None
         self._refusals += 1
         now = time.monotonic()
         if self._refusals < _REFUSALS or now - self._warned < _EVERY_S:
-            return
+            return None
         self._warned, self._refusals = now, 0
         tolerance_ns = getattr(self._policy, "max_interval_ns", None)
         allowed = "" if tolerance_ns is None else f", {_time(tolerance_ns)} are tolerated (max_time_diff_ms)"
@@ -40,7 +43,11 @@ class SkewWatch:
             f"{refused.oldest!r}{allowed}, so no set forms: check the clocks of the two nodes"
         )
         log.warning("%s", message)
-        warnings.warn(message, SkewWarning, stacklevel=2)
+        try:
+            warnings.warn(message, SkewWarning, stacklevel=2)
+        except Warning as exc:
+            return exc
+        return None
 
 
 def _time(ns: int) -> str:

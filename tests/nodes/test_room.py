@@ -1,0 +1,78 @@
+"""A store without room for a moment: what was to be written is still there when there is room again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from edgeserve import Compute, DataSource
+from edgeserve.core.errors import DiskFull, ReceiveTimeout
+from edgeserve.transport import connect, disconnect
+from edgeserve.transport.member import LogSubscription
+
+
+def task_of(parameters: int) -> Any:
+    return (lambda a: a) if parameters == 1 else (lambda a, b: a + b)
+
+
+def send_round(url: str, parameters: int, item: int) -> None:
+    for name in "ab"[:parameters]:
+        with DataSource([item], url, source_id=name, topic="in") as source:
+            source.run()
+
+
+def steps(compute: Compute) -> list[Any]:
+    """Results until nothing comes any more, errors of a full disk left out."""
+    found = []
+    while True:
+        try:
+            found.append(next(compute))
+        except DiskFull:
+            pass
+        except (ReceiveTimeout, StopIteration):
+            return [f for f in found if f is not None]
+
+
+@pytest.fixture
+def no_room_for_attributes(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """The next so many settlements that set attributes fail."""
+    failures: list[None] = []
+    settle = LogSubscription.settle
+
+    def failing(self: LogSubscription, *args: Any, **rest: Any) -> None:
+        if rest.get("attributes") and failures:
+            failures.pop()
+            raise DiskFull("no space left on device")
+        settle(self, *args, **rest)
+
+    monkeypatch.setattr(LogSubscription, "settle", failing)
+    return failures
+
+
+@pytest.mark.parametrize("parameters", [1, 2])
+def test_an_end_outlives_a_full_disk(embedded: str, parameters: int, no_room_for_attributes: list[None], quiet_ms: int) -> None:
+    send_round(embedded, parameters, 1)
+    no_room_for_attributes.append(None)
+    with Compute(task_of(parameters), embedded, worker_id="w", topic_in="in", topic_out="out", timeout_ms=quiet_ms) as compute:
+        assert steps(compute) == [parameters]
+        assert not no_room_for_attributes
+        transport = connect(embedded)
+        assert transport.topic_info("in").groups["in->out"].backlog == 0
+        assert transport.topic_info("out").next == 2  # the result and the end
+        disconnect(transport)
+
+
+@pytest.mark.parametrize("parameters", [1, 2])
+def test_an_end_that_is_taken_back_outlives_a_full_disk(
+    embedded: str, parameters: int, no_room_for_attributes: list[None], quiet_ms: int
+) -> None:
+    send_round(embedded, parameters, 1)
+    with Compute(task_of(parameters), embedded, worker_id="w", topic_in="in", topic_out="out", timeout_ms=quiet_ms) as compute:
+        assert steps(compute) == [parameters]
+        no_room_for_attributes.append(None)
+        with DataSource([10], embedded, source_id="a", topic="in") as source:
+            next(source)
+            steps(compute)
+            assert not no_room_for_attributes
+            assert compute._stage._subscription.attributes()["end:a"] == b""
