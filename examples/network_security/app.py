@@ -6,6 +6,7 @@ Each node gets its own process. What they need to know is in the environment:
     EDGESERVE_NODE   where messages go (default local://)
     TAP_A, TAP_B     captures of what clients ask and what servers answer (default: the `judge` recording)
     SPEED            how many times faster than recorded; 0: as fast as possible (default 1)
+    RUN              ends the names of the topics (default: nothing)
     OUT              directory for alerts.jsonl, verdicts.jsonl and sent-tap_*.txt (default: the current one)
 
 Windows are known by their start, so a source that dies and starts over doubles nothing. For the same reason a second run over the same
@@ -32,6 +33,8 @@ TAP_A = os.environ.get("TAP_A") or str(RECORDING / "tap_a.pcap.zst")
 TAP_B = os.environ.get("TAP_B") or str(RECORDING / "tap_b.pcap.zst")
 SPEED = float(os.environ.get("SPEED") or 1)
 OUT = Path(os.environ.get("OUT") or ".")
+RUN = os.environ.get("RUN") or ""
+FLOWS, ALERTS = f"flows{RUN}", f"alerts{RUN}"
 
 
 class Verdict(msgspec.Struct):
@@ -81,7 +84,7 @@ def window_start(window: Window) -> int:
     return window.start_ns
 
 
-tap_a = DataSource(sent(TAP_A, "tap_a"), NODE, source_id="tap_a", topic="flows", event_time=window_start, message_id=window_start)
-tap_b = DataSource(sent(TAP_B, "tap_b"), NODE, source_id="tap_b", topic="flows", event_time=window_start, message_id=window_start)
-join = Compute(Detector(), NODE, worker_id="detector", topic_in="flows", topic_out="alerts", join="exact")
-sink = Materialize(write_down, NODE, topic="alerts")
+tap_a = DataSource(sent(TAP_A, "tap_a"), NODE, source_id="tap_a", topic=FLOWS, event_time=window_start, message_id=window_start)
+tap_b = DataSource(sent(TAP_B, "tap_b"), NODE, source_id="tap_b", topic=FLOWS, event_time=window_start, message_id=window_start)
+join = Compute(Detector(), NODE, worker_id="detector", topic_in=FLOWS, topic_out=ALERTS, join="exact")
+sink = Materialize(write_down, NODE, topic=ALERTS)

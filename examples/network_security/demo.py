@@ -2,6 +2,7 @@
 
     make demo                                   # the recordings that come with this example, 15 times faster than recorded
     edgeserve demo -- --speed 0                 # as fast as this machine can
+    edgeserve demo -- --node nats://127.0.0.1:4222   # over a broker
     edgeserve demo -- --tap-a A.pcap --tap-b B.pcap --out somewhere
 
 Ends with status 1 when a window was lost, or when two taps were not clearly better than one.
@@ -58,10 +59,11 @@ class Files:
         return [msgspec.json.decode(line, type=Alert) for line in self.lines("alerts.jsonl")]
 
 
-def start(tap_a: Path, tap_b: Path, speed: float, out: Path) -> subprocess.Popen[bytes]:
-    """Starts `edgeserve run app.py`: the four nodes, each its own process."""
+def start(tap_a: Path, tap_b: Path, speed: float, out: Path, node: str | None) -> subprocess.Popen[bytes]:
+    """Starts `edgeserve run app.py`: the four nodes, each its own process. On a broker, which may know an earlier run's windows, on new topics."""
     settings = {"TAP_A": str(tap_a.resolve()), "TAP_B": str(tap_b.resolve()), "SPEED": str(speed), "OUT": str(out)}
-    settings |= {"EDGESERVE_NODE": f"local://{out}/store", "EDGESERVE_STATE_DIR": str(out / "state")}
+    settings |= {"EDGESERVE_NODE": node or f"local://{out}/store", "EDGESERVE_STATE_DIR": str(out / "state")}
+    settings |= {"RUN": f"-{time.time_ns()}" if node else ""}
     command = [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()", "run", "--until-end", str(HERE / "app.py")]
     with (out / "run.log").open("wb") as log:
         # A session of its own: Ctrl-C reaches this program, which ends the others in order.
@@ -173,6 +175,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tap-a", type=Path, default=JUDGE / "tap_a.pcap.zst", help="capture of what clients ask")
     parser.add_argument("--tap-b", type=Path, default=JUDGE / "tap_b.pcap.zst", help="capture of what servers answer")
+    parser.add_argument("--node", help="URL of a node, as in pulsar://broker:6650; default: a store of its own, without a server")
     parser.add_argument("--speed", type=float, default=15.0, help="times faster than recorded; 0: as fast as possible (default 15)")
     parser.add_argument("--out", type=Path, help="keep alerts, logs and the message store in this new directory")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
@@ -197,7 +200,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def demo(args: argparse.Namespace, out: Path, *, scored: bool) -> int:
     console = Console(highlight=False)
-    files, process = Files(out), start(args.tap_a, args.tap_b, args.speed, out)
+    files, process = Files(out), start(args.tap_a, args.tap_b, args.speed, out, args.node)
     try:
         progress = Progress(console, files, quiet=args.json)
         single = score_single_taps() if scored else {}

@@ -45,6 +45,14 @@ def test_the_demo_loses_nothing_and_shows_what_the_second_tap_is_worth(tmp_path:
     assert not list(tmp_path.glob(".local")), "the demo left state behind"
 
 
+@pytest.mark.parametrize("engine", ["pulsar", "nats"])
+def test_the_demo_runs_over_a_broker(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    result = run("--json", "--speed", "0", "--node", request.getfixturevalue(f"{engine}_url"), home=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    report = json.loads(result.stdout)
+    assert (report["windows_sent"], report["windows_judged"], report["lost"], report["doubled"]) == (180, 180, 0, 0)
+
+
 def test_a_report_for_people_is_plain_text_when_not_on_a_terminal(tmp_path: Path) -> None:
     result = run("--speed", "60", home=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
