@@ -69,7 +69,7 @@ class Join(Stage):
 
     def open(self, transport: Transport) -> None:
         self._transport = transport
-        self._run_set.open()
+        self._run_set.open(transport.capabilities.max_frame_bytes)
         try:
             self._enter()
         except BaseException:
