@@ -64,6 +64,22 @@ def test_a_raising_task_is_tried_again_and_then_put_aside(node: str, send: Send,
     assert len(letter.input_ids[0]) == 32 and len(letter.frames) == 1
 
 
+@pytest.mark.parametrize("parameters", [1, 2])
+def test_the_log_does_not_grow_with_the_dead_letters(
+    node: str, send: Send, dead_letters: DeadLetters, caplog: pytest.LogCaptureFixture, parameters: int
+) -> None:
+    send("stranger", range(40))
+    task = [lambda a: a, lambda a, b: a][parameters - 1]
+    with Compute(task, node, timeout_ms=0) as compute:
+        with pytest.raises(ReceiveTimeout):
+            while True:
+                next(compute)
+        assert compute.counters["unknown_source"] == 40
+    lines = [record.getMessage() for record in caplog.records if "aside" in record.getMessage()]
+    assert len(lines) == 6 and "put 35 more input(s) of 'src' aside (unknown_source)" in lines[-1]
+    assert len(dead_letters("src.src->dst.dead-letters")) == 40
+
+
 def test_a_put_aside_message_is_gone_from_the_topic(node: str, send: Send) -> None:
     def task(a: int) -> int:
         raise ValueError

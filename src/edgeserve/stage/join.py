@@ -108,7 +108,7 @@ class Join(Stage):
         )
         pending.held = dict(restorable or {})
         self._holding = Holding(
-            self.options, self._counts, self._make_policy, self._run_set, self._subscription, pending, self._known, restorable
+            self.options, self._counts, self._make_policy, self._run_set, self._subscription, pending, self._known, restorable, self._aside
         )
         return self._holding
 
@@ -296,6 +296,7 @@ class Join(Stage):
             try:
                 self._subscription.close(worked_on=self._holding is not None and len(self._holding.pending) > 0)
             finally:
+                self._aside.close()
                 self._run_set.close()
 
     def totals(self) -> dict[str, int]:
