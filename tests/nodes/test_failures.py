@@ -25,6 +25,7 @@ from edgeserve.core.errors import (
     SkewWarning,
     StandbyWarning,
     StoreFull,
+    TooLarge,
     TransportError,
     UnsupportedType,
 )
@@ -64,6 +65,22 @@ def test_a_raising_task_is_tried_again_and_then_put_aside(node: str, send: Send,
     assert (letter.reason, letter.attempts, letter.source_ids) == ("dead_letter", 3, ["a"])
     assert "cannot take 1" in letter.error and "Traceback" in letter.traceback
     assert len(letter.input_ids[0]) == 32 and len(letter.frames) == 1
+
+
+@pytest.mark.parametrize("parameters", [1, 2])
+def test_the_log_does_not_grow_with_the_dead_letters(
+    node: str, send: Send, dead_letters: DeadLetters, caplog: pytest.LogCaptureFixture, parameters: int, quiet_ms: int
+) -> None:
+    send("stranger", range(40))
+    task = [lambda a: a, lambda a, b: a][parameters - 1]
+    with Compute(task, node, timeout_ms=quiet_ms) as compute:
+        with pytest.raises(ReceiveTimeout):
+            while True:
+                next(compute)
+        assert compute.counters["unknown_source"] == 40
+    lines = [record.getMessage() for record in caplog.records if "aside" in record.getMessage()]
+    assert len(lines) == 6 and "put 35 more input(s) of 'src' aside (unknown_source)" in lines[-1]
+    assert len(dead_letters("src.src->dst.dead-letters")) == 40
 
 
 def test_a_put_aside_message_is_gone_from_the_topic(node: str, send: Send, quiet_ms: int) -> None:
@@ -239,6 +256,27 @@ def test_big_messages_and_big_results(node: str, send: Send, results: Results) -
 
 
 # --- order, repeats, time ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("step", [next, lambda source: source.run()], ids=["next", "run"])
+def test_a_message_larger_than_the_store_is_refused_at_once(node: str, step: Callable[[DataSource], Any]) -> None:
+    source = DataSource([bytes(3 << 20)], f"{node}?size_mb=2", source_id="a")
+    with source, pytest.raises(TooLarge, match=r"a message of 3145\d+ bytes exceeds the 20970\d+ .*size_mb="):
+        step(source)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("parameters", [1, 2])
+def test_a_result_larger_than_the_store_is_put_aside(node: str, parameters: int) -> None:
+    node += "?size_mb=2"
+    for name in ("a", "b")[:parameters]:
+        with DataSource([1], node, source_id=name) as source:
+            source.run()
+    task = [lambda a: bytes(3 << 20), lambda a, b: bytes(3 << 20)][parameters - 1]
+    with Compute(task, node) as compute:
+        compute.run(until="end")
+        assert compute.counters["dead_letter"] == parameters
 
 
 def test_a_throttled_tail_is_run(node: str, send: Send) -> None:

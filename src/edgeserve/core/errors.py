@@ -30,6 +30,10 @@ class SendError(EdgeServeError, OSError):
     """An earlier send failed; raised by the next call on the same node."""
 
 
+class TooLarge(SendError):
+    """One message is larger than the node takes at all; it was not sent."""
+
+
 # --- messages -------------------------------------------------------------------------------------------------
 
 
@@ -162,6 +166,7 @@ __all__ = (
     "StoreDamagedWarning",
     "StoreFull",
     "StoreVersion",
+    "TooLarge",
     "TransportError",
     "TruncatedMessage",
     "UnknownScheme",

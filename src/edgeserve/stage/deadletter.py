@@ -7,6 +7,7 @@ import os
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import msgspec
 
@@ -21,6 +22,8 @@ log = logging.getLogger("edgeserve")
 Buffer = bytes | bytearray | memoryview
 
 TRACEBACK_MAX_CHARS = 16_384
+_TOLD_SINGLY = 5
+_TELL_EVERY_S = 10.0
 
 
 class DeadLetter(msgspec.Struct, kw_only=True):
@@ -85,11 +88,21 @@ def read_dead_letter(frame: bytes | memoryview) -> DeadLetter:
         raise PayloadMismatch(f"the dead letter cannot be read: {exc}") from exc
 
 
+@dataclass
+class _Told:
+    """Of one topic and reason: how many were told one by one, how many were not told yet, and since when."""
+
+    singly: int = 0
+    untold: int = 0
+    since: float = 0.0
+
+
 class Asides:
-    """Makes the records of what one stage gives up, and says so in the log."""
+    """Makes the records of what one stage gives up, and says so in the log: the first of a kind one by one, then how many there were."""
 
     def __init__(self, what: str, name: str, group: str) -> None:
         self._what, self._name, self._group = what, name, group
+        self._told: dict[tuple[str, str], _Told] = {}
 
     def record(
         self,
@@ -118,8 +131,30 @@ class Asides:
             group=self._group,
             source_ids=["" if h is None else h.source_id for h in headers],
         )
-        log.warning("%s %r put %d input(s) of %r aside (%s): %s", self._what, self._name, len(frames), topic, reason, text)
+        self._tell(topic, reason, len(frames), text)
         return dead_letter_topic(topic, self._group), encode_dead_letter(letter)
+
+    def _tell(self, topic: str, reason: str, count: int, text: str) -> None:
+        told = self._told.setdefault((topic, reason), _Told())
+        if told.singly < _TOLD_SINGLY:
+            told.singly, told.since = told.singly + 1, time.monotonic()
+            log.warning("%s %r put %d input(s) of %r aside (%s): %s", self._what, self._name, count, topic, reason, text)
+            return
+        told.untold += count
+        if time.monotonic() - told.since >= _TELL_EVERY_S:
+            self._sum_up(topic, reason, told)
+
+    def _sum_up(self, topic: str, reason: str, told: _Told) -> None:
+        now = time.monotonic()
+        what = "%s %r put %d more input(s) of %r aside (%s) in %.0f s: see its dead letters"
+        log.warning(what, self._what, self._name, told.untold, topic, reason, now - told.since)
+        told.untold, told.since = 0, now
+
+    def close(self) -> None:
+        """Says what was not said yet."""
+        for (topic, reason), told in self._told.items():
+            if told.untold:
+                self._sum_up(topic, reason, told)
 
 
 __all__ = (

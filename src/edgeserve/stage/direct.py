@@ -175,6 +175,7 @@ class Direct(Stage):
         finally:
             # What is done and could not be settled comes again, to whoever looks into the journal of this sink.
             self._subscription.close(worked_on=len(self._pending) > 0)
+            self._aside.close()
 
     def totals(self) -> dict[str, int]:
         return {"received": self.received, "settled": self._pending.settled, "sent": self._pending.results}

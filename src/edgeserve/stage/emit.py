@@ -11,6 +11,7 @@ from edgeserve.core.codec import encode_frame
 from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, result_id
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.core.payload import encode_sized
+from edgeserve.stage.send import too_large
 from edgeserve.stage.task import Several
 from edgeserve.transport import Frame
 
@@ -27,6 +28,7 @@ class Emitter:
 
     Attributes:
         output_id: their source id.
+        max_frame_bytes: more is refused, as the node would; None: no bound.
     """
 
     def __init__(self, output_id: str, group: str, gate_out: Callable[[Any], Any] | None, counts: Counters) -> None:
@@ -34,6 +36,7 @@ class Emitter:
         self._prefix = os.urandom(8)
         self._producer = self._prefix.hex()
         self._sequence = 0
+        self.max_frame_bytes: int | None = None
 
     def make(self) -> Emit:
         """The function that turns a result into what is published."""
@@ -54,7 +57,12 @@ class Emitter:
             self._sequence = sequence = self._sequence + 1
             id_ = result_id(group, of, index)
             header = Header(id_, output_id, producer, sequence, event_ns, now_ns(), schema, size, watermark_ns, key, 0, computed, oldest_ns)
-            return value, encode_frame(header, payload)
+            frame = encode_frame(header, payload)
+            if not isinstance(frame, bytes) and (limit := self.max_frame_bytes) is not None:
+                length = sum([len(part) for part in frame])
+                if length > limit:
+                    raise too_large(f"{output_id!r}", length, limit)
+            return value, frame
 
         def several(
             values: Several, of: bytes, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key

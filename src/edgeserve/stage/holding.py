@@ -45,6 +45,7 @@ class Holding:
         subscription: active.
         pending: writes what is decided.
         known: ids that the group has decided.
+        aside: makes the records of what is given up.
         restorable: position to id of the inputs that were held after their turn; None when the log cannot be read.
 
     Attributes:
@@ -67,11 +68,12 @@ class Holding:
         pending: Decisions,
         known: RecentIds,
         restorable: dict[int, bytes] | None,
+        aside: Asides,
     ) -> None:
         self._options, self._counts, self._run_set, self._subscription = options, counts, run_set, subscription
         self._topic = options.topics[0]
         self._parameters = run_set.parameters
-        self._aside = Asides(options.what, options.name, options.group)
+        self._aside = aside
         self._make_policy = make_policy
         self.pending, self.known = pending, known
         self._restorable = restorable

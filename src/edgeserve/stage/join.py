@@ -69,7 +69,7 @@ class Join(Stage):
 
     def open(self, transport: Transport) -> None:
         self._transport = transport
-        self._run_set.open()
+        self._run_set.open(transport.capabilities.max_frame_bytes)
         try:
             self._enter()
         except BaseException:
@@ -108,7 +108,7 @@ class Join(Stage):
         )
         pending.held = dict(restorable or {})
         self._holding = Holding(
-            self.options, self._counts, self._make_policy, self._run_set, self._subscription, pending, self._known, restorable
+            self.options, self._counts, self._make_policy, self._run_set, self._subscription, pending, self._known, restorable, self._aside
         )
         return self._holding
 
@@ -313,6 +313,7 @@ class Join(Stage):
             try:
                 self._subscription.close(worked_on=self._holding is not None and len(self._holding.pending) > 0)
             finally:
+                self._aside.close()
                 self._run_set.close()
 
     def totals(self) -> dict[str, int]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from edgeserve.core.errors import ClosedError, ConfigurationError, MessageError, MissingExtra, UnsupportedType
+from edgeserve.core.errors import ClosedError, ConfigurationError, MessageError, MissingExtra, TooLarge, UnsupportedType
 from edgeserve.core.metrics import Reason
 from edgeserve.stage.control import Control
 
 T = TypeVar("T")
 
 LONGEST_BACKOFF_S = 10.0
-HOPELESS = (MessageError, UnsupportedType, ConfigurationError, MissingExtra)
+HOPELESS = (MessageError, UnsupportedType, ConfigurationError, MissingExtra, TooLarge)
 """The same input will meet the same error."""
 
 

@@ -82,8 +82,9 @@ class RunSet:
         self._decoders = [decoder_for(task.annotations.get(name, Any), source=name) for name in task.parameters]
         self._emit = emitter.make()
 
-    def open(self) -> None:
-        """Sets the task up."""
+    def open(self, max_frame_bytes: int | None) -> None:
+        """Sets the task up, for a node that takes messages of this size."""
+        self._emitter.max_frame_bytes = max_frame_bytes
         self._task.open()
 
     def close(self) -> None:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from time import monotonic_ns
 
-from edgeserve.core.errors import SendError
+from edgeserve.core.errors import SendError, TooLarge
 from edgeserve.stage.control import Control
 from edgeserve.stage.linger import LINGER_NS, NO_ROOM, Linger, Patience
 from edgeserve.transport import Frame, Publisher
@@ -14,6 +14,14 @@ from edgeserve.transport import Frame, Publisher
 BATCH_FRAMES = 512
 BATCH_BYTES = 512 * 1024
 _OLDEST_NS = 2_000_000
+
+
+def too_large(who: str, size: int, limit: int) -> TooLarge:
+    """The error of a message that does not fit whatever room is made."""
+    return TooLarge(
+        f"a message of {size} bytes exceeds the {limit} that the node takes, so {who} did not send it: "
+        "send it in parts, or give the store more room (size_mb= in the node URL)"
+    )
 
 
 class Sender:
@@ -57,9 +65,7 @@ class Sender:
             else:
                 whole, size = False, sum([len(part) for part in frame])  # type: ignore[misc, arg-type]  # a list of buffers
             if limit is not None and size > limit:
-                raise SendError(
-                    f"a message of {size} bytes exceeds the {limit} that the engine takes: source {self._name!r} did not send it"
-                )
+                raise too_large(f"source {self._name!r}", size, limit)
             self._bytes_in = bytes_in = self._bytes_in + size
             keep(frame)
             # Buffers of large frames are the caller's own: they go before the caller may write to them again.
@@ -165,4 +171,4 @@ class Sender:
         return bool(self._pending) and self.error is None
 
 
-__all__ = ("BATCH_BYTES", "BATCH_FRAMES", "Sender")
+__all__ = ("BATCH_BYTES", "BATCH_FRAMES", "Sender", "too_large")

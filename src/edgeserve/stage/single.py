@@ -15,7 +15,7 @@ from edgeserve.stage.direct import Direct, Perform
 from edgeserve.stage.emit import Emitter, Frames
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.task import DEFERRED, Task
-from edgeserve.transport import Frame
+from edgeserve.transport import Frame, Transport
 
 
 class SingleTask(Direct):
@@ -39,6 +39,10 @@ class SingleTask(Direct):
         self._task, self._emitter, self._gate_in, self._logs = task, emitter, gate_in, logs
         annotation = task.annotations.get(self._source, Any) if gate_in is None else Any
         self._decode = decoder_for(annotation, source=self._source)
+
+    def open(self, transport: Transport) -> None:
+        self._emitter.max_frame_bytes = transport.capabilities.max_frame_bytes
+        super().open(transport)
 
     def _prepare(self) -> None:
         self._task.open()

@@ -18,7 +18,8 @@ def connect(url: NodeURL) -> Transport:
     """Opens the store of that name."""
     url.only("size_mb", "retention_mb", "retention_s")
     kv, board, identity = _stores.setdefault(url.path, (MemoryKV(), ThreadSwitchboard(), uuid.uuid4().hex))
-    return LogEngine(url.text, kv, board, Capabilities(durable=False), records.limits_from(url), identity)
+    limits = records.limits_from(url)
+    return LogEngine(url.text, kv, board, Capabilities(durable=False, max_frame_bytes=limits.largest_frame_bytes), limits, identity)
 
 
 __all__ = ("connect",)

@@ -40,6 +40,11 @@ class Limits(msgspec.Struct, frozen=True):
     retention_bytes: int = 64 << 20
     retention_ns: int = 24 * 3600 * 10**9
 
+    @property
+    def largest_frame_bytes(self) -> int:
+        """What fits into an empty store, with what is stored around it."""
+        return self.store_bytes - 64
+
 
 def limits_from(url: NodeURL) -> Limits:
     """The limits that a URL's parameters ask for."""

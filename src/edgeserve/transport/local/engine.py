@@ -79,7 +79,8 @@ class LocalEngine(LogEngine):
 
     def __init__(self, url: NodeURL, root: Path, store: _Store, limits: records.Limits) -> None:
         self._root, self._store = root, store
-        super().__init__(url.text, store.kv, store.board, Capabilities(durable=True, disk_durability=True), limits, store.identity)
+        capabilities = Capabilities(durable=True, disk_durability=True, max_frame_bytes=limits.largest_frame_bytes)
+        super().__init__(url.text, store.kv, store.board, capabilities, limits, store.identity)
 
     def release(self) -> None:
         """Lets go; the last process to do so seals the store, so that the next start need not look through it."""
