@@ -21,7 +21,7 @@ from edgeserve.transport.base import Capabilities, Transport
 from edgeserve.transport.engine import LogEngine
 from edgeserve.transport.kv import Space
 from edgeserve.transport.local import recovery
-from edgeserve.transport.local.lmdbkv import LmdbKV
+from edgeserve.transport.local.lmdbkv import WRITER, LmdbKV
 from edgeserve.transport.url import NodeURL
 from edgeserve.transport.wake import SocketSwitchboard
 
@@ -113,6 +113,7 @@ def _open(root: Path, limits: records.Limits, *, durable: bool) -> _Store:
         try:
             if _only_user(users):
                 recovery.make_ready(root)
+                (root / WRITER).unlink(missing_ok=True)
             fcntl.flock(users, fcntl.LOCK_SH)
             recovery.note_opened(root, durable=durable)
             # The map is as large for everybody: a process with a smaller one could not read what another has written.
