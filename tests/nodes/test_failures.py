@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import tracemalloc
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -908,6 +909,38 @@ def test_what_latest_holds_of_a_slow_source_does_not_fill_the_store(tmp_path: Pa
             next(fast)
             assert next(compute) == 50_009
         assert compute.explain()["held"] == 2
+
+
+def test_a_held_input_does_not_keep_the_batch_that_it_came_with(tmp_path: Path) -> None:
+    url = f"local://{tmp_path / 'store'}"
+    ran: list[bytes] = []
+
+    def send(name: str, stamps: Sequence[int], copies: int) -> None:
+        with DataSource(stamps, url, source_id=name, event_time=int, max_lateness_ms=1e9, gate=lambda n: b"%4d" % n * copies) as source:
+            for _ in stamps:
+                next(source)
+
+    def work(compute: Compute) -> None:
+        with pytest.raises(ReceiveTimeout):
+            while True:
+                next(compute)
+
+    rare = list(range(100, 2_001, 100))
+    with Compute(lambda a, b: ran.append(bytes(a[:4] + b)), url, join="exact", timeout_ms=100) as compute:
+        send("a", range(1, 2_001), 2_000)
+        send("b", [n for n in range(1, 2_001) if n not in rare], 1)
+        tracemalloc.start()
+        try:
+            work(compute)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert compute.explain()["held"] == 20
+        assert kept < 4_000_000  # 160 kB of inputs, which came in batches of 16 MB together
+        ran.clear()
+        send("b", rare, 1)
+        work(compute)
+        assert ran == [b"%4d%4d" % (n, n) for n in rare]
 
 
 def test_a_member_learns_of_what_one_did_that_came_and_went(embedded: str, quiet_ms: int) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,7 @@ from tests.transport.children import Child
 from edgeserve.core.errors import Fenced
 from edgeserve.testing.transport.cases import LONG_MS, drain, frames_of, numbered, opening, publish
 from edgeserve.transport import Transport, connect, disconnect
+from edgeserve.transport.local import lmdbkv
 
 HOLD = """
 t = connect(url)
@@ -340,3 +344,29 @@ def test_receive_of_a_stopped_member_is_overtaken_after_its_time(url: str, trans
         assert child.line() == "[0]"
     assert [f for f, _, _ in transport.read("out")] == [b"r"]
     mine.close()
+
+
+def test_a_process_that_stands_still_inside_a_transaction_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lmdbkv, "_WATCH_S", 0.05)
+    url = f"local://{tmp_path / 'store'}"
+    code = """
+    with connect(url).kv.write():
+        say("in")
+        os.kill(os.getpid(), signal.SIGSTOP)
+    """
+    transport = connect(url)
+    with Child(code, url) as child:
+        assert child.line() == "in"
+        publishing = threading.Thread(target=publish, args=(transport, "a", [b"1"]))
+        publishing.start()
+        deadline = time.monotonic() + 20
+        while "stands still" not in caplog.text and time.monotonic() < deadline:
+            threading.Event().wait(0.01)
+        assert f"process {child.process.pid} (stopped)" in caplog.text
+        child.process.send_signal(signal.SIGCONT)
+        publishing.join(20)
+        assert [f for f, _, _ in transport.read("a")] == [b"1"]
+    assert caplog.text.count("stands still") == 1
+    disconnect(transport)

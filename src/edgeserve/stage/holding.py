@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from edgeserve.align import Exact, JoinSet, Policy, Released
@@ -357,6 +358,14 @@ class Holding:
             self._counts.count(error.reason, edge=item.header.source_id)
         aside = self._aside.record(self._topic, [item.frame for item in inputs], [item.header for item in inputs], error)
         return aside, Raised(error.error) if self._options.on_error == "raise" else None
+
+    def copy_remains(self, newest: int) -> None:
+        """Copies what is still held of the `newest` inputs taken. A view keeps the whole batch that it was read with."""
+        for item in islice(reversed(self._held.values()), newest):
+            frame = item.frame
+            if type(frame) is memoryview and len(frame) * 2 < memoryview(frame.obj).nbytes:
+                item.frame = frame = bytes(frame)
+                item.payload = memoryview(frame)[len(frame) - len(item.payload) :]
 
     # --- watermarks and ends ------------------------------------------------------------------------------------
 

@@ -195,6 +195,7 @@ class Join(Stage):
             return holding.run_due() if holding.due else outcome
         if holding is not None:
             holding.tell()
+            holding.copy_remains(self._asked)
             holding.pending.settle()
             holding.write_ends(idle=True)
             if holding.due:

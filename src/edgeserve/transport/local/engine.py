@@ -21,7 +21,7 @@ from edgeserve.transport.base import Capabilities, Transport
 from edgeserve.transport.engine import LogEngine
 from edgeserve.transport.kv import Space
 from edgeserve.transport.local import recovery
-from edgeserve.transport.local.lmdbkv import LmdbKV
+from edgeserve.transport.local.lmdbkv import WRITER, LmdbKV
 from edgeserve.transport.url import NodeURL
 from edgeserve.transport.wake import SocketSwitchboard
 
@@ -115,6 +115,7 @@ def _open(root: Path, limits: records.Limits, *, durable: bool) -> _Store:
         try:
             if _only_user(users):
                 recovery.make_ready(root)
+                (root / WRITER).unlink(missing_ok=True)
             fcntl.flock(users, fcntl.LOCK_SH)
             recovery.note_opened(root, durable=durable)
             identity = recovery.identity(root)

@@ -7,6 +7,7 @@ transaction undone, not a signal. What LMDB does write through memory, its lock 
 from __future__ import annotations
 
 import errno
+import logging
 import mmap
 import os
 import struct
@@ -24,8 +25,10 @@ from xxhash import xxh3_64_digest
 from edgeserve.core.errors import ClosedError, DiskFull, StoreDamaged, StoreFull, TransportError
 from edgeserve.transport.kv import KV, Space
 
+_log = logging.getLogger(__name__)
 DATA = "data"
 MARK = "mark"
+WRITER = "writer"
 CENSUS = b"c"
 _MAX_READERS = 1024
 _LOCK_BYTES = 128 + 64 * _MAX_READERS + 4096
@@ -35,6 +38,8 @@ _WORD = struct.Struct("<Q")
 _CHECK_READERS_EVERY = 256
 _GATE_S = 1.0
 _LOW_BYTES = 16 << 20
+_WATCH_S = 2.0
+_STATES = {"T": "stopped", "t": "stopped by a debugger", "D": "waiting for the disk"}
 _kvs: weakref.WeakSet[LmdbKV] = weakref.WeakSet()
 _paused: list[tuple[LmdbKV, AbstractContextManager[bool]]] = []
 
@@ -140,12 +145,12 @@ def read_mark(path: Path) -> int | None:
     return number if raw == _mark(number) else None
 
 
-def _open_mark(path: Path) -> mmap.mmap:
-    """The mark as memory: its disk space is there before, so that writing to it cannot fail."""
+def _open_word(path: Path, initial: bytes) -> mmap.mmap:
+    """A word that processes share, as memory: its disk space is there before, so that writing to it cannot fail."""
     with open(path, "a+b") as file:
         if os.fstat(file.fileno()).st_size != _WORD.size:
             file.truncate(0)
-            file.write(_mark(0))
+            file.write(initial)
             file.flush()
         return mmap.mmap(file.fileno(), _WORD.size)
 
@@ -173,14 +178,18 @@ class _Transaction(LmdbTxn):
         self._kv = kv
 
     def __enter__(self) -> LmdbTxn:
-        kv = self._kv
+        kv, writes = self._kv, self._writes
         kv.live.add(self)
+        if writes and kv.writer[:] != kv.own:
+            kv.watch()
         if kv.gate is not None or kv.env is None:
             kv.enter(self)
         try:
-            self._txn = kv.env.begin(write=self._writes, buffers=True)
+            self._txn = kv.env.begin(write=writes, buffers=True)
         except lmdb.Error as exc:
-            self._txn = kv.begin_again(exc, self, write=self._writes)
+            self._txn = kv.begin_again(exc, self, write=writes)
+        if writes:
+            kv.writer[:] = kv.own
         self._dbs = kv.dbs
         self.census, self.changed = 0, False
         return self
@@ -202,6 +211,11 @@ class _Write(_Transaction):
 
     def __init__(self, kv: LmdbKV, undo: Callable[[], None] | None) -> None:
         self._kv, self._undo = kv, undo
+
+    @property
+    def waits(self) -> bool:
+        """Whether it has not begun yet."""
+        return not hasattr(self, "_txn")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         kv = self._kv
@@ -237,6 +251,11 @@ class LmdbKV(KV):
     commits are missing."""
 
     def __init__(self, root: Path, map_bytes: int, *, durable: bool) -> None:
+        # Who wrote last, or does now; and this process as such.
+        self.writer: mmap.mmap
+        self.own = _WORD.pack(os.getpid())
+        self._watcher: threading.Thread | None = None
+        self._ended = threading.Event()
         self._root, self._map_bytes, self._durable = root, map_bytes, durable
         self._pid = os.getpid()
         self.env: Any = None
@@ -250,7 +269,8 @@ class LmdbKV(KV):
             reserve_lock_file(root / DATA)
             self.env, self.dbs = open_environment(root / DATA, map_bytes, durable=durable)
             self.env.reader_check()
-            self._mark = _open_mark(root / MARK)
+            self._mark = _open_word(root / MARK, _mark(0))
+            self.writer = _open_word(root / WRITER, self.own)
         except (lmdb.Error, OSError) as exc:
             if self.env is not None:
                 self.env.close()
@@ -299,6 +319,31 @@ class LmdbKV(KV):
             self._mark[:] = _mark(number)
         if number % _CHECK_READERS_EVERY == 0:
             self.env.reader_check()
+
+    def watch(self) -> None:
+        """Others write too: one that stands still inside a transaction stops them all, and LMDB waits in silence."""
+        if self._watcher is None:
+            self._watcher = threading.Thread(target=self._watch, name="edgeserve-store-watch", daemon=True)
+            self._watcher.start()
+
+    def _watch(self) -> None:
+        known, looks = set[_Write](), 0
+        word = b""
+        while not self._ended.wait(_WATCH_S) and self._mark is not None:
+            waiting = {one for one in tuple(self.live) if type(one) is _Write and one.waits}
+            before, word = word, self._mark[:] + self.writer[:]
+            looks = looks + 1 if waiting & known and word == before else 0
+            known = waiting
+            if looks == 2:
+                pid = _WORD.unpack(self.writer[:])[0]
+                _log.warning(
+                    "the store in %s stands still: process %d (%s) has kept it from being written to for %.0f s. Continue that process, or "
+                    "kill it; nothing is lost by either",
+                    self._root,
+                    pid,
+                    _state_of(pid),
+                    looks * _WATCH_S,
+                )
 
     @contextmanager
     def closed_gate(self) -> Iterator[bool]:
@@ -353,6 +398,9 @@ class LmdbKV(KV):
     def close(self) -> None:
         if self._closed or self._pid != os.getpid():
             return
+        self._ended.set()
+        if self._watcher is not None:
+            self._watcher.join()
         with self.closed_gate():
             self._closed = True
             if self.env is not None:
@@ -362,6 +410,15 @@ class LmdbKV(KV):
                 self._mark.close()
                 self._mark = None
         _kvs.discard(self)
+
+
+def _state_of(pid: int) -> str:
+    """What the system says of a process."""
+    try:
+        letter = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "not to be seen from here"
+    return _STATES.get(letter, "running")
 
 
 def _before_fork() -> None:
@@ -405,4 +462,4 @@ def _low(root: Path) -> bool:
     return stat.f_bavail * stat.f_frsize < _LOW_BYTES
 
 
-__all__ = ("CENSUS", "DATA", "MARK", "LmdbKV", "LmdbTxn", "open_environment", "read_census", "read_mark", "reserve_lock_file")
+__all__ = ("CENSUS", "DATA", "MARK", "WRITER", "LmdbKV", "LmdbTxn", "open_environment", "read_census", "read_mark", "reserve_lock_file")
