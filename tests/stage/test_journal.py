@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from edgeserve.core.errors import StoreDamagedWarning, StoreVersion
 from edgeserve.stage.journal import Journal
+from edgeserve.stage.ring import Ring
 
 
 def id_of(number: int) -> bytes:
@@ -76,7 +77,10 @@ def test_members_have_a_journal_each_and_read_all(tmp_path: Path) -> None:
 def test_a_message_that_was_given_up_is_not_in_hand(tmp_path: Path) -> None:
     journal = Journal(tmp_path, slots=8)
     journal.writer()[0](id_of(1))
-    journal.abandon()
+    journal.abandon(id_of(2))
+    journal.refresh()
+    assert journal.in_hand == {id_of(1)}
+    journal.abandon(id_of(1))
     journal.refresh()
     assert (journal.done, journal.in_hand) == ([], set())
 
@@ -156,3 +160,69 @@ def test_a_kill_between_the_two_counters_forgets_no_done_id(tmp_path: Path) -> N
     do(second, range(3, 5))
     second.close()
     assert Journal(tmp_path, slots=100).done == [id_of(n) for n in range(5)]
+
+
+def test_what_is_in_hand_is_never_read_as_done_though_its_owner_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Journal(tmp_path, slots=8)
+    begin, end = owner.writer()
+    do(owner, range(9))
+    begin(id_of(9))
+    slot, steps = Ring._slot, [lambda: (end(), begin(id_of(10)))]
+
+    def slow(self: Ring, number: int) -> bytes:
+        # The first slot of the ring is read: its owner comes round to it right then.
+        if number == 2 and steps:
+            steps.pop()()
+        return slot(self, number)
+
+    monkeypatch.setattr(Ring, "_slot", slow)
+    other = Journal(tmp_path, slots=8)
+    assert not steps
+    assert id_of(10) not in other.done
+    assert set(other.done) == {id_of(n) for n in range(3, 9)}
+    assert id_of(9) in other.in_hand
+
+
+def test_a_look_tells_what_others_did_since_and_what_they_have_in_hand(tmp_path: Path) -> None:
+    one, two = Journal(tmp_path, slots=8), Journal(tmp_path, slots=8)
+    assert two.complete() and not one.complete()
+    one.refresh()
+    assert one.complete()
+    do(two, range(3))
+    two.writer()[0](id_of(3))
+    one.writer()[0](id_of(4))
+    assert one.look(id_of(4)) == ([id_of(n) for n in range(3)], False)
+    assert one.look(id_of(3)) == ([], True)
+    assert two.look(id_of(4)) == ([], True)
+    two.writer()[1]()
+    do(two, range(4, 30))
+    assert one.look(id_of(3)) == ([id_of(n) for n in range(23, 30)], False)
+    one.close()
+    two.close()
+
+
+def test_a_damaged_journal_is_begun_anew_under_the_eyes_of_others(tmp_path: Path) -> None:
+    one, two = Journal(tmp_path, slots=8), Journal(tmp_path, slots=8)
+    do(two, range(5))
+    one.refresh()
+    path = two.path
+    two.close()
+    raw = bytearray(path.read_bytes())
+    raw[32] ^= 0x40
+    with path.open("r+b") as file:
+        file.write(raw)
+    with pytest.warns(StoreDamagedWarning):
+        again = Journal(tmp_path, slots=8)
+    do(again, range(5, 7))
+    one.refresh()
+    assert one.done == [id_of(n) for n in range(5, 7)]
+    assert one.look(id_of(0)) == ([], False)
+
+
+def test_doubts_are_bounded(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, slots=8)
+    for number in range(10_000):
+        journal.doubt(id_of(number))
+    assert (tmp_path / "doubts").stat().st_size <= 2 * 4096 * 24 + 24
+    journal.refresh()
+    assert id_of(9_999) in journal.in_hand and len(journal.in_hand) <= 4096

@@ -3,10 +3,8 @@
 A broker may bring acknowledged messages back, and a sink may die between its function's return and the acknowledgement. The journal is
 on the host where the function had its effect, so on that host a done message is never handed over again, and only the one in hand is.
 
-File: a 64-byte head (magic, version, slot count, checksum of these, two copies of the counter of done ids), then a ring of slots: a
-16-byte id and its 8-byte checksum, because an id with a flipped bit may well be the id of the next message. The id of message number n
-goes to slot n % slots before the function runs; both counters become n + 1 after it. Whoever takes over a journal writes the id that was in
-hand to the file `doubts` beside it, before its slot is used again: a broker may take its time to bring that message back.
+The file's layout is in `ring`. Whoever takes over a journal writes the id that was in hand to the file `doubts` beside it, before its slot
+is used again: a broker may take its time to bring that message back. So does a sink whose function steps the sink itself.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ import fcntl
 import mmap
 import os
 import shutil
-import struct
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -26,19 +23,13 @@ from pathlib import Path
 
 import xxhash
 
-from edgeserve.core.errors import StoreDamagedWarning, StoreVersion
+from edgeserve.core.errors import StoreDamagedWarning
 from edgeserve.core.settings import state_directory
 from edgeserve.stage.duplicates import GENERATION
+from edgeserve.stage.ring import COUNTER_AT, RING_AT, SLOT_BYTES, VERSION, Peer, Ring, head, id_in, size_of, slot_of, slots_in
 from edgeserve.transport import Transport
 
-VERSION = 1
-_MAGIC = b"ESJRNL\r\n"
-_HEAD = struct.Struct("<8sIIQ")
-_COUNTER_AT = 32
-_RING_AT = 64
-_ID_BYTES = 16
-_SLOT_BYTES = 24
-_NO_ID = bytes(_SLOT_BYTES)
+_NO_ID = bytes(SLOT_BYTES)
 _MOST_DOUBTS = 4_096
 
 
@@ -65,7 +56,7 @@ class Journal:
     """One member's journal, and what the journals of all members on this host say.
 
     Attributes:
-        done: ids whose function has returned, oldest first within each journal.
+        done: ids whose function has returned, as far as the refresh before did not tell, oldest first within each journal.
         in_hand: ids whose function had been called and was not known to have returned.
         fresh: whether this host had no journal of the group before.
     """
@@ -75,6 +66,7 @@ class Journal:
         self._directory = directory
         self._slots = slots
         self.fresh = not any(directory.glob("*.journal"))
+        self._peers: dict[str, Peer] = {}
         self._path, self._fd = self._claim()
         try:
             self._map = self._open()
@@ -82,7 +74,8 @@ class Journal:
             os.close(self._fd)
             raise
         self._view = memoryview(self._map)
-        self._counters = self._view[_COUNTER_AT : _COUNTER_AT + 16].cast("Q")
+        self._ring = Ring(self._view, self._slots)
+        self._counters = self._view[COUNTER_AT : COUNTER_AT + 16].cast("Q")
         self._count = self._counters[0]  # ahead of the other after a kill between the two
         self.done: list[bytes] = []
         self.in_hand: set[bytes] = set()
@@ -99,7 +92,7 @@ class Journal:
         view, counters, slots, check = self._view, self._counters, self._slots, xxhash.xxh3_64_digest
 
         def begin(id_: bytes) -> None:
-            at = _RING_AT + self._count % slots * 24
+            at = RING_AT + self._count % slots * 24
             view[at : at + 24] = id_ + check(id_)
 
         def end() -> None:
@@ -109,27 +102,67 @@ class Journal:
 
         return begin, end
 
-    def abandon(self) -> None:
-        """Takes the id in hand out again: its function has raised and the message was given up."""
-        at = _RING_AT + self._count % self._slots * _SLOT_BYTES
-        self._view[at : at + _SLOT_BYTES] = _NO_ID
+    def abandon(self, id_: bytes) -> None:
+        """Takes an id that is in hand out again: its function was not called after all, or has raised and the message was given up."""
+        if self._ring.holds(id_):
+            at = RING_AT + self._count % self._slots * SLOT_BYTES
+            self._view[at : at + SLOT_BYTES] = _NO_ID
+
+    # --- what others say ----------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Reads all members' journals, as they are now, into `done` and `in_hand`."""
+        self._find_peers()
         self.done.clear()
         self.in_hand.clear()
-        for path in sorted(self._directory.glob("*.journal")):
-            try:
-                raw = path.read_bytes()
-            except FileNotFoundError:
-                continue
-            if self._fault(raw, path) is None:
-                done, hand = _read(raw)
-                self.done += done
-                if hand is not None:
-                    self.in_hand.add(hand)
+        for ring in (self._ring, *(peer.ring for peer in self._peers.values())):
+            hand = ring.in_hand()  # before: what is done meanwhile is in doubt at worst
+            self.done += ring.news()
+            if hand is not None:
+                self.in_hand.add(hand)
         self.in_hand.update(self._doubts())
         self.in_hand.difference_update(self.done)
+
+    def complete(self) -> bool:
+        """Whether all journals that there are now were there at the last refresh."""
+        names = {name for name in os.listdir(self._directory) if name.endswith(".journal")}
+        names.discard(self._path.name)
+        return names == self._peers.keys()
+
+    def look(self, id_: bytes) -> tuple[list[bytes], bool]:
+        """(ids that others have done since the last look, whether another has `id_` in hand).
+
+        To be called when `id_` is in this member's hand: of two that begin the same message at the same time, one sees the other.
+        """
+        done: list[bytes] = []
+        held = False
+        for peer in self._peers.values():
+            ring = peer.ring
+            if ring.holds(id_):
+                held = True
+            done += ring.news()
+        return done, held
+
+    def _find_peers(self) -> None:
+        found: dict[str, Peer] = {}
+        for path in sorted(self._directory.glob("*.journal")):
+            if path == self._path:
+                continue
+            known = self._peers.pop(path.name, None)
+            with contextlib.suppress(FileNotFoundError):
+                if known is not None and os.stat(path).st_ino == known.inode:
+                    found[path.name] = known
+                    continue
+            if known is not None:
+                known.close()
+            peer = Peer.open(path)
+            if peer is not None:
+                found[path.name] = peer
+        for gone in self._peers.values():
+            gone.close()
+        self._peers = found
+
+    # --- doubts -------------------------------------------------------------------------------------------------
 
     def _doubts(self) -> list[bytes]:
         """The ids that were in hand when a member died, newest last."""
@@ -137,23 +170,37 @@ class Journal:
             raw = (self._directory / "doubts").read_bytes()
         except FileNotFoundError:
             return []
-        found = [raw[at : at + _SLOT_BYTES] for at in range(len(raw) // _SLOT_BYTES * _SLOT_BYTES - _SLOT_BYTES, -1, -_SLOT_BYTES)]
-        return [s[:_ID_BYTES] for s in found[:_MOST_DOUBTS][::-1] if xxhash.xxh3_64_digest(s[:_ID_BYTES]) == s[_ID_BYTES:]]
+        found = [raw[at : at + SLOT_BYTES] for at in range(0, len(raw) // SLOT_BYTES * SLOT_BYTES, SLOT_BYTES)]
+        return [id_ for id_ in map(id_in, found[-_MOST_DOUBTS:]) if id_ is not None]
+
+    def doubt(self, id_: bytes) -> None:
+        """Writes down that a message is in hand whose slot is needed for another one."""
+        path = self._directory / "doubts"
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            if os.fstat(fd).st_size >= 2 * _MOST_DOUBTS * SLOT_BYTES:
+                # In place, so that others who wait for the lock append to what is read. Those that a kill loses here are old.
+                kept = b"".join(map(slot_of, self._doubts()[-_MOST_DOUBTS // 2 :]))
+                os.ftruncate(fd, 0)
+                os.write(fd, kept)
+            os.write(fd, slot_of(id_))
+        finally:
+            os.close(fd)
 
     def _keep_doubt(self) -> None:
         """Writes down what the one before had in hand, unless it is known to be done."""
-        at = _RING_AT + self._count % self._slots * _SLOT_BYTES
-        slot = bytes(self._view[at : at + _SLOT_BYTES])
-        if slot[:_ID_BYTES] in self.in_hand and slot[:_ID_BYTES] not in self._doubts():
-            fd = os.open(self._directory / "doubts", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            try:
-                os.write(fd, slot)
-            finally:
-                os.close(fd)
+        hand = self._ring.in_hand()
+        if hand is not None and hand in self.in_hand and hand not in self._doubts():
+            self.doubt(hand)
 
     def close(self) -> None:
-        """Lets go of the file and its slot. Idempotent."""
+        """Lets go of the files and the slot. Idempotent."""
         if self._fd >= 0:
+            for peer in self._peers.values():
+                peer.close()
+            self._peers = {}
+            self._ring.close()
             self._counters.release()
             self._view.release()
             self._map.close()
@@ -178,63 +225,27 @@ class Journal:
             os.close(fd)
 
     def _open(self) -> mmap.mmap:
-        raw = os.pread(self._fd, os.fstat(self._fd).st_size, 0)
-        fault = self._fault(raw, self._path) if raw else "new"
-        if fault is not None:
-            if raw:
+        size = os.fstat(self._fd).st_size
+        slots = slots_in(self._fd, self._path) if size else "new"
+        if isinstance(slots, str):
+            whole = size_of(self._slots)
+            if size:
                 kept = self._path.with_suffix(".damaged")
-                kept.write_bytes(raw)
+                kept.write_bytes(os.pread(self._fd, size, 0))
                 warnings.warn(
-                    f"{self._path}: {fault}; it was begun anew and the old one kept as {kept.name}: "
+                    f"{self._path}: {slots}; it was begun anew and the old one kept as {kept.name}: "
                     "messages done just before may be handed to the sink again",
                     StoreDamagedWarning,
                     stacklevel=2,
                 )
-            os.ftruncate(self._fd, 0)
-            os.ftruncate(self._fd, _RING_AT + self._slots * _SLOT_BYTES)
-            os.posix_fallocate(self._fd, 0, _RING_AT + self._slots * _SLOT_BYTES)
-            os.pwrite(self._fd, _head(self._slots), 0)
+                # Never shorter than others have it mapped: who reads beyond the end of a mapped file is killed.
+                os.pwrite(self._fd, bytes(whole), 0)
+            os.ftruncate(self._fd, whole)
+            os.posix_fallocate(self._fd, 0, whole)
+            os.pwrite(self._fd, head(self._slots), 0)
         else:
-            self._slots = _HEAD.unpack_from(raw)[2]
-        return mmap.mmap(self._fd, _RING_AT + self._slots * _SLOT_BYTES)
-
-    @staticmethod
-    def _fault(raw: bytes, path: Path) -> str | None:
-        """What is wrong with a journal's content; None when nothing is. A newer version is no damage: it is left alone."""
-        if len(raw) < _RING_AT or raw[:8] != _MAGIC:
-            return "it is not a journal or was cut off"
-        _, version, slots, check = _HEAD.unpack_from(raw)
-        if check != xxhash.xxh3_64_intdigest(raw[:16]):
-            return "its head is damaged"
-        if version > VERSION:
-            raise StoreVersion(
-                f"{path} was written in journal format {version}, this edgeserve reads up to {VERSION}: upgrade edgeserve on this host"
-            )
-        if slots < 1 or len(raw) != _RING_AT + slots * _SLOT_BYTES:
-            return "its length does not fit its head"
-        first, second = struct.unpack_from("<QQ", raw, _COUNTER_AT)
-        if first not in (second, second + 1):
-            return "its counters disagree"
-        return None
-
-
-def _head(slots: int) -> bytes:
-    start = _MAGIC + struct.pack("<II", VERSION, slots)
-    return start + struct.pack("<Q", xxhash.xxh3_64_intdigest(start))
-
-
-def _read(raw: bytes) -> tuple[list[bytes], bytes | None]:
-    """(done ids, oldest first; the id in hand). The slot after the newest done id is in hand, or the oldest of the ring's last turn."""
-    slots = (len(raw) - _RING_AT) // _SLOT_BYTES
-    count = struct.unpack_from("<Q", raw, _COUNTER_AT)[0]
-
-    def slot(number: int) -> bytes | None:
-        at = _RING_AT + number % slots * _SLOT_BYTES
-        id_ = raw[at : at + _ID_BYTES]
-        return id_ if xxhash.xxh3_64_digest(id_) == raw[at + _ID_BYTES : at + _SLOT_BYTES] else None
-
-    done = [slot(n) for n in range(max(0, count - slots + 1), count)]
-    return [id_ for id_ in done if id_ is not None], slot(count)
+            self._slots = slots
+        return mmap.mmap(self._fd, size_of(self._slots))
 
 
 __all__ = ("VERSION", "Journal", "journal_directory")

@@ -76,10 +76,20 @@ class Sink(Direct):
 
     def _make_perform(self) -> Perform:
         decode, gate, call, finish, log = self._decode, self._gate, self._task.call, self._task.finish, self._log
-        begin, done = self._journal.writer()
-        current, may_repeat = self.current, self._may_repeat
+        journal, known, subscription, positions = self._journal, self._known, self._subscription, self._pending.positions
+        begin, done = journal.writer()
+        current, may_repeat, fresh, attached_ns = self.current, self._may_repeat, journal.fresh, self._attached_ns
+        shared = False
+        hand: bytes | None = None
 
         def perform(header: Header, payload: bytes | memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
+            nonlocal shared, hand
+            came_again = current.redelivered
+            if not positions:
+                # All is settled, so it is known anew who else there is.
+                shared = not subscription.alone
+                if shared and not journal.complete():
+                    self._learn()
             value = decode(header.schema, payload)
             if gate is not None:
                 value = gate(value)
@@ -87,17 +97,44 @@ class Sink(Direct):
                     self._counts.count(Reason.GATE, edge=header.source_id)
                     return None, None
             id_ = header.id
-            current.redelivered = (bool(may_repeat) and id_ in may_repeat) or (self._foreign_past and header.sent_ns < self._attached_ns)
             start_ns = time.time_ns() if log is not None else 0
-            begin(id_)
+            outer = hand
             try:
+                if outer is not None:
+                    journal.doubt(outer)  # its function steps this node, and its slot is needed
+                hand = id_
+                begin(id_)
+                held = False
+                if shared:
+                    by_others, held = journal.look(id_)
+                    if by_others:
+                        known.update(by_others)
+                    if id_ in known:
+                        journal.abandon(id_)
+                        hand = outer
+                        if outer is not None:
+                            begin(outer)
+                        self._counts.count(Reason.DUPLICATE, edge=header.source_id)
+                        return None, None
+                current.redelivered = (
+                    held
+                    or (bool(may_repeat) and id_ in may_repeat)
+                    or (fresh and header.sent_ns < attached_ns and (came_again or self._foreign_past))
+                )
                 result = call(value)
                 if type(result) in DEFERRED:
                     result = finish(result)
             except BaseException:
                 may_repeat.add(id_)
+                hand = outer
+                if outer is not None:
+                    journal.doubt(id_)
+                    begin(outer)
                 raise
             done()
+            hand = outer
+            if outer is not None:
+                begin(outer)
             if log is not None:
                 log.write(
                     msg_id=id_.hex(),
@@ -113,7 +150,7 @@ class Sink(Direct):
 
     def _failed(self, header: Header) -> None:
         self._may_repeat.discard(header.id)
-        self._journal.abandon()
+        self._journal.abandon(header.id)
 
     def close(self) -> None:
         try:
