@@ -53,15 +53,16 @@ def test_the_same_message_in_two_sinks_is_flagged_or_dropped(embedded: str, done
     assert ran == (expected if done else [*expected, ("two", 2, True)])
 
 
-def test_what_another_host_may_have_done_is_flagged(embedded: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_another_host_may_have_done_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    node = f"local://{tmp_path / 'store'}"
     monkeypatch.setenv("EDGESERVE_STATE_DIR", str(tmp_path / "this-host"))
-    send(embedded, 1, 2)
+    send(node, 1, 2)
     flags: list[bool] = []
-    with Materialize(flags.append, embedded, topic="t"):
+    with Materialize(flags.append, node, topic="t"):
         pass  # the group is there
-    sink = Materialize(lambda _: flags.append(edgeserve.context().redelivered), embedded, topic="t", timeout_ms=2000)
+    sink = Materialize(lambda _: flags.append(edgeserve.context().redelivered), node, topic="t", timeout_ms=2000)
     monkeypatch.setenv("EDGESERVE_STATE_DIR", str(tmp_path / "another-host"))
-    o, transport = sink._stage.options, connect(embedded)
+    o, transport = sink._stage.options, connect(node)
     killed = transport.subscribe(o.topics, o.group, kind=o.kind, signature=o.signature)
     killed.nack("t", [d[1] for d in killed.receive(1, 1000)])
     killed.close()
