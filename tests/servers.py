@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -41,9 +41,12 @@ def fetch(engine: str) -> None:
 class Server:
     """A broker of a test's own: it keeps its ports and its data over `stop`, `kill` and `start`."""
 
-    def __init__(self, engine: str, directory: Path, *, token: str | None = None, plain: bool = False) -> None:
+    def __init__(
+        self, engine: str, directory: Path, *, token: str | None = None, plain: bool = False, settings: Mapping[str, str] | None = None
+    ) -> None:
         self._engine, self._shelf = engine, Shelf(directory)
-        self._wish = Wish(free_port(), free_port() if ENGINES[engine].admin_port else None, plain=plain, token=token)
+        ports = free_port(), free_port() if ENGINES[engine].admin_port else None
+        self._wish = Wish(*ports, plain=plain, token=token, settings=settings or {})
         self.start()
 
     @property

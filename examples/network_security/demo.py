@@ -60,7 +60,7 @@ class Files:
 
 
 def start(tap_a: Path, tap_b: Path, speed: float, out: Path, node: str | None) -> subprocess.Popen[bytes]:
-    """Starts `edgeserve run app.py`: the four nodes, each its own process. On a broker on new topics: it may know an earlier run's windows."""
+    """Starts `edgeserve run app.py`: the four nodes, each its own process. A broker may know earlier runs: on new topics there."""
     settings = {"TAP_A": str(tap_a.resolve()), "TAP_B": str(tap_b.resolve()), "SPEED": str(speed), "OUT": str(out)}
     settings |= {"EDGESERVE_NODE": node or f"local://{out}/store", "EDGESERVE_STATE_DIR": str(out / "state")}
     settings |= {"RUN": f"-{time.time_ns()}" if node else ""}

@@ -15,7 +15,7 @@ from rich.console import Console
 from edgeserve.cli.brokers.engine import Progress, Wish
 from edgeserve.cli.brokers.manage import ENGINES, Status, shelf_of, start, status, stop
 from edgeserve.cli.options import command
-from edgeserve.cli.output import Output
+from edgeserve.cli.output import CommandError, Output
 
 _WHERE = "edgeserve {command} {engine}"
 _KINDS = click.Choice(tuple(ENGINES))
@@ -74,6 +74,7 @@ def _show(out: Output, found: Status) -> None:
 @click.option("--with", "source", type=click.Choice(["auto", "docker", "maven"]), default="auto", help="Where Pulsar comes from.")
 @click.option("--home", type=click.Path(path_type=Path), default=None, help="An unpacked Pulsar distribution to run.")
 @click.option("--plain", is_flag=True, help="Leave Pulsar's settings as they ship.")
+@click.option("--set", "set_", multiple=True, metavar="NAME=VALUE", help="A setting of Pulsar's, by its name; may be repeated.")
 @click.option("--token", envvar="EDGESERVE_NATS_TOKEN", default=None, help="Token that clients of NATS must show. Default: none.")
 def start_broker(
     out: Output,
@@ -84,11 +85,15 @@ def start_broker(
     source: Literal["auto", "docker", "maven"],
     home: Path | None,
     plain: bool,
+    set_: tuple[str, ...],
     token: str | None,
 ) -> None:
     """Start BROKER, pulsar or nats, in the background, and wait until it can be used. One that runs already is left as it is."""
     # The variable is the clients'; it means nothing to Pulsar.
-    wish = Wish(port, admin_port, data, source, home, plain, token if engine == "nats" or _given("token") else None)
+    settings = {name: value for name, _, value in (each.partition("=") for each in set_)}
+    if settings and engine != "pulsar":
+        raise CommandError("--set is for Pulsar", "edgeserve broker start nats", "leave --set out")
+    wish = Wish(port, admin_port, data, source, home, plain, token if engine == "nats" or _given("token") else None, settings)
     began = time.monotonic()
     with _progress(out) as progress:
         found = start(engine, shelf_of(engine), wish, progress)

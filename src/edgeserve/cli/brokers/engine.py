@@ -27,6 +27,7 @@ class Wish:
         home: an unpacked Pulsar distribution.
         plain: leave the broker's settings as they ship.
         token: clients must show it; never on a command line, never in the record.
+        settings: Pulsar's own, by its names, beside those that edgeserve sets.
     """
 
     port: int | None = None
@@ -36,6 +37,7 @@ class Wish:
     home: Path | None = None
     plain: bool = False
     token: str | None = field(default=None, repr=False)
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ class Pulsar(Engine):
         if not distribution.java_is_there():
             raise CommandError("there is no Java for Pulsar", "JAVA_HOME and PATH", "install a Java of version 17 or newer")
         shipped = (home / "conf" / "standalone.conf").read_text(encoding="utf-8")
-        file = shelf.write("standalone.conf", configuration(shipped, settings(port, admin_port, plain=wish.plain)))
+        file = shelf.write("standalone.conf", configuration(shipped, settings(port, admin_port, plain=wish.plain) | dict(wish.settings)))
         command = (
             *(str(home / "bin" / "pulsar"), "standalone", "-nss", "-nfw"),
             *("--config", str(file)),
@@ -126,7 +126,7 @@ class Pulsar(Engine):
         docker.fetch(IMAGE, progress)
         container = f"edgeserve-pulsar-{hashlib.blake2b(str(shelf.directory).encode(), digest_size=4).hexdigest()}"
         # In the container it listens on all interfaces, else nothing could be handed on to it; outside on the loopback only.
-        changes = settings(port, admin_port, plain=wish.plain, bind="0.0.0.0")
+        changes = settings(port, admin_port, plain=wish.plain, bind="0.0.0.0") | dict(wish.settings)
         environment = {"PULSAR_MEM": os.environ.get("PULSAR_MEM", _MEMORY), "PULSAR_LOG_LEVEL": os.environ.get("PULSAR_LOG_LEVEL", "warn")}
         environment |= {f"PULSAR_PREFIX_{name}": value for name, value in changes.items()}
         # Files in the user's directory belong to the user; the image lets any user of group 0 work.
@@ -147,6 +147,8 @@ class Pulsar(Engine):
             with opener.open(f"http://{HOST}:{admin_port}/admin/v2/brokers/health", timeout=_ANSWER_S) as answer:
                 text = answer.read(100).decode(errors="replace").strip()
         except urllib.error.HTTPError as exc:
+            if exc.code == 401:
+                return None  # it wants to know who asks, so it is there
             return f"its health check failed with status {exc.code}"
         except (OSError, http.client.HTTPException) as exc:
             return f"admin port {admin_port}: {getattr(exc, 'reason', exc)}"
