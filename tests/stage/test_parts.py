@@ -33,10 +33,48 @@ def test_recent_ids_keep_at_least_a_generation_and_at_most_two() -> None:
     ids = RecentIds(generation=10)
     names = [b"%d" % n for n in range(35)]
     ids.update(names)
+    ids.turn()
     assert all(name in ids for name in names[-10:])
     assert len(ids) <= 20
     ids.discard(names[-1:])
     assert names[-1] not in ids
+
+
+def test_ids_since_the_oldest_unsettled_input_are_kept() -> None:
+    ids, floor = RecentIds(generation=10), 3
+    names = [b"%d" % n for n in range(100)]
+    for at in range(0, 60, 5):
+        ids.update(names[at : at + 5])
+        ids.turn({"t": at + 5}, lambda _: floor)
+    assert all(name in ids for name in names[:60])
+    floor = 25
+    for at in range(60, 70, 5):
+        ids.update(names[at : at + 5])
+        ids.turn({"t": at + 5}, lambda _: floor)
+    assert all(name in ids for name in names[25:70])
+    assert not any(name in ids for name in names[:20])
+
+
+def test_what_was_settled_before_the_start_is_kept_until_it_is_known_where_that_was() -> None:
+    names = [b"%d" % n for n in range(100)]
+    ids = RecentIds(names[:45], generation=10)
+    ids.turn({"t": 50}, lambda _: 40)
+    assert all(name in ids for name in names[:45])
+    ids.update(names[45:60])
+    ids.turn({"t": 60}, lambda _: 50)
+    assert not any(name in ids for name in names[:40])
+    assert all(name in ids for name in names[40:60])
+
+
+def test_ids_are_bounded_though_an_input_stays_unsettled(caplog: pytest.LogCaptureFixture) -> None:
+    ids = RecentIds(generation=10, most=50)
+    names = [b"%d" % n for n in range(1000)]
+    for at, name in enumerate(names):
+        ids.update([name])
+        ids.turn({"t": at + 1}, lambda _: 0)
+    assert len(ids) <= 50
+    assert all(name in ids for name in names[-40:])
+    assert len(caplog.records) == 1 and "stayed unsettled" in caplog.text
 
 
 # --- retry ------------------------------------------------------------------------------------------------------

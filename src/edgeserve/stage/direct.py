@@ -44,6 +44,7 @@ class Direct(Stage):
         self._clocks: dict[str, SourceClock] = {}
         self._in_order = False
         self._next_position = -1
+        self._read: dict[str, int] = {}
         self._until_end = False
         self._pending: Pending
         self._ends: Ends
@@ -188,7 +189,13 @@ class Direct(Stage):
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
         subscription, topic, first = self._subscription, batch[0][4], batch[0][1]
         alone = subscription.alone
-        self._known.turn()
+        read = self._read
+        if len(self.options.topics) == 1:
+            read[topic] = max(read.get(topic, 0), batch[-1][1] + 1)
+        else:
+            for _, position, _, _, name in batch:
+                read[name] = max(read.get(name, 0), position + 1)
+        self._known.turn(read, subscription.floor)
         if not alone or not subscription.knows_all_ids:
             self._known.update(subscription.settled_ids())
         # A watermark is passed on only while no other member holds older messages, and none of ours has gone back.

@@ -114,10 +114,15 @@ class Holding:
         warning, self.warned = self.warned, None
         return warning
 
+    def undecided_from(self, topic: str) -> int:
+        """The position of the oldest input that had no turn yet. What is held as state after its turn may stay for ever."""
+        return min((item.position for item in self._held.values() if not item.decided), default=2**63)
+
     # --- admit, align -------------------------------------------------------------------------------------------
 
     def _make_push(self) -> Callable[[Delivery], Any]:
         """The function that takes one delivered message into the policy. A closure: its names cost least there."""
+        restorable = self._restorable
         known, held, clocks, marks, policy = self.known, self._held, self._clocks, self._marks, self.policy
         push_item, drain, leaving, release, refused = policy.push, policy.drain, policy.leaving, self._release, self._skew.look
         due, enqueue = self.due.append, self._enqueue
@@ -148,7 +153,8 @@ class Holding:
                 marks[source] = watermark_ns
             if gone and source in gone and not clock.ended:
                 self._reopen(source, position)
-            if id_ in known.new or id_ in known.old:
+            # What is held after its turn is state, even if it was decided longer ago than ids are remembered.
+            if id_ in known.new or id_ in known.old or (restorable and restorable.get(position) == id_):
                 return self._known_id(delivery, header, payload)
             if max_age_ns is not None and now_ns() - published_ns > max_age_ns:
                 return self._drop(position, header, Reason.LATE)
@@ -275,6 +281,8 @@ class Holding:
                 self._held[position] = item
                 self.policy.restore(header.source_id, header.event_ns, item, header.key)
                 self._release(self.policy.drain())
+                if restorable:
+                    restorable.pop(position, None)
             return
         self._counts.count(Reason.DUPLICATE, edge=header.source_id)
         self._ack(position)

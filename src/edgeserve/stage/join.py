@@ -334,7 +334,7 @@ class Join(Stage):
 
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
         holding = self._holding or self._take_over()
-        holding.known.turn()
+        holding.known.turn({self._topic: batch[-1][1] + 1}, holding.undecided_from)
 
     def _finished(self) -> bool:
         holding = self._holding

@@ -66,7 +66,7 @@ class Sink(Direct):
 
     def _take_over_known(self) -> None:
         self._known.update(id_ for id_ in self._journal.done if id_ not in self._known)
-        self._may_repeat |= self._journal.in_hand - self._known.new - self._known.old
+        self._may_repeat |= {id_ for id_ in self._journal.in_hand if id_ not in self._known}
 
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
         if max(map(itemgetter(3), batch)) > 0:
