@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 from edgeserve.align import Policy, make_policy
-from edgeserve.core.codec import check_source_id
+from edgeserve.core.codec import as_parameter, check_source_id
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.stage.base import Options, Stage
 from edgeserve.stage.emit import Emitter
@@ -165,6 +165,7 @@ class Compute(StageNode):
         )
         output_id = worker_id if output_id is None else output_id
         check_source_id(output_id)
+        output_id = as_parameter(output_id)
         logs = (step_log(log_path, log_filename, worker_id, "compute"), step_log(log_path, log_filename, worker_id, "output"))
         emitter = Emitter(output_id, group, gate_out, self._counts)
         self._logs = logs

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
-from edgeserve.core.codec import check_source_id, encode_frame
+from edgeserve.core.codec import as_parameter, check_source_id, encode_frame
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, replayable_id
 from edgeserve.core.metrics import Reason
@@ -77,7 +77,7 @@ class DataSource(Node):
             raise ConfigurationError(f"DataSource: the stream must be an iterable or an async iterable, not {type(stream).__name__}")
         self._check_callables("DataSource", gate=gate, event_time=event_time, message_id=message_id, key=key)
         self._stream = stream
-        self._source_id, self._gate, self._topic = source_id, gate, topic
+        self._source_id, self._gate, self._topic = as_parameter(source_id), gate, topic
         self._event_time, self._message_id, self._key = event_time, message_id, key
         self._lateness_ns = int(max_lateness_ms * 1e6)
         self._send_window = send_window

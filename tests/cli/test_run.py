@@ -147,6 +147,14 @@ def test_nodes_that_would_not_see_each_other_are_refused(edgeserve, app):
     assert "memory:// is the memory of one process" in result.stderr
 
 
+def test_a_node_alone_on_memory_runs_if_it_sends_and_is_refused_if_it_would_wait(edgeserve, app):
+    text = "from edgeserve import *\na = DataSource([1], 'memory://', source_id='a')\n"
+    assert edgeserve("run", app(text)).returncode == 0
+    result = edgeserve("run", app("from edgeserve import *\nb = Materialize(print, 'memory://', topic='src')\n"))
+    assert result.returncode == 1
+    assert "b of app.py would wait for ever" in result.stderr
+
+
 def test_a_file_without_nodes_is_told_so(edgeserve, app):
     result = edgeserve("run", app("x = 1\n"))
     assert result.returncode == 1

@@ -62,7 +62,7 @@ def test_a_value_that_is_not_json_sends_nothing(edgeserve, node):
     result = edgeserve("topic", "pub", "letters", "1", "{a", "--json-value", "--source-id", "me", "--node", node)
     assert result.returncode == 1
     assert result.stderr.startswith("error: not JSON: '{a'")
-    assert json.loads(edgeserve("topic", "list", "--json", "--node", node).stdout) == []
+    assert edgeserve("topic", "list", "--node", node).stderr.startswith("error: there is no store")
 
 
 def test_null_cannot_be_sent(edgeserve, node):
@@ -168,6 +168,7 @@ def test_what_a_message_holds_does_not_command_the_terminal(edgeserve, node):
 
 @pytest.mark.parametrize("command", [("info", "nothing"), ("echo", "nothing"), ("dead-letters", "nothing")])
 def test_an_unknown_topic_is_three_lines(edgeserve, node, command):
+    send(node, 1)
     result = edgeserve("topic", *command, "--node", node)
     assert result.returncode == 1
     error, where, to_do = result.stderr.splitlines()
@@ -183,6 +184,14 @@ def test_an_error_is_json_where_the_command_speaks_json(edgeserve):
     usage = edgeserve("topic", "echo", "--json")
     assert usage.returncode == 2
     assert "TOPIC" in json.loads(usage.stderr)["error"]["what"]
+
+
+def test_json_goes_through_a_terminal_that_knows_ascii_only(edgeserve, node):
+    send(node, "zażółć \udcff"[:6])
+    for command in (("echo", "letters"), ("info", "ł")):
+        result = edgeserve("topic", *command, "--node", node, "--json", env={"PYTHONIOENCODING": "ascii"})
+        text = result.stdout or result.stderr
+        assert text.isascii() and json.loads(text)
 
 
 def test_a_traceback_comes_with_verbose_only(edgeserve):
@@ -259,3 +268,18 @@ def test_a_forgotten_group_holds_no_backlog_and_a_live_one_is_refused(edgeserve,
     assert edgeserve("topic", "forget", "letters", "readers", "--node", node).stdout == "forgot group readers of letters\n"
     assert json.loads(edgeserve("topic", "info", "letters", "--json", "--node", node).stdout)["groups"] == {}
     assert "no group" in edgeserve("topic", "forget", "letters", "readers", "--node", node).stderr
+
+
+@pytest.mark.parametrize("look", [("list",), ("info", "t"), ("echo", "t"), ("dead-letters", "t"), ("forget", "t", "g")])
+def test_looking_makes_no_store(edgeserve, tmp_path, look):
+    result = edgeserve("topic", *look, "--node", f"local://{tmp_path}/typo")
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: there is no store in {tmp_path}/typo")
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize("command", [("list",), ("echo", "t", "--follow"), ("pub", "t", "1", "--source-id", "a")])
+def test_another_process_s_memory_is_not_looked_at(edgeserve, command):
+    result = edgeserve("topic", *command, "--node", "memory://x")
+    assert result.returncode == 1
+    assert "memory://x is the memory of one process" in result.stderr

@@ -249,6 +249,14 @@ def test_non_ascii_parameters_are_sources(node: str, send: Send) -> None:
         assert next(compute) == 4
 
 
+def test_a_source_id_reaches_the_parameter_that_python_takes_for_the_same(node: str, send: Send) -> None:
+    send("\ufb01le", [1])  # the ligature; in a parameter's name it is the same as two letters
+    with Compute(lambda file: file + 1, node, output_id="\uff52esult", timeout_ms=5000) as compute:
+        assert next(compute) == 2
+    with Compute(lambda result: result + 1, node, topic_in="dst", topic_out="end", timeout_ms=5000) as compute:
+        assert next(compute) == 3
+
+
 def test_big_messages_and_big_results(node: str, send: Send, results: Results) -> None:
     send("a", [b"x" * 6_000_000])
     with Compute(lambda a: a * 2, node) as compute:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import pytest
+
 from edgeserve import DataSource, Materialize
+from edgeserve.core.errors import ConfigurationError
 
 
 def pass_through(node: str) -> list[int]:
@@ -38,3 +41,10 @@ def test_the_journal_is_the_store_s_by_whatever_name_and_place(tmp_path: Path) -
 def test_what_a_store_in_memory_did_leaves_nothing_behind(_own_state_directory: Path) -> None:
     assert pass_through("memory://passing") == list(range(5))
     assert not list(_own_state_directory.rglob("*.journal"))
+
+
+def test_a_journal_that_cannot_be_kept_is_named_with_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "state").write_text("a file is in the way")
+    monkeypatch.setenv("EDGESERVE_STATE_DIR", str(tmp_path / "state"))
+    with pytest.raises(ConfigurationError, match=rf"journal in {tmp_path}/state/sinks/.*EDGESERVE_STATE_DIR"):
+        pass_through(f"local://{tmp_path / 'store'}")

@@ -92,7 +92,7 @@ def _lmdb() -> Iterator[Check]:
 
 
 def _state_directory(directory: Path) -> Iterator[Check]:
-    to_do = "make it writable, or name another directory: local:///path"
+    to_do = "make it writable, or set EDGESERVE_STATE_DIR to a directory that is: sinks keep their journals there, wherever the store is"
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):

@@ -53,11 +53,11 @@ class Output:
 
     def document(self, value: Any) -> None:
         """Writes one JSON document."""
-        click.echo(json.dumps(value, indent=None if not sys.stdout.isatty() else 2, default=str, ensure_ascii=False))
+        click.echo(json.dumps(value, indent=None if not sys.stdout.isatty() else 2, default=str))
 
     def json_line(self, value: Any) -> None:
         """Writes one JSON document on a line of its own."""
-        click.echo(json.dumps(value, default=str, ensure_ascii=False))
+        click.echo(json.dumps(value, default=str))
 
     def line(self, text: str, style: str = "") -> None:
         """Writes a line; the style shows on a terminal only."""
@@ -98,7 +98,7 @@ def explain(error: BaseException, where: str) -> CommandError:
 def show_error(error: CommandError, *, as_json: bool) -> None:
     """Writes the three lines to standard error; as one JSON document where the command speaks JSON."""
     if as_json:
-        click.echo(json.dumps({"error": {"what": error.what, "where": error.where, "to_do": error.to_do}}, ensure_ascii=False), err=True)
+        click.echo(json.dumps({"error": {"what": error.what, "where": error.where, "to_do": error.to_do}}), err=True)
         return
     label = click.style("error:", fg="red", bold=True)
     click.echo(f"{label} {error.what}\nwhere: {error.where}\nto do: {error.to_do}", err=True)

@@ -49,6 +49,13 @@ def find_nodes(app: Path) -> dict[str, str]:
             str(app),
             "name a store that processes share, for example local://",
         )
+    deaf = [name for name in alone if found[name] != "DataSource"]
+    if deaf:
+        raise CommandError(
+            f"{deaf[0]} of {app.name} would wait for ever: memory:// is the memory of one process, and nothing else in its process sends",
+            str(app),
+            "name a store that processes share, for example local://",
+        )
     if not found:
         raise CommandError(
             f"no nodes in {app.name}",

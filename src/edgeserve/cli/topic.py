@@ -19,6 +19,9 @@ from edgeserve.cli.messages import Seen, dead_letter, look, plain
 from edgeserve.cli.options import command, node_option
 from edgeserve.cli.output import CommandError, Output
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
+from edgeserve.transport.local.engine import directory_of
+from edgeserve.transport.local.lmdbkv import DATA
+from edgeserve.transport.url import parse
 
 _WHERE = "edgeserve {command} --node {node}"
 _FOLLOW_S = 0.1
@@ -30,8 +33,21 @@ def topic() -> None:
     """See what topics hold, and send to them."""
 
 
+def _refuse_memory(node: str) -> None:
+    if parse(node).scheme == "memory":
+        raise CommandError(
+            f"{node} is the memory of one process, and this command is another: there is nothing to see of it from here",
+            node,
+            "name a store that processes share, for example --node local://",
+        )
+
+
 @contextmanager
 def _connected(node: str) -> Iterator[Transport]:
+    """A connection for looking: it makes no store where there is none."""
+    _refuse_memory(node)
+    if (url := parse(node)).scheme == "local" and not ((root := directory_of(url)) / DATA).is_dir():
+        raise CommandError(f"there is no store in {root}", node, "check the path; a store is made by the first node that connects to it")
     transport = connect(node)
     try:
         yield transport
@@ -172,6 +188,7 @@ def pub(out: Output, topic: str, values: tuple[str, ...], source_id: str, json_v
     """Send messages to a topic: each VALUE, or each line of standard input where there is none (or it is -)."""
     from edgeserve.data_source import DataSource
 
+    _refuse_memory(node)
     if file is not None and (values or json_value):
         raise click.UsageError("--file goes without VALUE and --json-value")
     # All are read before the first is sent: a VALUE that is not JSON sends nothing.

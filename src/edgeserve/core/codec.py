@@ -16,6 +16,7 @@ The checksum finds damage; it is no proof of who wrote the frame, so the header 
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from struct import Struct
 from struct import error as StructError
@@ -54,6 +55,12 @@ _pack = _PREFIX.pack
 _unpack = _PREFIX.unpack_from
 _encode_header = Encoder().encode
 _decode_header = Decoder(Header).decode
+
+
+def as_parameter(source_id: str) -> str:
+    """The source id as Python would write it as a parameter: identifiers are compared in the form NFKC, so a task cannot name any other."""
+    normal = unicodedata.normalize("NFKC", source_id)
+    return normal if normal.isidentifier() else source_id
 
 
 def check_source_id(source_id: str) -> None:
@@ -217,4 +224,4 @@ def _refuse_length(found: int, stated: int) -> NoReturn:
     raise CorruptMessage(f"a frame has {found - stated} bytes more than it states")
 
 
-__all__ = ("FORMAT_VERSION", "SMALL_FRAME_BYTES", "Buffer", "check_source_id", "decode_frame", "encode_frame")
+__all__ = ("FORMAT_VERSION", "SMALL_FRAME_BYTES", "Buffer", "as_parameter", "check_source_id", "decode_frame", "encode_frame")

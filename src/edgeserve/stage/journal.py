@@ -23,7 +23,7 @@ from pathlib import Path
 
 import xxhash
 
-from edgeserve.core.errors import StoreDamagedWarning
+from edgeserve.core.errors import ConfigurationError, StoreDamagedWarning
 from edgeserve.core.settings import state_directory
 from edgeserve.stage.duplicates import GENERATION
 from edgeserve.stage.ring import COUNTER_AT, RING_AT, SLOT_BYTES, VERSION, Peer, Ring, head, id_in, size_of, slot_of, slots_in
@@ -62,12 +62,18 @@ class Journal:
     """
 
     def __init__(self, directory: Path, *, slots: int = GENERATION) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._slots = slots
-        self.fresh = not any(directory.glob("*.journal"))
         self._peers: dict[str, Peer] = {}
-        self._path, self._fd = self._claim()
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            self.fresh = not any(directory.glob("*.journal"))
+            self._path, self._fd = self._claim()
+        except OSError as exc:
+            raise ConfigurationError(
+                f"a sink cannot keep its journal in {directory} ({exc.strerror or exc}): make it writable, or set EDGESERVE_STATE_DIR to a "
+                "directory that is; it is apart from the store"
+            ) from exc
         try:
             self._map = self._open()
         except BaseException:

@@ -165,10 +165,15 @@ def _named(root: Path) -> Iterator[None]:
         raise TransportError(f"cannot open the store in {root}: {exc}") from exc
 
 
-def _directory(url: NodeURL) -> Path:
+def directory_of(url: NodeURL) -> Path:
+    """Where a URL's store is or would be. Nothing is made."""
     if url.path and not url.path.startswith("/"):
         raise ConfigurationError(f"{url.text}: a store is named by an absolute path, as in local:///{url.path}")
-    root = Path(os.path.abspath(url.path)) if url.path.strip("/") else state_directory() / "local"
+    return Path(os.path.abspath(url.path)) if url.path.strip("/") else state_directory() / "local"
+
+
+def _directory(url: NodeURL) -> Path:
+    root = directory_of(url)
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
@@ -233,4 +238,4 @@ def _check_version(kv: LmdbKV, root: Path) -> None:
         raise recovery.wrong_version(root, version)
 
 
-__all__ = ("LocalEngine", "connect", "filesystem_of")
+__all__ = ("LocalEngine", "connect", "directory_of", "filesystem_of")
