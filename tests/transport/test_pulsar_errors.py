@@ -8,6 +8,7 @@ import hmac
 import json
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,10 @@ def secured(tmp_path_factory: pytest.TempPathFactory, pulsar_url: str) -> Iterat
     server = Server("pulsar", directory / "server", settings=settings)
     plain, _, rest = server.url.partition("?admin=")
     admin = Admin(settings_from(parse(f"{server.url}&token={admin_token}")))
+    # Who is not known to it is told so before the broker is ready.
+    deadline = time.monotonic() + 60
+    while "public/default" not in (admin.call("namespaces/public") or ()) and time.monotonic() < deadline:
+        time.sleep(0.2)
     admin.call("namespaces/public/mine", "PUT", {})
     admin.call("namespaces/public/mine/permissions/user", "POST", ["produce", "consume"])
     plain = plain.replace("127.0.0.1", "localhost")
