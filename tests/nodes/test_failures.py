@@ -269,16 +269,16 @@ def test_big_messages_and_big_results(node: str, send: Send, results: Results) -
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("step", [next, lambda source: source.run()], ids=["next", "run"])
-def test_a_message_larger_than_the_store_is_refused_at_once(node: str, step: Callable[[DataSource], Any]) -> None:
-    source = DataSource([bytes(3 << 20)], f"{node}?size_mb=2", source_id="a")
+def test_a_message_larger_than_the_store_is_refused_at_once(embedded: str, step: Callable[[DataSource], Any]) -> None:
+    source = DataSource([bytes(3 << 20)], f"{embedded}?size_mb=2", source_id="a")
     with source, pytest.raises(TooLarge, match=r"a message of 3145\d+ bytes exceeds the 20970\d+ .*size_mb="):
         step(source)
 
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("parameters", [1, 2])
-def test_a_result_larger_than_the_store_is_put_aside(node: str, parameters: int) -> None:
-    node += "?size_mb=2"
+def test_a_result_larger_than_the_store_is_put_aside(embedded: str, parameters: int) -> None:
+    node = f"{embedded}?size_mb=2"
     for name in ("a", "b")[:parameters]:
         with DataSource([1], node, source_id=name) as source:
             source.run()

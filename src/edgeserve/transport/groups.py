@@ -73,17 +73,7 @@ class GroupState(msgspec.Struct, array_like=True):
 
     def join(self, name: str, record: MemberRecord, kind: GroupKind, head: int, deadline_ns: int = 0) -> None:
         """Takes a member in; what a sole one holds it holds until `deadline_ns` (0: for ever). The caller has removed dead ones before."""
-        if self.members and kind != self.kind:
-            raise GroupConflict(f"live members of the group subscribe as {self.kind.value}, not {kind.value}: use another group=")
-        if kind is GroupKind.EXCLUSIVE and self.members:
-            raise GroupBusy(f"the group is exclusive and {next(iter(self.members))!r} has it: stop that one, or use another group=")
-        for other, known in self.members.items():
-            if known.signature != record.signature:
-                theirs, own = differing(known.signature, record.signature)
-                raise GroupConflict(
-                    f"member {other!r} of the group runs another task: it has {theirs}, this one has {own}: "
-                    "give the different task another group="
-                )
+        refuse(kind, record.signature, [(other, self.kind, known.signature) for other, known in self.members.items()])
         self.kind = kind
         self.members[name] = record
         if self.sole and kind is not GroupKind.FAILOVER:
@@ -342,4 +332,20 @@ def ranges(positions: Sequence[int]) -> list[Range]:
     return [(ordered[lo], ordered[hi - 1] + 1) for lo, hi in pairwise([0, *starts, len(ordered)])]
 
 
-__all__ = ("Claim", "GroupState", "MemberRecord", "Range", "Waiting", "ranges", "settled_by_all")
+def refuse(kind: GroupKind, signature: str, others: Sequence[tuple[str, GroupKind, str]]) -> None:
+    """Raises when a member cannot be in a group together with others: (name, kind, signature) of those that live."""
+    for other, their_kind, _ in others:
+        if their_kind != kind:
+            raise GroupConflict(f"live members of the group subscribe as {their_kind.value}, not {kind.value}: use another group=")
+        if kind is GroupKind.EXCLUSIVE:
+            raise GroupBusy(f"the group is exclusive and {other!r} has it: stop that one, or use another group=")
+    for other, _, their_signature in others:
+        if their_signature != signature:
+            theirs, own = differing(their_signature, signature)
+            raise GroupConflict(
+                f"member {other!r} of the group runs another task: it has {theirs}, this one has {own}: "
+                "give the different task another group="
+            )
+
+
+__all__ = ("Claim", "GroupState", "MemberRecord", "Range", "Waiting", "ranges", "refuse", "settled_by_all")

@@ -28,6 +28,7 @@ from edgeserve.transport.broker.grouplog import (
     decode_line,
     encode_line,
 )
+from edgeserve.transport.groups import refuse
 
 SHARED = GroupKind.SHARED
 
@@ -242,15 +243,15 @@ def test_own_ids_are_told_once_to_one_that_has_just_come() -> None:
 
 
 def test_who_may_be_in_a_group_together() -> None:
-    log = group("one")
-    log.refuse(SHARED, "sig", log.members)
-    log.refuse(GroupKind.FAILOVER, "other", {})
+    one = [("one", SHARED, "sig")]
+    refuse(SHARED, "sig", one)
+    refuse(GroupKind.FAILOVER, "other", [])
     with pytest.raises(GroupConflict, match="shared"):
-        log.refuse(GroupKind.FAILOVER, "sig", log.members)
+        refuse(GroupKind.FAILOVER, "sig", one)
     with pytest.raises(GroupConflict, match=r"'one'.*sig.*other"):
-        log.refuse(SHARED, "other", log.members)
+        refuse(SHARED, "other", one)
     with pytest.raises(GroupBusy, match="'one'"):
-        log.refuse(GroupKind.EXCLUSIVE, "sig", {"one": MemberState(GroupKind.EXCLUSIVE, "sig")})
+        refuse(GroupKind.EXCLUSIVE, "sig", [("one", GroupKind.EXCLUSIVE, "sig")])
 
 
 @given(st.binary(max_size=60))

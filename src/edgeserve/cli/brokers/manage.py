@@ -109,32 +109,38 @@ def start(name: str, shelf: Shelf, wish: Wish, progress: Progress = lambda _: No
                 _refuse_taken(engine, each, option)
         data = (wish.data or shelf.directory / "data").absolute()
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        again = any(data.iterdir())
         launch = engine.prepare(wish, shelf, port, admin_port, data, progress)
-        progress(f"starting {engine.title} from {launch.source}; log: {shelf.log}")
-        process = _spawn(launch, shelf)
-        _children[process.pid] = process
-        record = Record(
-            name,
-            process.pid,
-            born(process.pid) or "ended",
-            time.time_ns(),
-            engine.url(port, admin_port),
-            port,
-            admin_port,
-            str(data),
-            str(shelf.log),
-            launch.source,
-            launch.container,
-        )
-        shelf.put(record)
-        try:
-            _await_health(engine, shelf, record, process, progress)
-        except BaseException:
-            # Nobody would know of one that came up later; Ctrl-C means that it isn't wanted.
-            _end(engine, record)
-            shelf.forget()
-            raise
-        return _up(name, record)
+        while True:
+            progress(f"starting {engine.title} from {launch.source}; log: {shelf.log}")
+            process = _spawn(launch, shelf)
+            _children[process.pid] = process
+            record = Record(
+                name,
+                process.pid,
+                born(process.pid) or "ended",
+                time.time_ns(),
+                engine.url(port, admin_port),
+                port,
+                admin_port,
+                str(data),
+                str(shelf.log),
+                launch.source,
+                launch.container,
+            )
+            shelf.put(record)
+            try:
+                _await_health(engine, shelf, record, process, progress)
+                return _up(name, record)
+            except BaseException as exc:
+                # Nobody would know of one that came up later; Ctrl-C means that it isn't wanted.
+                _end(engine, record)
+                shelf.forget()
+                # On what a kill left behind Pulsar may end while it starts, and not the next time.
+                if not (again and isinstance(exc, CommandError)):
+                    raise
+                again = False
+                progress("it ended while it started; once more")
 
 
 def stop(name: str, shelf: Shelf, progress: Progress = lambda _: None, *, kill: bool = False) -> bool:

@@ -9,12 +9,12 @@ No I/O and no clock: records come in as they are stored, times are handed in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TypeAlias
 
 import msgspec
 
-from edgeserve.core.errors import GroupBusy, GroupConflict, TransportError
+from edgeserve.core.errors import TransportError
 from edgeserve.transport.base import GroupKind
 
 IDS_KEPT = 131_072
@@ -238,22 +238,6 @@ class GroupLog:
         """The settled ids since the last call, oldest first; of this member's own only those from before it came."""
         body, self.ids, self._told = b"".join(self.ids), [], True
         return [body[n : n + ID_BYTES] for n in range(0, len(body), ID_BYTES)]
-
-    def refuse(self, kind: GroupKind, signature: str, others: Mapping[str, MemberState]) -> None:
-        """Raises when a member of this kind and signature cannot be in the group together with `others`."""
-        if not others:
-            return
-        first = next(iter(others))
-        if any(m.kind != kind for m in others.values()):
-            raise GroupConflict(f"live members of the group subscribe as {others[first].kind.value}, not {kind.value}: use another group=")
-        if kind is GroupKind.EXCLUSIVE:
-            raise GroupBusy(f"the group is exclusive and {first!r} has it: stop that one, or use another group=")
-        for name, known in others.items():
-            if known.signature != signature:
-                raise GroupConflict(
-                    f"member {name!r} of the group runs a task with inputs ({known.signature}), this one has ({signature}): "
-                    "give the different task another group"
-                )
 
     def first_of(self, names: Iterable[str]) -> str:
         """Who of these came first; "" of none."""

@@ -116,8 +116,8 @@ class BrokerSubscription(Subscription):
         at = int.from_bytes(raw, "big")
         for entry in self._driver.scan(topic, at):
             frames = frames_of(entry)[1] if entry.at == at else []
-            return frames[-1] if frames else None
-        return None
+            return frames[-1] if frames else b""
+        return b""  # there was one, and it cannot be read
 
     def floor(self, topic: str) -> int:
         """While this member is alone, and all that others may have been given is settled, what it knows itself is enough."""

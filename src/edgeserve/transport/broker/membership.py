@@ -29,6 +29,7 @@ from edgeserve.transport.broker.grouplog import (
     group_topic,
 )
 from edgeserve.transport.broker.watch import Watch
+from edgeserve.transport.groups import refuse
 
 BEAT_S = 1.0
 SILENT_S = 3.0
@@ -185,7 +186,7 @@ class Membership:
                     f"group {self._group!r} has a live member {shown(other)!r} on {self.data_topic!r}: give this one another name"
                 )
         try:
-            self.log.refuse(kind, signature, {shown(n): m for n, m in others.items()})
+            refuse(kind, signature, [(shown(n), m.kind, m.signature) for n, m in others.items()])
         except (GroupConflict, GroupBusy) as exc:
             return exc
         return None
