@@ -22,7 +22,7 @@ from edgeserve.transport.base import (
     Transport,
 )
 from edgeserve.transport.broker.driver import Driver, Entry
-from edgeserve.transport.broker.envelope import Item, Reference, parts_topic, position, unwrap
+from edgeserve.transport.broker.envelope import INDEX_BITS, Item, Reference, parts_topic, position, unwrap
 from edgeserve.transport.broker.grouplog import GroupLog, Snapshot, decode_line, group_topic
 from edgeserve.transport.broker.membership import BEAT_S, process_name, shown, this_host
 from edgeserve.transport.broker.publisher import BrokerFence, BrokerPublisher, unstamped
@@ -92,11 +92,11 @@ class BrokerEngine(Transport):
         if start == "latest" and position is None:
             return
         since_ns = start if isinstance(start, int) and position is None else None
-        first = None if position is None else position >> 12
+        first = None if position is None else position >> INDEX_BITS
         for entry in self.driver.scan(topic, first, since_ns=since_ns):
             publish_ns, items = self.unwrap(topic, entry)
             for index, item in enumerate(items):
-                at = entry.at << 12 | index
+                at = entry.at << INDEX_BITS | index
                 if (position is None or at >= position) and (since_ns is None or publish_ns >= since_ns):
                     yield bytes(self.fetch(topic, item)), at, publish_ns
 
