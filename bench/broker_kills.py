@@ -10,13 +10,10 @@ sent that the sink's function had not seen; the script proves it from the files 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing as mp
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from brokers import Broker
 from edgeserve import context
 from edgeserve.compute import Compute
 from edgeserve.data_source import DataSource
@@ -75,26 +73,6 @@ def sink(node: str, root: Path, kind: str) -> None:
         materialize.run(until="end")
 
 
-def broker(*arguments: str) -> dict[str, Any]:
-    """`edgeserve broker ... --json`. Pulsar's standalone mode may end while it starts on what a kill left behind: once more, then."""
-    command = [str(Path(sys.executable).with_name("edgeserve")), "broker", *arguments, "--json"]
-    for _ in range(3):
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-        if not done.returncode:
-            break
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)}: {done.stderr or done.stdout}")
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
-def free_port() -> int:
-    """A port that nobody has now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def unseen(root: Path, kind: str) -> bool:
     """Whether something was sent that the sink has not seen."""
     sent = min(len(lines(path)) for path in root.glob(f"sent-{kind}-*"))
@@ -123,11 +101,8 @@ def main() -> None:
     arguments = parser.parse_args()
     root = Path(tempfile.mkdtemp(prefix="edgeserve-broker-kills-"))
     os.environ["EDGESERVE_STATE_DIR"] = str(root / "state")
-    begin = ["start", arguments.engine, "--data", str(root / "data"), "--port", str(free_port())]
-    if arguments.engine == "pulsar":
-        begin += ["--admin-port", str(free_port())]
-    started = broker(*begin)
-    node = str(started["url"])
+    broker = Broker(arguments.engine, root / "data", root / "state")
+    node = broker.url
     cx = mp.get_context("spawn")
     roles = [cx.Process(target=t, args=(node, root, kind)) for kind in KINDS for t in (task, sink)]
     roles += [cx.Process(target=source, args=(node, root, k, n, arguments.rate)) for k in KINDS for n in ("a", "b")[: 1 + (k == "exact")]]
@@ -139,13 +114,13 @@ def main() -> None:
             time.sleep(2 + 2 * random.random())
             if dead := [r for r in roles if not r.is_alive()]:
                 raise SystemExit(f"{len(dead)} processes ended by themselves: {[r.exitcode for r in dead]}")
-            os.kill(started["pid"], signal.SIGSTOP)
+            os.kill(broker.pid, signal.SIGSTOP)
             proven = all((root / f"sink-{kind}").exists() and unseen(root, kind) for kind in KINDS)
-            os.kill(started["pid"], signal.SIGKILL if proven else signal.SIGCONT)
+            os.kill(broker.pid, signal.SIGKILL if proven else signal.SIGCONT)
             if proven:
                 done += 1
                 time.sleep(arguments.away)
-                started = broker(*begin)
+                broker.start()
                 sys.stdout.write(f"kill {done} of {arguments.kills}, {time.monotonic() - began:.0f} s\n")
                 sys.stdout.flush()
         time.sleep(2)
@@ -157,7 +132,7 @@ def main() -> None:
     finally:
         for role in roles:
             role.kill()
-        broker("stop", arguments.engine)
+        broker.stop()
     sys.stdout.write("".join(f"{'ok  ' if right else 'FAIL'} {text}\n" for text, right in found))
     if stuck or not all(right for _, right in found):
         sys.exit(f"{len(stuck)} processes did not end well: {[r.exitcode for r in stuck]}; files in {root}")

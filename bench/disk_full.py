@@ -2,9 +2,13 @@
 
     python bench/disk_full.py                       every scenario; exit 1 when one fails, 77 when a tmpfs cannot be mounted
     python bench/disk_full.py --only "disk full"    one of them
+    python bench/disk_full.py --broker nats         the disk is a broker's; also `pulsar`
 
-Source, task and sink are processes on one `local://` store. What they did is judged from files that plain functions wrote elsewhere: each
-number must have reached the sink's function, and only once (after a kill of everything, the one in its hand may come twice).
+Source, task and sink are processes on one `local://` store, or on a broker whose data lies on the small disk. What they did is judged from
+files that plain functions wrote elsewhere: each number must have reached the sink's function, and only once (after a kill of everything,
+the one in its hand may come twice). On a broker: NATS stops writing to a stream whose write failed until it is started anew, which is done
+here when the disk is free; Pulsar's storage turns read-only at a share of its disk (`diskUsageThreshold`), and goes on by itself. A Pulsar
+whose disk is filled to its last byte past that guard loses what it has stored itself ("No such ledger exists on Bookies").
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from brokers import Broker
 from edgeserve.compute import Compute
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
@@ -33,23 +38,32 @@ NUMBERS = 4_000
 PAYLOAD = 2_000
 ROLES = ("source", "task", "sink")
 PATIENCE_S = 60.0
+PULSAR_STORAGE = {
+    "diskUsageThreshold": "0.85",
+    "diskUsageWarnThreshold": "0.8",
+    "diskUsageLwmThreshold": "0.8",
+    "diskCheckInterval": "1000",
+}
+LEFT_TO_PULSAR = 0.08
+MEGABYTES = {"local": 64, "nats": 96, "pulsar": 640}
 
 
 # --- the processes ----------------------------------------------------------------------------------------------
 
 
-def stream() -> Iterator[dict[str, Any]]:
-    """Numbers with some weight, a few thousand a second."""
+def stream(pause_s: float) -> Iterator[dict[str, Any]]:
+    """Numbers with some weight, a few thousand a second, fewer on a broker: so long a run that its disk is full in the middle."""
     for number in range(NUMBERS):
         if number % 20 == 0:
-            time.sleep(0.005)
+            time.sleep(pause_s)
         yield {"n": number, "weight": bytes(PAYLOAD)}
 
 
 def role(name: str, node: str, notes: Path) -> None:
     """One of the three nodes, as users write them."""
     if name == "source":
-        with DataSource(stream(), node, source_id="a", topic="in", message_id=lambda item: int(item["n"])) as source:
+        numbers = stream(0.005 if node.startswith("local:") else 0.1)
+        with DataSource(numbers, node, source_id="a", topic="in", message_id=lambda item: int(item["n"])) as source:
             source.run(until="end")
     elif name == "task":
         with Compute(lambda a: a, node, topic_in="in", topic_out="out") as compute:
@@ -121,8 +135,37 @@ class Run:
 # --- the disk ---------------------------------------------------------------------------------------------------
 
 
+class Disk:
+    """A small filesystem; `broker` keeps its data there, if there is one."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.broker = folder, cast(Broker | None, None)
+        self._ballast = folder / "ballast"
+
+    def fill(self) -> None:
+        """Takes the space that is left. For Pulsar, whose storage guards its disk, only so much that it stores nothing more."""
+        if self.broker is not None and self.broker.engine == "pulsar":
+            usage = shutil.disk_usage(self.folder)
+            self._ballast.write_bytes(bytes(usage.free - int(LEFT_TO_PULSAR * usage.total)))
+            return
+        with open(self._ballast, "ab", buffering=0) as file:
+            for size in (1 << 20, 4096, 1):
+                try:
+                    while file.write(bytes(size)) == size:
+                        pass
+                except OSError:
+                    continue
+
+    def free(self) -> None:
+        """Gives it back. NATS has shut the streams that it could not write, until it is started anew."""
+        self._ballast.unlink()
+        if self.broker is not None and self.broker.engine == "nats":
+            self.broker.stop()
+            self.broker.start()
+
+
 @contextmanager
-def small_disk(megabytes: int) -> Iterator[Path]:
+def small_disk(megabytes: int) -> Iterator[Disk]:
     """A filesystem of its own."""
     with tempfile.TemporaryDirectory(prefix="edgeserve-disk-") as folder:
         mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", folder], capture_output=True, check=False)
@@ -130,65 +173,53 @@ def small_disk(megabytes: int) -> Iterator[Path]:
             print(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
             sys.exit(77)
         try:
-            yield Path(folder)
+            yield Disk(Path(folder))
         finally:
             subprocess.run(["umount", "-l", folder], check=False)
-
-
-def fill_up(folder: Path) -> Path:
-    """Takes all the space that is left."""
-    ballast = folder / "ballast"
-    with open(ballast, "ab", buffering=0) as file:
-        for size in (1 << 20, 4096, 1):
-            try:
-                while file.write(bytes(size)) == size:
-                    pass
-            except OSError:
-                continue
-    return ballast
 
 
 # --- scenarios --------------------------------------------------------------------------------------------------
 
 
-def _stalled(run: Run, word: str) -> None:
+def _stalled(run: Run) -> None:
     """Waits until somebody says why it waits, and nothing moves any more."""
-    run.wait_for(f"that somebody says {word!r}", lambda: word in run.log())
+    words = ("no space left", "is there, but it stores nothing")
+    run.wait_for(f"that somebody says one of {words}", lambda: any(word in run.log() for word in words))
     before = -1
     while before != (before := len(run.sunk())):
         time.sleep(0.5)
 
 
-def disk_full(run: Run, disk: Path) -> None:
+def disk_full(run: Run, disk: Disk) -> None:
     """Fills the disk in the middle, frees it after a while."""
     run.wait_for("a quarter", lambda: len(run.sunk()) > NUMBERS // 4)
-    ballast = fill_up(disk)
-    _stalled(run, "no space left")
-    ballast.unlink()
+    disk.fill()
+    _stalled(run)
+    disk.free()
 
 
-def disk_full_twice(run: Run, disk: Path) -> None:
+def disk_full_twice(run: Run, disk: Disk) -> None:
     """The same again, later."""
     disk_full(run, disk)
     run.wait_for("a half", lambda: len(run.sunk()) > NUMBERS // 2)
-    ballast = fill_up(disk)
+    disk.fill()
     time.sleep(1)
-    ballast.unlink()
+    disk.free()
 
 
-def killed_while_full(run: Run, disk: Path) -> None:
+def killed_while_full(run: Run, disk: Disk) -> None:
     """Everything is killed while the disk is full, and started again when it is free."""
     run.wait_for("a quarter", lambda: len(run.sunk()) > NUMBERS // 4)
-    ballast = fill_up(disk)
-    _stalled(run, "no space left")
+    disk.fill()
+    _stalled(run)
     run.signal(signal.SIGKILL)
     for process in run.processes.values():
         process.wait()
-    ballast.unlink()
+    disk.free()
     run.start()
 
 
-def store_full(run: Run, disk: Path) -> None:
+def store_full(run: Run, disk: Disk) -> None:
     """The store's own limit: the task stands still, so that its input fills the store, and goes on."""
     run.wait_for("a quarter", lambda: len(run.sunk()) > NUMBERS // 4)
     run.signal(signal.SIGSTOP, "task")
@@ -196,13 +227,14 @@ def store_full(run: Run, disk: Path) -> None:
     run.signal(signal.SIGCONT, "task")
 
 
-SCENARIOS: dict[str, tuple[Callable[[Run, Path], None], str, int]] = {
+SCENARIOS: dict[str, tuple[Callable[[Run, Disk], None], str, int]] = {
     "disk full": (disk_full, "", 0),
     "disk full, durability=disk": (disk_full, "?durability=disk", 0),
     "disk full twice": (disk_full_twice, "", 0),
     "killed while the disk is full": (killed_while_full, "", 1),
     "store full": (store_full, "?size_mb=2&retention_mb=1", 0),
 }
+ON_A_BROKER = ("disk full", "disk full twice", "killed while the disk is full")
 
 
 def judge(numbers: list[int], repeats_allowed: int) -> str:
@@ -216,12 +248,20 @@ def judge(numbers: list[int], repeats_allowed: int) -> str:
     return ", ".join(wrong)
 
 
-def scenario(name: str) -> tuple[str, float]:
+def scenario(name: str, engine: str) -> tuple[str, float]:
     """Runs one; what is wrong, and how long it took."""
     act, parameters, repeats_allowed = SCENARIOS[name]
     started = time.monotonic()
-    with small_disk(64) as disk, tempfile.TemporaryDirectory(prefix="edgeserve-notes-") as notes:
-        run = Run(f"local://{disk}/store{parameters}", disk / "state", Path(notes))
+    with small_disk(MEGABYTES[engine]) as disk, tempfile.TemporaryDirectory(prefix="edgeserve-notes-") as elsewhere:
+        notes = Path(elsewhere)
+        try:
+            if engine == "local":
+                run = Run(f"local://{disk.folder}/store{parameters}", disk.folder / "state", notes)
+            else:
+                disk.broker = Broker(engine, disk.folder / "data", notes / "broker", PULSAR_STORAGE if engine == "pulsar" else {})
+                run = Run(disk.broker.url, notes / "state", notes)
+        except RuntimeError as exc:
+            return str(exc), time.monotonic() - started
         try:
             run.start()
             act(run, disk)
@@ -230,12 +270,15 @@ def scenario(name: str) -> tuple[str, float]:
             wrong = str(exc)
         finally:
             run.end()
+            if disk.broker is not None:
+                disk.broker.stop()
     return wrong, time.monotonic() - started
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--broker", choices=("nats", "pulsar"), help="the small disk is that of a broker, started and stopped here")
     parser.add_argument("--only", choices=SCENARIOS, action="append")
     parser.add_argument("--json", type=Path, help="write the outcomes there")
     for hidden in ("--role", "--node", "--notes"):
@@ -249,8 +292,8 @@ def main() -> int:
         return 77
     outcomes = []
     print(f"{'scenario':34}{'seconds':>8}  outcome")
-    for name in options.only or SCENARIOS:
-        wrong, seconds = scenario(name)
+    for name in options.only or (ON_A_BROKER if options.broker else SCENARIOS):
+        wrong, seconds = scenario(name, options.broker or "local")
         outcomes.append({"scenario": name, "seconds": round(seconds, 2), "wrong": wrong})
         print(f"{name:34}{seconds:8.1f}  {'FAILED: ' + wrong if wrong else f'all {NUMBERS} arrived'}", flush=True)
     if options.json:

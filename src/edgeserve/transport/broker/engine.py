@@ -26,6 +26,7 @@ from edgeserve.transport.broker.envelope import INDEX_BITS, Item, Reference, par
 from edgeserve.transport.broker.grouplog import GroupLog, Snapshot, decode_line, group_topic
 from edgeserve.transport.broker.membership import BEAT_S, process_name, shown, this_host
 from edgeserve.transport.broker.publisher import BrokerFence, BrokerPublisher, unstamped
+from edgeserve.transport.broker.trouble import Trouble
 from edgeserve.transport.checks import check_name, check_subscription, check_window
 
 _COUNTED_ENTRIES = 512
@@ -36,6 +37,7 @@ class BrokerEngine(Transport):
 
     def __init__(self, url: str, driver: Driver, capabilities: Capabilities) -> None:
         self.url, self.driver, self.capabilities = url, driver, capabilities
+        self.trouble = Trouble(driver)
         self._pid = os.getpid()
         self._closed = False
         self._users: weakref.WeakSet[Subscription | Publisher] = weakref.WeakSet()

@@ -20,7 +20,6 @@ from edgeserve.transport.broker.places import Places
 from edgeserve.transport.broker.publisher import Appender, BrokerFence, frames_of
 from edgeserve.transport.broker.reception import Reception
 from edgeserve.transport.broker.settlements import Settlement, Settlements
-from edgeserve.transport.broker.trouble import Trouble
 
 _log = logging.getLogger("edgeserve")
 
@@ -55,7 +54,7 @@ class BrokerSubscription(Subscription):
         self._closed = self._ended = False
         self._retry_at = self._short_at = 0.0
         self._returns: list[tuple[float, int, partial[None]]] = []
-        self._trouble = Trouble(self._driver)
+        self._trouble = engine.trouble
         # A join holds its inputs for as long as it must.
         ack_timeout_s = (ack_timeout_ms or 0) / 1000 if kind is GroupKind.SHARED else 0.0
         self._places = Places(self._driver, topics, self._group, name, self._lock, self._hear)
@@ -201,7 +200,7 @@ class BrokerSubscription(Subscription):
     def _publish(self, job: Settlement, topic: str, frames: Sequence[Frame], now_ns: int) -> None:
         appender = self._appenders.get(topic)
         if appender is None:
-            appender = self._appenders[topic] = Appender(self._driver, topic, 4 * SEND_WINDOW)
+            appender = self._appenders[topic] = Appender(self._driver, self._trouble, topic, 4 * SEND_WINDOW)
         # Some may be confirmed before it is known how many there are: the count is below zero for that long.
         entries = appender.append(frames, now_ns, partial(self._settlements.sent, job))
         with self._lock:

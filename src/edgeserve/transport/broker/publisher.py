@@ -15,6 +15,7 @@ from edgeserve.core.errors import ClosedError, Fenced, SendError
 from edgeserve.transport.base import Fence, Frame, Publisher
 from edgeserve.transport.broker.driver import Driver, Entry, Outlet
 from edgeserve.transport.broker.envelope import FRAME_OVERHEAD_BYTES, HEAD_BYTES, MOST_FRAMES, Reference, parts_topic, unwrap, whole, wrap
+from edgeserve.transport.broker.trouble import Silence, Trouble
 
 if TYPE_CHECKING:
     from edgeserve.transport.broker.engine import BrokerEngine
@@ -31,13 +32,15 @@ class Appender:
 
     Args:
         driver: the broker.
+        trouble: says when it is away.
         topic: where to.
         window: how many frames may be unconfirmed.
     """
 
-    def __init__(self, driver: Driver, topic: str, window: int, outlet: Outlet | None = None) -> None:
+    def __init__(self, driver: Driver, trouble: Trouble, topic: str, window: int) -> None:
         self._driver, self.topic, self._window = driver, topic, window
-        self._outlet = outlet or driver.outlet(topic)
+        self._outlet = driver.outlet(topic)
+        self._silence = Silence(driver, trouble, topic)
         self._parts: Outlet | None = None
         self._room = threading.Condition()
         self._frames = self._bytes = 0
@@ -54,6 +57,7 @@ class Appender:
                 with self._room:
                     self._frames -= count
                     self._bytes -= size
+                    self._silence.heard()
                     if error is not None and self._error is None:
                         self._error = error
                     self._room.notify_all()
@@ -74,7 +78,12 @@ class Appender:
             while self._frames and (self._frames + count > self._window or self._bytes + size > _WINDOW_BYTES):
                 self._check()
                 self._room.wait(1.0)
+                self._silence.say(self._frames)
             self._check()
+            if self._frames:
+                self._silence.say(self._frames)
+            else:
+                self._silence.heard()
             self._frames += count
             self._bytes += size
 
@@ -126,6 +135,7 @@ class Appender:
         for _ in views:
             while not left.acquire(timeout=1.0):
                 self._check()
+                self._silence.say(len(views))
         if errors:
             raise errors[0]
         return Reference(len(frame), xxh3_128_digest(frame), [at for at in found if at is not None])
@@ -137,6 +147,7 @@ class Appender:
             while self._frames:
                 self._check()
                 self._room.wait(1.0)
+                self._silence.say(self._frames)
                 if self._frames and patience_s is not None and time.monotonic() - began > patience_s:
                     why = self._driver.trouble() or "no reason known"
                     raise SendError(
@@ -157,7 +168,7 @@ class BrokerPublisher(Publisher):
 
     def __init__(self, engine: BrokerEngine, topic: str, send_window: int) -> None:
         self._engine = engine
-        self._appender = Appender(engine.driver, topic, send_window)
+        self._appender = Appender(engine.driver, engine.trouble, topic, send_window)
         self._topic, self._closed = topic, False
 
     def _check(self) -> None:
@@ -218,6 +229,7 @@ class BrokerFence(Fence):
 
     def __init__(self, engine: BrokerEngine, topic: str, holder: str) -> None:
         self._engine, self.topic = engine, topic
+        self._silence = Silence(engine.driver, engine.trouble, topic)
         self._decided: deque[int] = deque()
         for tries_left in reversed(range(_TAKE_TRIES)):
             self._outlet = engine.driver.fenced_outlet(topic)
@@ -265,9 +277,12 @@ class BrokerFence(Fence):
             found.append((at, error))
             there.set()
 
+        self._silence.heard()
         self._outlet.send(_stamped(self._epoch, wrap(frames, time.time_ns())), confirm)
         while not there.wait(1.0):
             self._engine.check()
+            self._silence.say(max(1, len(frames)))
+        self._silence.heard()
         at, error = found[0]
         if error is not None or at is None:
             raise error or SendError(f"the log {self.topic!r} did not take a record")

@@ -1,25 +1,38 @@
-"""Says that a broker is away, every few seconds, and when it is back."""
+"""Says what keeps a broker from answering, every few seconds, and when it is over."""
 
 from __future__ import annotations
 
 import logging
+import threading
+import time
 
 from edgeserve.transport.broker.driver import Driver
 
 _log = logging.getLogger("edgeserve")
 
 _SAY_EVERY_S = 5.0
+_SILENT_S = 5.0
 
 
 class Trouble:
-    """What keeps a broker from answering."""
+    """A broker that is away. One for all who use a connection, so that it is said once."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._lock = threading.Lock()
         self._since = self._said = 0.0
 
+    @property
+    def said(self) -> bool:
+        """Whether it was said that the broker is away, and not yet that it is back."""
+        return self._since > 0
+
     def say(self, now: float) -> None:
-        """To be called about every second."""
+        """To be called about every second. Any thread."""
+        with self._lock:
+            self._say(now)
+
+    def _say(self, now: float) -> None:
         trouble = self._driver.trouble()
         if trouble is None:
             if self._since:
@@ -32,4 +45,35 @@ class Trouble:
             _log.warning("%s has been away for %.0f s, waiting: %s", self._driver.what, now - self._since, trouble)
 
 
-__all__ = ("Trouble",)
+class Silence:
+    """A broker that is there, and does not confirm what it was sent: its disk may be full."""
+
+    def __init__(self, driver: Driver, trouble: Trouble, topic: str) -> None:
+        self._driver, self._trouble, self._topic = driver, trouble, topic
+        self._heard = time.monotonic()
+        self._said = 0.0
+
+    def heard(self) -> None:
+        """It has confirmed something, or was sent something when nothing was open."""
+        if self._said:
+            _log.warning("%s confirms again what is sent to topic %r", self._driver.what, self._topic)
+            self._said = 0.0
+        self._heard = time.monotonic()
+        if self._trouble.said:
+            self._trouble.say(self._heard)
+
+    def say(self, count: int) -> None:
+        """To be called about every second while `count` messages are not confirmed."""
+        now = time.monotonic()
+        self._trouble.say(now)
+        if now - self._heard < _SILENT_S or now - self._said < _SAY_EVERY_S or self._driver.trouble() is not None:
+            return
+        self._said = now
+        _log.warning(
+            "%s has not confirmed %d messages for topic %r for %.0f s, waiting: it is there, but it stores nothing; its own log says why "
+            "(a full disk?)",
+            *(self._driver.what, count, self._topic, now - self._heard),
+        )
+
+
+__all__ = ("Silence", "Trouble")

@@ -58,7 +58,6 @@ class NatsInlet(Puller, Inlet):
         self._beat = self._seen = time.monotonic()
         self.last_ack = ""
         connection.call(self._join)
-        connection.members += 1
         self.begin()
 
     # --- the consumer -------------------------------------------------------------------------------------------
@@ -190,7 +189,6 @@ class NatsInlet(Puller, Inlet):
             return
         self._closed = True
         self._queue.put(None)
-        self._connection.members -= 1
         with suppress(TransportError, RuntimeError):
             self._connection.call(self._leave)
 

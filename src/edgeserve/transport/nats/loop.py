@@ -46,13 +46,11 @@ class Connection:
         client: the connection, if there is one.
         teller: calls others back.
         users: told about what happens.
-        members: how many say for themselves that the server is away.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.users: set[User] = set()
-        self.members = 0
         self.max_payload = 0
         self.loop = asyncio.new_event_loop()
         self.teller = Teller()
@@ -204,7 +202,7 @@ class Connection:
                     first.set_exception(exc if isinstance(exc, Refused) else TransportError(f"{exc} (deadline_s={deadline_s:g})"))
                     return
                 now = time.monotonic()
-                if not self.members and waited >= _SAY_AFTER_S and now - said >= _SAY_EVERY_S:
+                if not first.done() and waited >= _SAY_AFTER_S and now - said >= _SAY_EVERY_S:
                     said = now
                     _log.warning("NATS has been away for %.0f s, waiting: %s", waited, exc)
                 await asyncio.sleep(_AGAIN_S[min(tries, len(_AGAIN_S) - 1)])

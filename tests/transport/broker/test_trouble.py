@@ -1,0 +1,69 @@
+"""What is said while a broker is away, or there and silent: each once, and when it is over."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from edgeserve.transport.broker import trouble as module
+from edgeserve.transport.broker.driver import Driver
+from edgeserve.transport.broker.trouble import Silence, Trouble
+
+
+class _Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> _Clock:
+    caplog.set_level(logging.WARNING, "edgeserve")
+    made = _Clock()
+    monkeypatch.setattr(module, "time", made)
+    return made
+
+
+def _driver(away: str | None) -> Any:
+    # A broker that is away or silent at will: only what it says of itself matters here.
+    made = SimpleNamespace(what="NATS", away=away)
+    made.trouble = lambda: made.away
+    return made
+
+
+def test_a_silent_broker_is_named_every_five_seconds_and_once_when_it_confirms_again(
+    clock: _Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver = cast(Driver, _driver(None))
+    silence = Silence(driver, Trouble(driver), "in")
+    for _ in range(12):
+        clock.now += 1
+        silence.say(3)
+    said = [r.message for r in caplog.records]
+    assert len(said) == 2 and all("NATS has not confirmed 3 messages for topic 'in'" in m for m in said)
+    assert "for 5 s" in said[0] and "for 10 s" in said[1]
+    silence.heard()
+    silence.heard()
+    assert [r.message for r in caplog.records[2:]] == ["NATS confirms again what is sent to topic 'in'"]
+
+
+def test_a_broker_that_is_away_is_said_once_for_all_who_wait(clock: _Clock, caplog: pytest.LogCaptureFixture) -> None:
+    driver = _driver("no connection to nats://x")
+    away = Trouble(driver)
+    waiting = [Silence(driver, away, topic) for topic in ("in", "out")]
+    for _ in range(7):
+        clock.now += 1
+        for silence in waiting:
+            silence.say(1)
+    driver.away = None
+    for silence in waiting:
+        silence.heard()
+    assert [r.message for r in caplog.records] == [
+        "NATS has been away for 0 s, waiting: no connection to nats://x",
+        "NATS has been away for 5 s, waiting: no connection to nats://x",
+        "NATS is back after 6 s",
+    ]
