@@ -109,6 +109,8 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
         what = "; ".join(f"{failure.name} failed ({failure.how})" for failure in outcome.failures)
         others = "" if len(outcome.failures) > 1 else "; all other nodes were stopped"
         raise CommandError(what + others, str(app), f"its last lines stand above, after `{outcome.failures[0].name} |`")
+    if outcome.killed and outcome.stopped_by:
+        raise click.exceptions.Exit(128 + signal.Signals[outcome.stopped_by])
 
 
 @command("run", "{app}")
@@ -120,8 +122,8 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
 def run(out: Output, app: Path, until_end: bool, grace: float) -> None:
     """Run the nodes at the top level of the Python file APP, each as its own process.
 
-    Ctrl-C (or SIGTERM) lets each node finish the message in hand, and ends with status 0. When a node fails the others are stopped, and
-    the status is 1.
+    Ctrl-C (or SIGTERM) lets each node finish the message in hand, and ends with status 0; a second one kills what still runs, and the
+    status is 130 (143). When a node fails the others are stopped, and the status is 1.
     """
     path = app.resolve()
     found = find_nodes(path)
@@ -131,7 +133,11 @@ def run(out: Output, app: Path, until_end: bool, grace: float) -> None:
     if not out.as_json:
         out.line(f"running {len(found)} nodes of {app}: {', '.join(f'{node.name} ({node.kind})' for node in found)}", "dim")
     _warn_of_mismatches(out, path, found)
-    outcome = Supervisor(commands, _Log(out, list(commands)).line, grace_s=grace).run()
+
+    def waiting(names: list[str]) -> None:
+        _tell(out, f"waiting for {', '.join(names)}; Ctrl-C once more kills what still runs", event="waiting", nodes=names)
+
+    outcome = Supervisor(commands, _Log(out, list(commands)).line, waiting, grace_s=grace).run()
     _report(out, app, outcome)
 
 
