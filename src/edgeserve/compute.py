@@ -19,6 +19,7 @@ from edgeserve.stage.runset import RunSet
 from edgeserve.stage.single import SingleTask
 from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
+from edgeserve.stage.wiring import Wiring
 from edgeserve.transport import GroupKind, Start
 
 
@@ -166,6 +167,7 @@ class Compute(StageNode):
         output_id = worker_id if output_id is None else output_id
         check_source_id(output_id)
         output_id = as_parameter(output_id)
+        self.wiring = Wiring(topic_in, work.parameters, topic_out, output_id)
         logs = (step_log(log_path, log_filename, worker_id, "compute"), step_log(log_path, log_filename, worker_id, "output"))
         emitter = Emitter(output_id, group, gate_out, self._counts)
         self._logs = logs

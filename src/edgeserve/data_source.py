@@ -20,6 +20,7 @@ from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.node import Node
 from edgeserve.stage.send import Sender
 from edgeserve.stage.steplog import step_log
+from edgeserve.stage.wiring import Wiring
 from edgeserve.transport import SEND_WINDOW, Transport
 
 Gate: TypeAlias = Callable[[Any], Any]
@@ -78,6 +79,7 @@ class DataSource(Node):
         self._check_callables("DataSource", gate=gate, event_time=event_time, message_id=message_id, key=key)
         self._stream = stream
         self._source_id, self._gate, self._topic = as_parameter(source_id), gate, topic
+        self.wiring = Wiring(topic_out=topic, sends=self._source_id)
         self._event_time, self._message_id, self._key = event_time, message_id, key
         self._lateness_ns = int(max_lateness_ms * 1e6)
         self._send_window = send_window

@@ -12,6 +12,7 @@ from edgeserve.stage.node import StageNode
 from edgeserve.stage.sink import Sink
 from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
+from edgeserve.stage.wiring import Wiring
 from edgeserve.transport import GroupKind, Start
 
 
@@ -97,6 +98,7 @@ class Materialize(StageNode):
         task = Task(final_process, what="Materialize", named=False)
         log = step_log(log_path, log_filename, topic, "destination")
         self._logs = (log,)
+        self.wiring = Wiring(topic_in=topic)
         self._stage = Sink(options, self._control, self._counts, task=task, gate=gate, url=self.url, log=log)
 
 

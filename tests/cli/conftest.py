@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,21 @@ def edgeserve(tmp_path: Path) -> Command:
 def node(tmp_path: Path) -> str:
     """A store of the test's own."""
     return f"local://{tmp_path}/store"
+
+
+@contextmanager
+def started(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """`edgeserve run` under way."""
+    with subprocess.Popen([COMMAND, "run", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def line_with(process: subprocess.Popen[str], text: str, stream: str = "stdout") -> str:
+    """The next line with this text on a stream of the process."""
+    for line in getattr(process, stream):
+        if text in line:
+            return str(line)
+    raise AssertionError(f"ended without {text!r}: {process.communicate()}")

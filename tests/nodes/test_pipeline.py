@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from edgeserve import Compute, DataSource, Materialize
 from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import ClosedError, ConfigurationError, ReceiveTimeout, UnsupportedType
 from edgeserve.core.message import WATERMARK_END, Kind, TimeKind
+from edgeserve.stage import unseen
 from edgeserve.transport import Transport
 
 
@@ -288,6 +290,40 @@ def test_results_carry_their_inputs_times(node: str, transport: Transport) -> No
     headers = [decode_frame(frame)[0] for frame, _, _ in transport.read("dst")]
     assert [(h.source_id, h.event_ns, h.oldest_ns, h.key) for h in headers[:1]] == [("sum", 300, 250, "k")]
     assert headers[-1].kind == Kind.END
+
+
+class Sends(logging.Handler):
+    """Sends a source and its end as soon as a node says that it waits for this one only."""
+
+    def __init__(self, node: str, source_id: str) -> None:
+        super().__init__()
+        self.node, self.source_id, self.sent = node, source_id, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = f"Compute 'w' waits: it runs until the end, and has received nothing of {self.source_id!r} on topic 'src' yet"
+        if not self.sent and record.getMessage() == line:
+            self.sent = True
+            with DataSource([1], self.node, source_id=self.source_id) as source:
+                source.run()
+
+
+@pytest.mark.parametrize("task", [lambda b: b, lambda a, b: a + b], ids=["one", "join"])
+def test_who_runs_until_the_end_says_which_source_it_has_never_seen(
+    node: str, monkeypatch: pytest.MonkeyPatch, task: Callable[..., int]
+) -> None:
+    monkeypatch.setattr(unseen, "FIRST_S", 0)
+    monkeypatch.setattr(unseen, "AGAIN_S", 0)
+    with DataSource([1], node, source_id="a") as source:
+        source.run()
+    sends = Sends(node, "b")
+    logger = logging.getLogger("edgeserve")
+    logger.addHandler(sends)
+    try:
+        with Compute(task, node, worker_id="w") as compute:
+            compute.run(until="end")
+    finally:
+        logger.removeHandler(sends)
+    assert sends.sent
 
 
 def test_the_watermark_of_a_lone_worker_is_its_input_s(node: str, transport: Transport) -> None:

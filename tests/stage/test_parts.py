@@ -24,6 +24,7 @@ from edgeserve.stage.send import BATCH_FRAMES, Sender
 from edgeserve.stage.settle import Pending
 from edgeserve.stage.sources import SILENT_NS, SourceClock
 from edgeserve.stage.task import DEFERRED, Several, Task
+from edgeserve.stage.unseen import AGAIN_S, FIRST_S, Unseen
 from edgeserve.transport import ClaimLost, Frame
 
 # --- duplicates -------------------------------------------------------------------------------------------------
@@ -239,6 +240,28 @@ def test_ends_found_at_the_start_are_not_believed_at_once() -> None:
     assert late.ended and not late.all_ended(["a"])
     late.opened -= 60
     assert late.all_ended(["a"])
+
+
+def test_what_was_never_seen_is_said_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    now_s, missing = 100.0, ["a", "b"]
+    unseen = Unseen("Compute 'fuse'", "t", lambda: missing, lambda: now_s)
+
+    def lines_after(seconds: float) -> list[str]:
+        nonlocal now_s
+        now_s += seconds
+        caplog.clear()
+        unseen.look()
+        return caplog.messages
+
+    line = "Compute 'fuse' waits: it runs until the end, and has received nothing of 'a', 'b' on topic 't' yet"
+    assert lines_after(FIRST_S - 1) == []
+    assert lines_after(1) == [line]
+    assert lines_after(AGAIN_S - 1) == []
+    assert lines_after(1) == [line]
+    missing.remove("a")
+    assert lines_after(AGAIN_S) == [line.replace("'a', ", "")]
+    missing.clear()
+    assert lines_after(AGAIN_S) == []
 
 
 # --- records ----------------------------------------------------------------------------------------------------

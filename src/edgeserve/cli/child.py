@@ -15,7 +15,10 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
 
+import msgspec
+
 from edgeserve.cli.output import explain
+from edgeserve.cli.wiring import Listed
 from edgeserve.compute import Compute
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
@@ -112,13 +115,13 @@ def _traceback_without_this_file(exc: BaseException) -> str:
 
 def _list(app: Path, to: int) -> int:
     """Writes the app's nodes as JSON to a file descriptor, or why it has none."""
-    listed: list[list[str]] | dict[str, str]
+    listed: list[Listed] | dict[str, str]
     try:
-        listed = [[name, type(node).__name__, node.url] for name, node in nodes(load(app)).items()]
+        listed = [Listed(name, type(node).__name__, node.url, node.wiring) for name, node in nodes(load(app)).items()]
     except Exception as exc:
         listed = _failure(exc, app)
     with os.fdopen(to, "w") as pipe:
-        json.dump(listed, pipe)
+        json.dump(msgspec.to_builtins(listed), pipe)
     return 0 if isinstance(listed, list) else 1
 
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 from rich.text import Text
 
@@ -17,6 +18,7 @@ from edgeserve.cli.messages import plain
 from edgeserve.cli.options import command
 from edgeserve.cli.output import CommandError, Output
 from edgeserve.cli.supervisor import Outcome, Supervisor
+from edgeserve.cli.wiring import Listed, mismatches
 
 # -P: a file called edgeserve.py in the current directory is not what is meant.
 _CHILD = [sys.executable, "-P", "-m", "edgeserve.cli.child"]
@@ -24,8 +26,8 @@ _CORRECT_IT = "correct it: python must be able to run the file"
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
 
 
-def find_nodes(app: Path) -> dict[str, str]:
-    """Name to class of the nodes in an app, in the order of their definition; its file runs in a process of its own for this."""
+def find_nodes(app: Path) -> list[Listed]:
+    """The nodes in an app, in the order of their definition; its file runs in a process of its own for this."""
     reader, writer = os.pipe()
     with os.fdopen(reader) as pipe:
         process = subprocess.Popen(
@@ -34,14 +36,13 @@ def find_nodes(app: Path) -> dict[str, str]:
         os.close(writer)
         text = pipe.read()
     status = process.wait()
-    listed = json.loads(text) if text else None
-    if isinstance(listed, dict):
-        raise CommandError(**listed, to_do=f"{_CORRECT_IT}; --verbose shows the traceback")
-    if status != 0 or listed is None:
+    found = msgspec.convert(json.loads(text), list[Listed] | dict[str, str]) if text else None
+    if isinstance(found, dict):
+        raise CommandError(**found, to_do=f"{_CORRECT_IT}; --verbose shows the traceback")
+    if status != 0 or found is None:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
         raise CommandError(f"{app.name} {how} before any node ran", str(app), _CORRECT_IT)
-    found = {name: kind for name, kind, _ in listed}
-    alone = [name for name, _, url in listed if url.startswith("memory://")]
+    alone = [node.name for node in found if node.url.startswith("memory://")]
     if alone and len(found) > 1:
         raise CommandError(
             f"{', '.join(alone)} of {app.name} would see nothing of the others: memory:// is the memory of one process, "
@@ -49,10 +50,9 @@ def find_nodes(app: Path) -> dict[str, str]:
             str(app),
             "name a store that processes share, for example local://",
         )
-    deaf = [name for name in alone if found[name] != "DataSource"]
-    if deaf:
+    if alone and found[0].wiring.topic_in is not None:
         raise CommandError(
-            f"{deaf[0]} of {app.name} would wait for ever: memory:// is the memory of one process, and nothing else in its process sends",
+            f"{alone[0]} of {app.name} would wait for ever: memory:// is the memory of one process, and nothing else in its process sends",
             str(app),
             "name a store that processes share, for example local://",
         )
@@ -85,6 +85,20 @@ class _Log:
             click.echo(f"{name:{self._width}} | {plain(text)}", err=stream == "stderr")
 
 
+def _tell(out: Output, text: str, **event: object) -> None:
+    """Says something about the run itself: to people on standard error, to programs among the other lines."""
+    if out.as_json:
+        out.json_line(event)
+    else:
+        click.echo(text, err=True)
+
+
+def _warn_of_mismatches(out: Output, app: Path, found: list[Listed]) -> None:
+    label = click.style("warning:", fg="yellow", bold=True)
+    for line in mismatches(found, app.name):
+        _tell(out, f"{label} {line}", event="warning", what=line)
+
+
 def _report(out: Output, app: Path, outcome: Outcome) -> None:
     if out.as_json:
         failures = [{"node": f.name, "how": f.how, "stderr": list(f.tail)} for f in outcome.failures]
@@ -95,6 +109,8 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
         what = "; ".join(f"{failure.name} failed ({failure.how})" for failure in outcome.failures)
         others = "" if len(outcome.failures) > 1 else "; all other nodes were stopped"
         raise CommandError(what + others, str(app), f"its last lines stand above, after `{outcome.failures[0].name} |`")
+    if outcome.killed and outcome.stopped_by:
+        raise click.exceptions.Exit(128 + signal.Signals[outcome.stopped_by])
 
 
 @command("run", "{app}")
@@ -106,18 +122,22 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
 def run(out: Output, app: Path, until_end: bool, grace: float) -> None:
     """Run the nodes at the top level of the Python file APP, each as its own process.
 
-    Ctrl-C (or SIGTERM) lets each node finish the message in hand, and ends with status 0. When a node fails the others are stopped, and
-    the status is 1.
+    Ctrl-C (or SIGTERM) lets each node finish the message in hand, and ends with status 0; a second one kills what still runs, and the
+    status is 130 (143). When a node fails the others are stopped, and the status is 1.
     """
     path = app.resolve()
     found = find_nodes(path)
     # Not as {braces}: the supervisor fills in one of its own.
     end = ["--until-end"] if until_end else []
-    commands = {name: [*_CHILD, _verbatim(str(path)), _verbatim(name), "--parent", "{parent}", *end] for name in found}
+    commands = {node.name: [*_CHILD, _verbatim(str(path)), _verbatim(node.name), "--parent", "{parent}", *end] for node in found}
     if not out.as_json:
-        out.line(f"running {len(found)} nodes of {app}: {', '.join(f'{name} ({kind})' for name, kind in found.items())}", "dim")
-    log = _Log(out, list(found))
-    outcome = Supervisor(commands, log.line, grace_s=grace).run()
+        out.line(f"running {len(found)} nodes of {app}: {', '.join(f'{node.name} ({node.kind})' for node in found)}", "dim")
+    _warn_of_mismatches(out, path, found)
+
+    def waiting(names: list[str]) -> None:
+        _tell(out, f"waiting for {', '.join(names)}; Ctrl-C once more kills what still runs", event="waiting", nodes=names)
+
+    outcome = Supervisor(commands, _Log(out, list(commands)).line, waiting, grace_s=grace).run()
     _report(out, app, outcome)
 
 

@@ -15,11 +15,18 @@ from types import FrameType
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LADDER = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+_KILL = len(_LADDER) - 1
 _TAIL_LINES = 60
+_WAITING_AFTER_S = 1.0
+_ECHO_S = 0.2
+"""A stop signal so soon after the first is the same one once more: `timeout`, a shell that goes and many wrappers hand it on as well."""
 _NEVER = float("inf")
 
 Line = Callable[[str, str, str], None]
 """Takes a line: the process's name, "stdout" or "stderr", the text."""
+
+Waiting = Callable[[list[str]], None]
+"""Takes the names of the processes that still run a moment after a signal asked them to end."""
 
 
 class _Stream:
@@ -84,7 +91,7 @@ class Failure:
 
 @dataclass
 class Outcome:
-    """How a run ended. `stopped_by` names the signal that asked for it; `killed`: who did not end in time, then."""
+    """How a run ended. `stopped_by` names the first signal that asked for it; `killed`: who had to be, by a second one or in the end."""
 
     stopped_by: str = ""
     failures: list[Failure] = field(default_factory=list)
@@ -94,21 +101,25 @@ class Outcome:
 class Supervisor:
     """Starts processes, passes their lines on, and ends them together.
 
+    A signal asks them to end, and they are asked more strongly each time that the grace is over; a second signal kills them.
+
     Args:
         commands: name to command line. `{parent}` in it becomes the number of a file descriptor that is at its end when this process
             has ended, however it ended. The processes start with SIGINT, SIGTERM and SIGHUP blocked and unblock them when they can
             handle them: a signal in between is not lost, and no half-started interpreter complains about it.
         line: takes each line that a process writes.
+        waiting: is told, once, who still runs a second after the first signal.
         grace_s: how long the processes have after SIGINT, and again after SIGTERM.
     """
 
-    def __init__(self, commands: Mapping[str, Sequence[str]], line: Line, *, grace_s: float = 10.0) -> None:
-        self._commands, self._line, self._grace_s = commands, line, grace_s
+    def __init__(self, commands: Mapping[str, Sequence[str]], line: Line, waiting: Waiting, *, grace_s: float = 10.0) -> None:
+        self._commands, self._line, self._waiting, self._grace_s = commands, line, waiting, grace_s
         self._children: list[_Child] = []
         self._selector = selectors.DefaultSelector()
         self._rung = -1
-        self._next_rung_at = _NEVER
-        self._asked: list[signal.Signals] = []
+        self._next_rung_at = self._tell_at = _NEVER
+        self._asked: list[tuple[signal.Signals, float]] = []
+        self._first_asked = _NEVER
         self._outcome = Outcome()
 
     def run(self) -> Outcome:
@@ -149,7 +160,8 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _turn(self, wake: socket.socket) -> None:
-        wait = None if self._next_rung_at == _NEVER else max(0.0, self._next_rung_at - time.monotonic())
+        next_at = min(self._next_rung_at, self._tell_at)
+        wait = None if next_at == _NEVER else max(0.0, next_at - time.monotonic())
         for key, _ in self._selector.select(wait):
             if key.data is None:
                 wake.recv(4096)
@@ -159,11 +171,26 @@ class Supervisor:
             if not child.reported and child.status is not None:
                 self._report(child)
         while self._asked:
-            number = self._asked.pop(0)
-            self._outcome.stopped_by = self._outcome.stopped_by or number.name
-            self._climb()
+            self._stop(*self._asked.pop(0))
         if (self._outcome.failures and self._rung < 0) or time.monotonic() >= self._next_rung_at:
-            self._climb()
+            self._climb(self._rung + 1)
+        if time.monotonic() >= self._tell_at:
+            self._tell()
+
+    def _stop(self, number: signal.Signals, at: float) -> None:
+        """The first signal asks, a second one has no patience any more."""
+        if not self._outcome.stopped_by:
+            self._outcome.stopped_by, self._first_asked = number.name, at
+            self._tell_at = time.monotonic() + _WAITING_AFTER_S
+            self._climb(self._rung + 1)
+        elif at - self._first_asked > _ECHO_S:
+            self._climb(_KILL)
+
+    def _tell(self) -> None:
+        self._tell_at = _NEVER
+        names = [child.name for child in self._children if not child.reported]
+        if names and self._rung < _KILL:
+            self._waiting(names)
 
     def _read(self, child: _Child, stream: _Stream, *, last: bool = False) -> None:
         for text in stream.lines(last=last):
@@ -183,19 +210,19 @@ class Supervisor:
             if pipe is not None:
                 pipe.close()
         status = child.status or 0
+        if self._rung == _KILL and status == -signal.SIGKILL:
+            self._outcome.killed.append(child.name)
         asked = self._rung >= 0 and -status in _LADDER
         if status != 0 and not asked:
             how = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
             self._outcome.failures.append(Failure(child.name, how, tuple(child.tail)))
 
-    def _climb(self) -> None:
-        """Sends the next stronger signal to all that still run."""
-        self._rung = min(self._rung + 1, len(_LADDER) - 1)
+    def _climb(self, rung: int) -> None:
+        """Sends the signal of this rung, or the strongest there is, to all that still run."""
+        self._rung = min(rung, _KILL)
         self._next_rung_at = time.monotonic() + self._grace_s
         for child in self._children:
             if child.status is None:
-                if _LADDER[self._rung] is signal.SIGKILL and child.name not in self._outcome.killed:
-                    self._outcome.killed.append(child.name)
                 child.signal(_LADDER[self._rung])
 
     def _kill_what_is_left(self) -> None:
@@ -206,12 +233,12 @@ class Supervisor:
 
 
 @contextmanager
-def _signals(asked: list[signal.Signals]) -> Iterator[socket.socket]:
-    """Collects stop signals in `asked`; the socket becomes readable on each of them and when a child ends."""
+def _signals(asked: list[tuple[signal.Signals, float]]) -> Iterator[socket.socket]:
+    """Collects stop signals in `asked`, with when they came; the socket becomes readable on each of them and when a child ends."""
 
     def note(number: int, _frame: FrameType | None) -> None:
         if number in _STOPS:
-            asked.append(signal.Signals(number))
+            asked.append((signal.Signals(number), time.monotonic()))
 
     reader, writer = socket.socketpair()
     reader.setblocking(False)
@@ -228,4 +255,4 @@ def _signals(asked: list[signal.Signals]) -> Iterator[socket.socket]:
         writer.close()
 
 
-__all__ = ("Failure", "Line", "Outcome", "Supervisor")
+__all__ = ("Failure", "Line", "Outcome", "Supervisor", "Waiting")

@@ -15,6 +15,7 @@ from edgeserve.stage.context import Current
 from edgeserve.stage.control import SLICE_MS, Control
 from edgeserve.stage.deadletter import Asides
 from edgeserve.stage.linger import NO_ROOM, Patience
+from edgeserve.stage.unseen import Unseen
 from edgeserve.transport import Delivery, GroupKind, Start, Subscription, Transport
 
 _FEWEST, _MOST, _FIRST_BATCH = 1, 1024, 16
@@ -71,7 +72,9 @@ class Stage(ABC):
         self._fetched = 0
         # Control messages among them: ends, and whatever else is no message of a step.
         self._controls = 0
-        self._runs = False
+        self._runs = self._until_end = False
+        # While it runs until the end.
+        self._unseen: Unseen | None = None
         self._patience = Patience(options.name, control)
         self._subscription: Subscription
         self._aside = Asides(options.what, options.name, options.group)
@@ -117,6 +120,20 @@ class Stage(ABC):
     def received(self) -> int:
         """How many messages have been taken; what is only fetched ahead goes back on close, and control messages are none."""
         return self._fetched - len(self._ready) - self._controls
+
+    def _begin_run(self, until: str | None) -> None:
+        self._runs, self._until_end = True, until == "end"
+        if self._until_end:
+            o = self.options
+            self._unseen = Unseen(f"{o.what} {o.name!r}", ", ".join(o.topics), self._never_seen)
+
+    def _end_run(self) -> None:
+        self._runs = self._until_end = False
+        self._unseen = None
+
+    def _never_seen(self) -> list[str]:
+        """The sources that this stage needs and that nothing has come of yet."""
+        return []
 
     # --- receive ------------------------------------------------------------------------------------------------
 
@@ -186,6 +203,8 @@ class Stage(ABC):
         """
         control = self._control
         while not control.stop and not control.closing.is_set():
+            if self._unseen is not None:
+                self._unseen.look()
             wait_ms: float = SLICE_MS
             if due_ns is not None:
                 wait_ms = min(wait_ms, (due_ns - time.time_ns()) / 1e6)

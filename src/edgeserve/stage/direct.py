@@ -45,7 +45,6 @@ class Direct(Stage):
         self._in_order = False
         self._next_position = -1
         self._read: dict[str, int] = {}
-        self._until_end = False
         self._pending: Pending
         self._ends: Ends
         self._step: Callable[[Delivery], Any]
@@ -117,8 +116,7 @@ class Direct(Stage):
 
     def run(self, until: str | None) -> None:
         token = CURRENT.set(self.current)
-        self._until_end = until == "end"
-        self._runs = True
+        self._begin_run(until)
         self._pending.owner_runs(True)
         try:
             while not self._control.stop:
@@ -133,7 +131,7 @@ class Direct(Stage):
             pass  # told to end in the pause before a retry
         finally:
             CURRENT.reset(token)
-            self._until_end = self._runs = False
+            self._end_run()
             self._pending.settle()
             if self._ends.held:
                 self._write_ends()
@@ -366,6 +364,9 @@ class Direct(Stage):
 
     def _sources(self) -> list[str]:
         return list(self._clocks) if self._source is None else [self._source]
+
+    def _never_seen(self) -> list[str]:
+        return [source for source in self._sources() if source not in self._clocks and source not in self._ends.ended]
 
     def _finished(self) -> bool:
         return not self._ready and not self._pending.positions and self._ends.all_ended(self._sources())

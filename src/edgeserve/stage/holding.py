@@ -375,6 +375,10 @@ class Holding:
                 item.frame = frame = bytes(frame)
                 item.payload = memoryview(frame)[len(frame) - len(item.payload) :]
 
+    def never_seen(self) -> list[str]:
+        """The sources that nothing has come of yet, not even an end."""
+        return [source for source, clock in self._clocks.items() if not clock.seen]
+
     # --- watermarks and ends ------------------------------------------------------------------------------------
 
     def _mark(self, source: str, watermark_ns: int) -> None:

@@ -63,7 +63,6 @@ class Join(Stage):
         self._known: RecentIds
         # What others have recorded, while this member stands by.
         self._ends: Ends
-        self._until_end = False
 
     # --- holding the join ---------------------------------------------------------------------------------------
 
@@ -224,8 +223,7 @@ class Join(Stage):
 
     def run(self, until: str | None) -> None:
         token = CURRENT.set(self.current)
-        self._until_end = until == "end"
-        self._runs = True
+        self._begin_run(until)
         try:
             while not self._control.stop:
                 try:
@@ -237,7 +235,7 @@ class Join(Stage):
                     break
         finally:
             CURRENT.reset(token)
-            self._until_end = self._runs = False
+            self._end_run()
             self._settle_at_end()
 
     def _run_some(self) -> None:
@@ -335,6 +333,10 @@ class Join(Stage):
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
         holding = self._holding or self._take_over()
         holding.known.turn({self._topic: batch[-1][1] + 1}, holding.undecided_from)
+
+    def _never_seen(self) -> list[str]:
+        # Who stands by is handed nothing.
+        return [] if self._holding is None else self._holding.never_seen()
 
     def _finished(self) -> bool:
         holding = self._holding

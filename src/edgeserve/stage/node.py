@@ -19,6 +19,7 @@ from edgeserve.stage.base import Stage
 from edgeserve.stage.collector import rare_collections
 from edgeserve.stage.control import Control, Stopped
 from edgeserve.stage.steplog import StepLog
+from edgeserve.stage.wiring import Wiring
 from edgeserve.transport import Transport, connect, disconnect
 
 _forks = 0
@@ -37,7 +38,10 @@ class Node(ABC):
 
     Attributes:
         url: of the node that it was given.
+        wiring: which topics it reads and writes, and the source ids there.
     """
+
+    wiring: Wiring
 
     def __init__(self, node: str | None, pulsar_node: str | None, *, what: str, name: str) -> None:
         if (node is None) == (pulsar_node is None):

@@ -37,6 +37,11 @@ class SourceClock:
         self._newest_first = self._ended_at = -1
         self.ended = False
 
+    @property
+    def seen(self) -> bool:
+        """Whether anything of the source has come, or is known to have come to others."""
+        return self.ended or bool(self._producers)
+
     def observe(self, header: Header, position: int, published_ns: int) -> int | None:
         """Notes a message; returns the event time below which the source will send nothing more, None while that is unknown."""
         producer = self._only
