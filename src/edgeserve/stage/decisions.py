@@ -60,8 +60,8 @@ def unit(acks: list[int], ids: list[bytes], *, drops: Drops = (), aside: Aside |
 
 
 def decision_topic(topic: str, group: str) -> str:
-    """The decision log of a group's join."""
-    return f"{topic}.{group}.sets"
+    """The decision log of a group's join. A dot of the group's name is escaped: the last one ends the topic's name, whatever that is."""
+    return f"{topic}.{group.replace('%', '%25').replace('.', '%2E')}.sets"
 
 
 def read_decision(frame: bytes | memoryview) -> Record:

@@ -21,6 +21,8 @@ IDS_KEPT = 131_072
 ID_BYTES = 16
 SNAPSHOT_EVERY_IDS = 16_384
 SNAPSHOT_EVERY_RECORDS = 2_000
+_REWRITTEN_IDS = 8_192
+"""So few are written again with a snapshot, so that what lies between them can go."""
 
 Partial: TypeAlias = dict[str, dict[int, list[int]]]
 """topic to entry to the frames of it that are settled while others are not."""
@@ -67,13 +69,17 @@ class Lead(msgspec.Struct, tag="e", array_like=True):
 
 
 class Settled(msgspec.Struct, tag="s", array_like=True):
-    """What a member has settled. `closed` names entries that `partial` named before and that are complete now."""
+    """What a member has settled. `closed` names entries that `partial` named before and that are complete now.
+
+    `epoch`: of the lead that it was settled under; counts only while that one stands. 0: nobody leads such a group.
+    """
 
     name: str
     ids: bytes = b""
     attributes: dict[str, bytes] = {}
     partial: Partial = {}
     closed: dict[str, list[int]] = {}
+    epoch: int = 0
 
 
 class Checkpoint(msgspec.Struct, array_like=True):
@@ -85,7 +91,7 @@ class Checkpoint(msgspec.Struct, array_like=True):
 
 
 class Snapshot(msgspec.Struct, tag="z", array_like=True):
-    """The state, ids left out, after the record at `upto`."""
+    """The state, ids left out, after the record at `upto`. `refused`: entries after `ids_after` whose ids don't count."""
 
     upto: int
     ids_after: int
@@ -98,6 +104,7 @@ class Snapshot(msgspec.Struct, tag="z", array_like=True):
     worked: dict[str, list[int]]
     doubt: dict[str, int]
     marks: list[tuple[int, int, int]]
+    refused: list[int] = []
 
 
 Record: TypeAlias = Joined | Beat | Left | Lead | Settled | Snapshot
@@ -115,8 +122,8 @@ _decode = msgspec.msgpack.Decoder(Line).decode
 
 
 def group_topic(topic: str, group: str) -> str:
-    """The log of a group."""
-    return f"{topic}~{group}~group"
+    """The log of a group. A `~` of the group's name is escaped: the last one ends the topic's name, whatever that is."""
+    return f"{topic}~{group.replace('%', '%25').replace('~', '%7E')}~group"
 
 
 def encode_line(records: Iterable[Record], checkpoint: Checkpoint | None) -> bytes:
@@ -147,6 +154,7 @@ class GroupLog:
         at: the last record that was applied.
         start_ns: publish time that the group began with; 0: none.
         known: whether the group has ever had a member.
+        refused: entries with settlements of one that had lost the lead.
     """
 
     def __init__(self, me: str) -> None:
@@ -162,7 +170,10 @@ class GroupLog:
         self.at = -1
         self.start_ns = 0
         self.known = False
+        self.refused: set[int] = set()
         self._told = False
+        # The ids since the oldest mark, as long as they are few.
+        self._recent: list[tuple[int, bytes]] | None = []
         self._ids_since = self._records_since = 0
         # Of the records since the last snapshot: (where it stands, how many ids it has).
         self._counts: list[tuple[int, int]] = []
@@ -177,13 +188,17 @@ class GroupLog:
         self.attributes, self.worked = dict(snapshot.attributes), {t: list(w) for t, w in snapshot.worked.items()}
         self.partial = {topic: dict(entries) for topic, entries in snapshot.partial.items()}
         self.doubt = dict(snapshot.doubt)
-        self.start_ns, self.known = snapshot.start_ns, True
+        self.start_ns, self.known, self.refused = snapshot.start_ns, True, set(snapshot.refused)
         self.checkpoint = Checkpoint(at, snapshot.upto, snapshot.ids_after)
 
     def apply(self, line: Line, at: int, *, ids_only: bool = False) -> None:
         """Applies an entry of the log. `ids_only`: it is older than the snapshot."""
         for record in line.records:
             if type(record) is Settled:
+                if not ids_only and record.epoch and record.epoch != self.epoch:
+                    self.refused.add(at)
+                if at in self.refused:
+                    continue
                 # A member's own ids are told only to one that has just come.
                 if record.ids and (record.name != self.me or not self._told):
                     self.ids.append(record.ids)
@@ -199,6 +214,10 @@ class GroupLog:
         if record.ids:
             self._ids_since += len(record.ids) // ID_BYTES
             self._counts.append((at, len(record.ids) // ID_BYTES))
+            if self._recent is not None:
+                self._recent.append((at, record.ids))
+                if self._ids_since > _REWRITTEN_IDS:
+                    self._recent = None
         self.attributes.update(record.attributes)
         for topic, entries in record.partial.items():
             self.partial.setdefault(topic, {}).update(entries)
@@ -228,9 +247,13 @@ class GroupLog:
         elif type(record) is Snapshot:
             self.checkpoint = Checkpoint(at, record.upto, record.ids_after)
             self._marks = list(record.marks)
+            self.refused = {each for each in self.refused if each > record.ids_after}
             # What came between the state it is of and where it stands is in none of its marks.
             self._counts = [each for each in self._counts if each[0] > record.upto]
             self._ids_since, self._records_since = sum(count for _, count in self._counts), 0
+            recent, self._recent = self._recent, None
+            if recent is not None and len(record.marks) == 1:
+                self._recent = [each for each in recent if each[0] > record.upto]
 
     # --- questions ----------------------------------------------------------------------------------------------
 
@@ -250,18 +273,27 @@ class GroupLog:
         """Whether enough has happened since the last one."""
         return self._ids_since >= SNAPSHOT_EVERY_IDS or self._records_since >= SNAPSHOT_EVERY_RECORDS
 
-    def snapshot(self, stored: int, unsettled: int) -> Snapshot:
-        """The state as a record. `stored`: the newest entry of the topic; `unsettled`: the oldest not settled.
+    def snapshot(self, stored: int, unsettled: int) -> list[Record]:
+        """The state as a record, after the ids where they are few.
+
+        `stored`: the newest entry of the topic; `unsettled`: the oldest not settled.
 
         Ids are kept since the oldest unsettled entry was stored, and at least the newest `IDS_KEPT`.
         """
         at, count, before = self._marks[-1]
-        marks = [*self._marks[:-1], (at, count + self._ids_since, before), (self.at, 0, stored)]
+        marks = [*self._marks[:-1], (at, count + self._ids_since, before)]
+        rewritten: list[Record] = []
+        if self._recent is not None and sum(m[1] for m in marks) <= _REWRITTEN_IDS:
+            if self._recent:
+                rewritten = [Settled("", b"".join([ids for _, ids in self._recent]))]
+            marks = []
+        marks = [*(m for m in marks if m[1]), (self.at, 0, stored)]
         while len(marks) > 1 and sum(m[1] for m in marks[1:]) >= IDS_KEPT and marks[1][2] < unsettled:
             marks.pop(0)
-        return Snapshot(
+        ids_after = marks[0][0]
+        state = Snapshot(
             self.at,
-            marks[0][0],
+            ids_after,
             self.members,
             self.leader,
             self.epoch,
@@ -271,7 +303,9 @@ class GroupLog:
             self.worked,
             self.doubt,
             marks,
+            sorted(each for each in self.refused if each > ids_after),
         )
+        return [*rewritten, state]
 
 
 __all__ = (

@@ -9,7 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 
-from edgeserve.core.errors import ClosedError, EdgeServeError, GroupBusy, SendError, TransportError
+from edgeserve.core.errors import ClosedError, EdgeServeError, Fenced, GroupBusy, SendError, TransportError
 from edgeserve.transport.base import SEND_WINDOW, Buffer, ClaimLost, Delivery, Fence, Frame, GroupKind, Start, Subscription
 from edgeserve.transport.broker.desk import Desk
 from edgeserve.transport.broker.engine import BrokerEngine
@@ -164,13 +164,15 @@ class BrokerSubscription(Subscription):
             for topic, positions in acks.items():
                 self._claimed(topic, positions)
             self._settlements.wait_for_room()
+            # Before the decision is appended: should the lead pass in between, the settlement must not count under the new one.
+            epoch = self._lead_epoch()
         decided = {}
         if fence is not None:
             assert isinstance(fence, BrokerFence)
             at = fence.append_at(decisions)
             if decisions:
                 decided = {_DECIDED + fence.topic: at.to_bytes(8, "big")}
-        job = Settlement(ids, {**(attributes or {}), **decided})
+        job = Settlement(ids, {**(attributes or {}), **decided}, epoch)
         with self._lock:
             desks = [(self._claimed(topic, positions), positions) for topic, positions in acks.items()]
             for desk, positions in desks:
@@ -189,6 +191,13 @@ class BrokerSubscription(Subscription):
         finally:
             # Without all of its results it must never count as done.
             self._settlements.sent(job, failed)
+
+    def _lead_epoch(self) -> int:
+        if self._kind not in _LEADS:
+            return 0
+        if not self.active:
+            raise Fenced(f"another member of group {self._group!r} has the lead: what this one held is that one's")
+        return self._places.epoch
 
     def _claimed(self, topic: str, positions: Sequence[int]) -> Desk:
         desk = self._reception.desk(topic)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from edgeserve.core.errors import ClosedError, GroupBusy, GroupConflict, TransportError
+from edgeserve.core.errors import ClosedError, Fenced, GroupBusy, GroupConflict, TransportError
 from edgeserve.transport.base import GroupKind
 from edgeserve.transport.broker.driver import Driver, Entry, Tail
 from edgeserve.transport.broker.grouplog import (
@@ -23,6 +23,7 @@ from edgeserve.transport.broker.grouplog import (
     Left,
     MemberState,
     Record,
+    Settled,
     Snapshot,
     decode_line,
     encode_line,
@@ -98,6 +99,8 @@ class Membership:
         self._outlet = driver.outlet(self.topic)
         self._tail: Tail | None = None
         self._sent = 0.0
+        # Settlements that are durable and were not read back yet, by their entry.
+        self._unheard: dict[int, Callable[[Exception | None], None]] = {}
         self._closed = self._shortening = False
 
     def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
@@ -130,6 +133,30 @@ class Membership:
         self._upto = -1 if checkpoint is None else checkpoint.upto
         self._tail = self._driver.tail(self.topic, after, self._deliver)
 
+    def settle(self, record: Settled, done: Callable[[Exception | None], None]) -> None:
+        """Appends a settlement. `done` is called when it is durable, under a lead when it is known to count: the log is read up to it."""
+        if not record.epoch:
+            self.write([record], done)
+            return
+
+        def confirm(at: int | None, error: Exception | None) -> None:
+            with self._lock:
+                if error is None and at is not None and self.log.at < at:
+                    self._unheard[at] = done
+                    return
+            done(error or self._outlived(at))
+
+        self.write([record], told=confirm)
+
+    def _outlived(self, at: int | None) -> Exception | None:
+        """Why a settlement that stands in the log does not count."""
+        if at not in self.log.refused:
+            return None
+        return Fenced(
+            f"the lead of group {self._group!r} on {self.data_topic!r} has passed to another member while this one stood still: what it "
+            "settled last is that one's to settle"
+        )
+
     def _deliver(self, entry: Entry) -> None:
         """By the driver's thread."""
         try:
@@ -156,7 +183,11 @@ class Membership:
                     self._heard(self.data_topic, record)
             if not self._closed and any(type(record) in (Joined, Left, Snapshot) for record in line.records):
                 self._watch.only(_pid(m) for m in self.log.members.values() if m.host and m.host == this_host())
+            done = self._unheard.pop(entry.at, None)
+            outlived = None if done is None else self._outlived(entry.at)
             self._lock.notify_all()
+        if done is not None:
+            done(outlived)
 
     def _settle_in(self, kind: GroupKind, signature: str) -> None:
         """Finds out whether those who were here before live, and whether this member can be with them."""
@@ -198,11 +229,12 @@ class Membership:
         records: Sequence[Record],
         done: Callable[[Exception | None], None] | None = None,
         *,
+        told: Callable[[int | None, Exception | None], None] | None = None,
         wait: bool = False,
         patience_s: float | None = None,
     ) -> None:
-        """Appends records. `done` is called when they are durable; `wait`: returns when this member has read them itself, or raises when
-        that takes longer than `patience_s` (None: waits for as long as the broker is away)."""
+        """Appends records. `done` is called when they are durable, `told` with where they stand; `wait`: returns when this member has read
+        them itself, or raises when that takes longer than `patience_s` (None: waits for as long as the broker is away)."""
         confirmed: list[int | None] = []
 
         def confirm(at: int | None, error: Exception | None) -> None:
@@ -213,6 +245,8 @@ class Membership:
                 self._lock.notify_all()
             if done is not None:
                 done(error)
+            if told is not None:
+                told(at, error)
 
         self._sent = time.monotonic()
         self._outlet.send(encode_line(records, self.log.checkpoint), confirm)
@@ -309,9 +343,11 @@ class Membership:
         unsettled, extent = floor(), self._driver.extent(self.data_topic)
         with self._lock:
             newest = -1 if extent is None or extent.last is None else extent.last
-            snapshot = self.log.snapshot(newest, unsettled)
+            records = self.log.snapshot(newest, unsettled)
             self._shortening = True
-        self.write([snapshot])
+        self.write(records)
+        snapshot = records[-1]
+        assert isinstance(snapshot, Snapshot)
         if snapshot.ids_after > 0:
             self._driver.discard(self.topic, snapshot.ids_after)
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from edgeserve.transport.base import GroupKind
 from edgeserve.transport.broker.driver import Driver
-from edgeserve.transport.broker.grouplog import Left, MemberState, Record, Settled
+from edgeserve.transport.broker.grouplog import Left, Record, Settled
 from edgeserve.transport.broker.membership import Membership
 
 
@@ -71,14 +71,15 @@ class Places:
         """Settled ids that were not taken yet."""
         return [id_ for place in self.of.values() for id_ in place.log.take_ids()]
 
-    def members(self, topic: str) -> Mapping[str, MemberState]:
-        """The members of a topic."""
-        return self.of[topic].log.members
-
     @property
     def leads(self) -> bool:
         """Whether this member has the lead."""
         return self.of[self._leading].leads
+
+    @property
+    def epoch(self) -> int:
+        """How often the lead was taken."""
+        return self.of[self._leading].log.epoch
 
     @property
     def nobody_leads(self) -> bool:
@@ -128,7 +129,7 @@ class Places:
                 done(failed[0] if failed else None)
 
         for topic, record in records.items():
-            self.of[topic].write([record], confirm)
+            self.of[topic].settle(record, confirm)
 
     def leave(self, worked: Mapping[str, list[int]]) -> None:
         """Says goodbye."""

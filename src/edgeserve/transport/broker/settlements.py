@@ -14,17 +14,19 @@ from edgeserve.transport.broker.grouplog import ID_BYTES, Settled
 from edgeserve.transport.broker.places import Places
 
 MOST_WAITING = 64
+_MOST_UNDER_WAY = 192
+"""Recorded, and not known to count yet. A fence lets go of decisions older than the newest few hundred."""
 LINGER_S = 0.05
 _IDS_IN_A_RECORD = 32_768
 
 
 class Settlement:
-    """One call of `settle`. `outputs`: how many of its entries are not durable yet, and one for the call itself."""
+    """One call of `settle`. `outputs`: how many of its entries are not durable yet, and one for the call itself. `epoch`: of the lead."""
 
-    __slots__ = ("attributes", "closed", "complete", "ids", "outputs", "partial")
+    __slots__ = ("attributes", "closed", "complete", "epoch", "ids", "outputs", "partial")
 
-    def __init__(self, ids: Sequence[bytes], attributes: dict[str, bytes]) -> None:
-        self.outputs = 1
+    def __init__(self, ids: Sequence[bytes], attributes: dict[str, bytes], epoch: int) -> None:
+        self.outputs, self.epoch = 1, epoch
         self.ids, self.attributes = ids, attributes
         self.complete: list[tuple[Inlet, Entry]] = []
         self.partial: dict[str, dict[int, list[int]]] = {}
@@ -61,7 +63,7 @@ class Settlements:
 
     def wait_for_room(self) -> None:
         """Returns when there is room for another; holds the lock."""
-        while len(self._waiting) >= MOST_WAITING:
+        while len(self._waiting) >= MOST_WAITING or len(self._recorded) >= _MOST_UNDER_WAY:
             self._lock.wait(1.0)
             self._check()
 
@@ -106,38 +108,47 @@ class Settlements:
 
     def record(self) -> None:
         """Writes down what is done so far, then acknowledges it."""
+        while found := self._take_done():
+            self._last = time.monotonic()
+            records = self._records(found)
+            done = partial(self._acknowledge, found)
+            if records:
+                self._places.write(records, done)
+            else:
+                done(None)
+
+    def _take_done(self) -> list[Settlement]:
+        """Those at the head whose outputs are durable, as far as one record of the log has room and they are under one lead."""
         found = list[Settlement]()
         with self._lock:
-            while self._waiting and not self._waiting[0].outputs and self.error is None:
-                found.append(self._waiting.popleft())
+            waiting, size = self._waiting, 0
+            while waiting and not waiting[0].outputs and self.error is None:
+                size += len(waiting[0].ids)
+                if found and (size > _IDS_IN_A_RECORD or waiting[0].epoch != found[0].epoch):
+                    break
+                found.append(waiting.popleft())
             self._recorded.extend(found)
             self._lock.notify_all()
-        if not found:
-            return
-        self._last = time.monotonic()
-        records = self._records(found)
-        done = partial(self._acknowledge, found)
-        if records:
-            self._places.write(records, done)
-        else:
-            done(None)
+        return found
 
     def _records(self, found: list[Settlement]) -> dict[str, Settled]:
         records: dict[str, Settled] = {}
+        epoch = found[0].epoch
 
         def at(topic: str) -> Settled:
             if topic not in records:
-                records[topic] = Settled(self._places.first.name)
+                records[topic] = Settled(self._places.first.name, epoch=epoch)
             return records[topic]
 
         first = self._places.first
         ids = b"".join([i for one in found for i in one.ids])
         size = _IDS_IN_A_RECORD * ID_BYTES
-        while len(ids) > size:  # an entry has its limits
-            first.write([Settled(first.name, ids[:size])])
+        while len(ids) > size:  # one settlement alone; an entry has its limits
+            first.write([Settled(first.name, ids[:size], epoch=epoch)])
             ids = ids[size:]
         if ids or any(one.attributes for one in found):
-            own = records[first.data_topic] = Settled(first.name, ids)
+            own = at(first.data_topic)
+            own.ids = ids
             for one in found:
                 own.attributes.update(one.attributes)
         for one in found:
