@@ -56,6 +56,31 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def test_sources_start_when_those_who_read_are_ready(edgeserve, app):
+    text = """
+from edgeserve import Compute, DataSource, Materialize
+
+class Double:
+    def setup(self):
+        print("the task is ready")
+
+    def __call__(self, number):
+        return 2 * number
+
+def numbers():
+    print("the source begins")
+    yield 1
+
+source = DataSource(numbers(), {node!r}, source_id="number", topic="in")
+worker = Compute(Double(), {node!r}, topic_in="in", topic_out="out")
+sink = Materialize(print, {node!r}, topic="out")
+"""
+    result = edgeserve("run", app(text), "--until-end", "--json")
+    assert result.returncode == 0, result.stderr
+    said = [line["line"] for line in map(json.loads, result.stdout.splitlines()) if "line" in line]
+    assert said.index("the task is ready") < said.index("the source begins")
+
+
 def test_nodes_run_in_processes_of_their_own_until_the_end(edgeserve, app):
     result = edgeserve("run", app(), "--until-end")
     assert result.returncode == 0, result.stdout + result.stderr

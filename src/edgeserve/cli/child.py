@@ -59,9 +59,11 @@ def _candidates(module: ModuleType) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def run_node(node: Any, *, until_end: bool) -> None:
-    """Runs a node until it is told to stop, or until its sources have ended."""
+def run_node(node: Any, *, until_end: bool, ready: int | None = None) -> None:
+    """Runs a node until it is told to stop, or until its sources have ended. `ready` is closed when it is there."""
     with node:
+        if ready is not None:
+            os.close(ready)
         if until_end and not isinstance(node, DataSource):
             node.run(until="end")
         else:
@@ -132,6 +134,7 @@ def main() -> int:
     parser.add_argument("name", nargs="?")
     parser.add_argument("--list-to", type=int, metavar="FD")
     parser.add_argument("--parent", type=int, metavar="FD")
+    parser.add_argument("--ready", type=int, metavar="FD")
     parser.add_argument("--until-end", action="store_true")
     given = parser.parse_args()
     # Until the node's own handlers are there, and again after them, a signal ends the process at once.
@@ -144,7 +147,7 @@ def main() -> int:
         return _list(given.app.resolve(), given.list_to)
     try:
         found = nodes(load(given.app.resolve()))
-        run_node(found[given.name], until_end=given.until_end)
+        run_node(found[given.name], until_end=given.until_end, ready=given.ready)
     except Exception as exc:
         sys.stderr.write(_traceback_without_this_file(exc))
         return 1

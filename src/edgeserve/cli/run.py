@@ -129,7 +129,8 @@ def run(out: Output, app: Path, until_end: bool, grace: float) -> None:
     found = find_nodes(path)
     # Not as {braces}: the supervisor fills in one of its own.
     end = ["--until-end"] if until_end else []
-    commands = {node.name: [*_CHILD, _verbatim(str(path)), _verbatim(node.name), "--parent", "{parent}", *end] for node in found}
+    pipes = ["--parent", "{parent}", "--ready", "{ready}"]
+    commands = {node.name: [*_CHILD, _verbatim(str(path)), _verbatim(node.name), *pipes, *end] for node in found}
     if not out.as_json:
         out.line(f"running {len(found)} nodes of {app}: {', '.join(f'{node.name} ({node.kind})' for node in found)}", "dim")
     _warn_of_mismatches(out, path, found)
@@ -137,7 +138,9 @@ def run(out: Output, app: Path, until_end: bool, grace: float) -> None:
     def waiting(names: list[str]) -> None:
         _tell(out, f"waiting for {', '.join(names)}; Ctrl-C once more kills what still runs", event="waiting", nodes=names)
 
-    outcome = Supervisor(commands, _Log(out, list(commands)).line, waiting, grace_s=grace).run()
+    # Who reads is there before anything is sent: a broker takes all that it is given, and a join would begin far behind.
+    sources = {node.name for node in found if node.wiring.topic_in is None}
+    outcome = Supervisor(commands, _Log(out, list(commands)).line, waiting, grace_s=grace, last=sources).run()
     _report(out, app, outcome)
 
 

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -105,15 +105,21 @@ class Supervisor:
 
     Args:
         commands: name to command line. `{parent}` in it becomes the number of a file descriptor that is at its end when this process
-            has ended, however it ended. The processes start with SIGINT, SIGTERM and SIGHUP blocked and unblock them when they can
-            handle them: a signal in between is not lost, and no half-started interpreter complains about it.
+            has ended, however it ended; `{ready}` that of one which it closes when it is ready. The processes start with SIGINT, SIGTERM
+            and SIGHUP blocked and unblock them when they can handle them: a signal in between is not lost, and no half-started
+            interpreter complains about it.
         line: takes each line that a process writes.
         waiting: is told, once, who still runs a second after the first signal.
         grace_s: how long the processes have after SIGINT, and again after SIGTERM.
+        last: names of those that are started when the others are ready, or have ended.
     """
 
-    def __init__(self, commands: Mapping[str, Sequence[str]], line: Line, waiting: Waiting, *, grace_s: float = 10.0) -> None:
+    def __init__(
+        self, commands: Mapping[str, Sequence[str]], line: Line, waiting: Waiting, *, grace_s: float = 10.0, last: Container[str] = ()
+    ) -> None:
         self._commands, self._line, self._waiting, self._grace_s = commands, line, waiting, grace_s
+        self._last = [name for name in commands if name in last]
+        self._starting: set[int] = set()
         self._children: list[_Child] = []
         self._selector = selectors.DefaultSelector()
         self._rung = -1
@@ -128,30 +134,39 @@ class Supervisor:
         with _signals(self._asked) as wake:
             self._selector.register(wake, selectors.EVENT_READ)
             try:
-                self._start(reader)
-                while any(not child.reported for child in self._children):
+                self._start(reader, [name for name in self._commands if name not in self._last])
+                while self._last or any(not child.reported for child in self._children):
+                    if self._last and not self._starting:
+                        names, self._last = self._last, []
+                        self._start(reader, names)
                     self._turn(wake)
             finally:
                 self._kill_what_is_left()
+                for fd in list(self._starting):
+                    self._is_ready(fd)
                 os.close(reader)
                 os.close(writer)
                 self._selector.close()
         return self._outcome
 
-    def _start(self, parent: int) -> None:
+    def _start(self, parent: int, names: Sequence[str]) -> None:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:
-            for name, command in self._commands.items():
+            for name in names:
+                ready, closed_when_ready = os.pipe()
                 process = subprocess.Popen(
-                    [argument.format(parent=parent) for argument in command],
+                    [argument.format(parent=parent, ready=closed_when_ready) for argument in self._commands[name]],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    pass_fds=(parent,),
+                    pass_fds=(parent, closed_when_ready),
                     # A group of its own: Ctrl-C in the terminal reaches this process only, which then asks each child once.
                     process_group=0,
                     env=os.environ | {"PYTHONUNBUFFERED": "1"},
                 )
+                os.close(closed_when_ready)
+                self._starting.add(ready)
+                self._selector.register(ready, selectors.EVENT_READ)
                 child = _Child(name, process)
                 self._children.append(child)
                 for stream in child.streams:
@@ -163,7 +178,9 @@ class Supervisor:
         next_at = min(self._next_rung_at, self._tell_at)
         wait = None if next_at == _NEVER else max(0.0, next_at - time.monotonic())
         for key, _ in self._selector.select(wait):
-            if key.data is None:
+            if key.fd in self._starting:
+                self._is_ready(key.fd)
+            elif key.data is None:
                 wake.recv(4096)
             else:
                 self._read(*key.data)
@@ -176,6 +193,11 @@ class Supervisor:
             self._climb(self._rung + 1)
         if time.monotonic() >= self._tell_at:
             self._tell()
+
+    def _is_ready(self, fd: int) -> None:
+        self._starting.remove(fd)
+        self._selector.unregister(fd)
+        os.close(fd)
 
     def _stop(self, number: signal.Signals, at: float) -> None:
         """The first signal asks, a second one has no patience any more."""
@@ -218,7 +240,8 @@ class Supervisor:
             self._outcome.failures.append(Failure(child.name, how, tuple(child.tail)))
 
     def _climb(self, rung: int) -> None:
-        """Sends the signal of this rung, or the strongest there is, to all that still run."""
+        """Sends the signal of this rung, or the strongest there is, to all that still run; who was to start does not any more."""
+        self._last = []
         self._rung = min(rung, _KILL)
         self._next_rung_at = time.monotonic() + self._grace_s
         for child in self._children:

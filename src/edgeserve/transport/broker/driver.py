@@ -70,6 +70,18 @@ class Tail(ABC):
         """Ends it. Idempotent."""
 
 
+class Channel(ABC):
+    """Messages beside a topic to whoever listens now; some may be lost, and nothing is stored."""
+
+    @abstractmethod
+    def say(self, data: bytes) -> None:
+        """To all who listen, this end too. Any thread; does not wait."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Idempotent."""
+
+
 @dataclass(frozen=True)
 class Extent:
     """What a topic holds: entries from `first` to `last`, both None when there are none."""
@@ -110,6 +122,10 @@ class Driver(ABC):
     @abstractmethod
     def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
         """Delivers what is stored after an entry (None: from the first) and what will be. The topic is made where it does not exist."""
+
+    @abstractmethod
+    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel:
+        """Opens a topic's channel. `hear` is called by a thread of the driver's and must not wait."""
 
     @abstractmethod
     def newest(self, topic: str) -> Entry | None:
@@ -168,4 +184,4 @@ class Driver(ABC):
     def close(self) -> None: ...
 
 
-__all__ = ("Deliver", "Done", "Driver", "Entry", "Extent", "Inlet", "Outlet", "Tail")
+__all__ = ("Channel", "Deliver", "Done", "Driver", "Entry", "Extent", "Inlet", "Outlet", "Tail")

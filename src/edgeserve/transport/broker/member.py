@@ -14,6 +14,7 @@ from edgeserve.transport.base import SEND_WINDOW, Buffer, ClaimLost, Delivery, F
 from edgeserve.transport.broker.desk import Desk
 from edgeserve.transport.broker.engine import BrokerEngine
 from edgeserve.transport.broker.envelope import INDEX_BITS
+from edgeserve.transport.broker.flow import Teller
 from edgeserve.transport.broker.grouplog import Record
 from edgeserve.transport.broker.membership import BEAT_S
 from edgeserve.transport.broker.places import Places
@@ -58,7 +59,9 @@ class BrokerSubscription(Subscription):
         # A join holds its inputs for as long as it must.
         ack_timeout_s = (ack_timeout_ms or 0) / 1000 if kind is GroupKind.SHARED else 0.0
         self._places = Places(self._driver, topics, self._group, name, self._lock, self._hear)
-        self._settlements = Settlements(self._places, self._lock, self._check)
+        self._settlements = Settlements(self._places, self._lock, self._check, self._tell)
+        # Of a join: what tells the sources how far it is.
+        self._tellers: dict[str, Teller] = {}
         self._reception = Reception(
             engine, self._places, topics, self._group, start, self._lock, ack_timeout_s, self._check, self._fail, exclusive=kind in _ALONE
         )
@@ -68,7 +71,7 @@ class BrokerSubscription(Subscription):
             if kind in _LEADS:
                 self._places.lead(wait=True)
             if self.active:
-                self._reception.attach()
+                self._attach()
         except BaseException:
             self._leave({})
             raise
@@ -279,6 +282,7 @@ class BrokerSubscription(Subscription):
                 if now - looked >= BEAT_S:
                     looked = now
                     self._trouble.say(now)
+                    self._tell({})
                     self._places.show_life(self._kind, self._signature)
                     self._reception.take_back(now)
                 if self._kind in _LEADS and now >= self._retry_at:
@@ -290,6 +294,18 @@ class BrokerSubscription(Subscription):
                     continue
                 _log.warning("group %r: %s", self._group, exc)
 
+    def _attach(self) -> None:
+        self._reception.attach()
+        if self._kind in _LEADS and not self._tellers:
+            for topic in self._places.of:
+                self._tellers[topic] = Teller(self._driver, topic, self._group, partial(self._reception.known_floor, topic))
+
+    def _tell(self, done: Mapping[str, list[int]]) -> None:
+        """Tells the sources which entries are done with."""
+        for topic, teller in list(self._tellers.items()):
+            if self._reception.attached and not self._closed:
+                teller.tell(done.get(topic, []))
+
     def _restless(self) -> bool:
         return self._places.nobody_leads or self._places.leads != self._reception.attached
 
@@ -300,7 +316,7 @@ class BrokerSubscription(Subscription):
         places.lead()
         if places.leads and not reception.attached:
             try:
-                reception.attach()
+                self._attach()
             except GroupBusy:
                 pass  # the broker has not noticed yet that the one before is gone
         elif not places.leads and reception.attached:
@@ -330,6 +346,8 @@ class BrokerSubscription(Subscription):
             _log.warning("group %r was left without a word: %s", self._group, exc)
         finally:
             self._reception.close()
+            for teller in self._tellers.values():
+                teller.close()
             for appender in self._appenders.values():
                 appender.close()
             with self._lock:

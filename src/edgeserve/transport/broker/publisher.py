@@ -15,6 +15,7 @@ from edgeserve.core.errors import ClosedError, Fenced, SendError
 from edgeserve.transport.base import Fence, Frame, Publisher
 from edgeserve.transport.broker.driver import Driver, Entry, Outlet
 from edgeserve.transport.broker.envelope import FRAME_OVERHEAD_BYTES, HEAD_BYTES, MOST_FRAMES, Reference, parts_topic, unwrap, whole, wrap
+from edgeserve.transport.broker.flow import Restraint
 from edgeserve.transport.broker.trouble import Silence, Trouble
 
 if TYPE_CHECKING:
@@ -35,10 +36,11 @@ class Appender:
         trouble: says when it is away.
         topic: where to.
         window: how many frames may be unconfirmed.
+        stored: told each entry that is, and how many frames it has.
     """
 
-    def __init__(self, driver: Driver, trouble: Trouble, topic: str, window: int) -> None:
-        self._driver, self.topic, self._window = driver, topic, window
+    def __init__(self, driver: Driver, trouble: Trouble, topic: str, window: int, stored: Callable[[int, int], None] | None = None) -> None:
+        self._driver, self.topic, self._window, self._stored = driver, topic, window, stored
         self._outlet = driver.outlet(topic)
         self._silence = Silence(driver, trouble, topic)
         self._parts: Outlet | None = None
@@ -61,6 +63,8 @@ class Appender:
                     if error is not None and self._error is None:
                         self._error = error
                     self._room.notify_all()
+                if self._stored is not None and at is not None:
+                    self._stored(at, count)
                 if done is not None:
                     done(error)
 
@@ -140,6 +144,11 @@ class Appender:
             raise errors[0]
         return Reference(len(frame), xxh3_128_digest(frame), [at for at in found if at is not None])
 
+    @property
+    def unconfirmed(self) -> int:
+        """How many frames are."""
+        return self._frames
+
     def flush(self, patience_s: float | None = None) -> None:
         """Returns when everything is confirmed. `patience_s`: raises `SendError` when that takes longer."""
         began = time.monotonic()
@@ -164,11 +173,12 @@ class Appender:
 
 
 class BrokerPublisher(Publisher):
-    """See `Publisher`. The window is of messages that the broker has not confirmed."""
+    """See `Publisher`. The window is of messages that the broker has not confirmed, or that a join has not settled."""
 
     def __init__(self, engine: BrokerEngine, topic: str, send_window: int) -> None:
         self._engine = engine
-        self._appender = Appender(engine.driver, engine.trouble, topic, send_window)
+        self._restraint = Restraint(engine.driver, topic, send_window, lambda: self._appender.unconfirmed)
+        self._appender = Appender(engine.driver, engine.trouble, topic, send_window, self._restraint.sent)
         self._topic, self._closed = topic, False
 
     def _check(self) -> None:
@@ -180,6 +190,10 @@ class BrokerPublisher(Publisher):
         self._check()
         if frames:
             self._appender.append(frames, time.time_ns())
+            self._restraint.wait(len(frames), self._stops)
+
+    def _stops(self) -> bool:
+        return self._closed or (self.stopping is not None and self.stopping())
 
     def flush(self) -> None:
         self._check()
@@ -194,6 +208,7 @@ class BrokerPublisher(Publisher):
                 self._appender.flush(_CLOSE_S)
         finally:
             if not self._engine.foreign:
+                self._restraint.close()
                 self._appender.close()
 
 

@@ -23,7 +23,7 @@ _IDS_IN_A_RECORD = 32_768
 class Settlement:
     """One call of `settle`. `outputs`: how many of its entries are not durable yet, and one for the call itself. `epoch`: of the lead."""
 
-    __slots__ = ("attributes", "closed", "complete", "epoch", "ids", "outputs", "partial")
+    __slots__ = ("attributes", "closed", "complete", "done", "epoch", "ids", "outputs", "partial")
 
     def __init__(self, ids: Sequence[bytes], attributes: dict[str, bytes], epoch: int) -> None:
         self.outputs, self.epoch = 1, epoch
@@ -31,12 +31,15 @@ class Settlement:
         self.complete: list[tuple[Inlet, Entry]] = []
         self.partial: dict[str, dict[int, list[int]]] = {}
         self.closed: dict[str, list[int]] = {}
+        # Topic to the entries that are complete with it.
+        self.done: dict[str, list[int]] = {}
 
     def take_out(self, desk: Desk, positions: Sequence[int]) -> None:
         """Takes messages out of a desk."""
         complete, some = desk.settle(positions)
         if desk.inlet is not None:
             self.complete += [(desk.inlet, opened.entry) for opened in complete]
+        self.done.setdefault(desk.topic, []).extend(opened.entry.at for opened in complete)
         closed = [opened.entry.at for opened in complete if opened.named]
         if closed:
             self.closed[desk.topic] = closed
@@ -51,10 +54,13 @@ class Settlements:
     Args:
         lock: guards the state; shared with the owner.
         check: raises what keeps the owner from going on.
+        told: told the entries that are done with, by topic.
     """
 
-    def __init__(self, places: Places, lock: threading.Condition, check: Callable[[], None]) -> None:
-        self._places, self._lock, self._check = places, lock, check
+    def __init__(
+        self, places: Places, lock: threading.Condition, check: Callable[[], None], told: Callable[[dict[str, list[int]]], None]
+    ) -> None:
+        self._places, self._lock, self._check, self._told = places, lock, check, told
         self._waiting: deque[Settlement] = deque()
         self._recorded: deque[Settlement] = deque()
         self._flushing = 0
@@ -167,6 +173,11 @@ class Settlements:
             for one in found:
                 for inlet, entry in one.complete:
                     inlet.acknowledge(entry)
+            done: dict[str, list[int]] = {}
+            for one in found:
+                for topic, entries in one.done.items():
+                    done.setdefault(topic, []).extend(entries)
+            self._told(done)
         with self._lock:
             if error is not None and self.error is None:
                 self.error = error

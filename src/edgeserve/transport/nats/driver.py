@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 from edgeserve.transport.base import Start
-from edgeserve.transport.broker.driver import Deliver, Driver, Entry, Extent, Inlet, Outlet, Tail
+from edgeserve.transport.broker.driver import Channel, Deliver, Driver, Entry, Extent, Inlet, Outlet, Tail
 from edgeserve.transport.nats.admin import Admin, Stored, floor_of
+from edgeserve.transport.nats.channel import NatsChannel
 from edgeserve.transport.nats.inlet import NatsInlet
 from edgeserve.transport.nats.loop import Connection
 from edgeserve.transport.nats.names import Names
@@ -51,6 +52,9 @@ class NatsDriver(Driver):
 
     def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
         return NatsTail(self._connection, self._admin, topic, after, deliver)
+
+    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel:
+        return NatsChannel(self._connection, self._admin.names.channel(topic), hear)
 
     # --- looking ------------------------------------------------------------------------------------------------
 

@@ -66,6 +66,10 @@ class Names:
         """The subject of a topic."""
         return f"edgeserve.{self._space}.{escape(topic)}"
 
+    def channel(self, topic: str) -> str:
+        """The subject of what is said beside a topic; of no stream."""
+        return f"edgeserve-flow.{self._space}.{escape(topic)}"
+
     def consumer(self, group: str) -> str:
         """The consumer of a group."""
         return GROUP_PREFIX + escape(group)

@@ -20,10 +20,18 @@ import pulsar
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, GroupBusy, TransportError
 from edgeserve.transport.base import Start
-from edgeserve.transport.broker.driver import Deliver, Done, Driver, Entry, Extent, Inlet, Outlet, Tail
+from edgeserve.transport.broker.driver import Channel, Deliver, Done, Driver, Entry, Extent, Inlet, Outlet, Tail
 from edgeserve.transport.pulsar.admin import Admin
 from edgeserve.transport.pulsar.errors import failed, named
-from edgeserve.transport.pulsar.names import entry_number, group_name, ledger_and_entry, subscription_name, topic_name, user_name
+from edgeserve.transport.pulsar.names import (
+    channel_name,
+    entry_number,
+    group_name,
+    ledger_and_entry,
+    subscription_name,
+    topic_name,
+    user_name,
+)
 from edgeserve.transport.pulsar.probe import refusal
 from edgeserve.transport.pulsar.settings import BrokerAway, Settings
 
@@ -188,6 +196,9 @@ class PulsarDriver(Driver):
         self._keep(topic)
         return _Tail(self, self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
 
+    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel:
+        return _Channel(self, self._client, channel_name(self.full(topic)), hear)
+
     def newest(self, topic: str) -> Entry | None:
         reader = self.reader(topic, pulsar.MessageId.latest, inclusive=True)
         try:
@@ -345,6 +356,34 @@ class _Tail(Tail):
         _quietly(self._reader.close)
         if threading.current_thread() is not self._thread:
             self._thread.join()
+
+
+class _Channel(Channel):
+    def __init__(self, driver: PulsarDriver, client: pulsar.Client, name: str, hear: Callable[[bytes], None]) -> None:
+        self._hear, self._closed = hear, False
+        # Not among the driver's ends: whether it is connected is no trouble.
+        self._consumer = driver.patiently(
+            "listen to", name, lambda: client.subscribe(name, uuid.uuid4().hex, consumer_type=pulsar.ConsumerType.Exclusive)
+        )
+        self._producer = driver.patiently("write to", name, lambda: client.create_producer(name, batching_enabled=False))
+        self._thread = threading.Thread(target=self._run, name="edgeserve-channel", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closed:
+            entry = _next(self._consumer.receive, _RECEIVE_MS / 1000)
+            if entry is not None:
+                self._hear(entry.data)
+
+    def say(self, data: bytes) -> None:
+        _quietly(partial(self._producer.send_async, data, lambda *_: None))
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        _quietly(self._producer.close)
+        _quietly(self._consumer.close)
 
 
 def _next(receive: Callable[[int], Any], seconds: float) -> Entry | None:

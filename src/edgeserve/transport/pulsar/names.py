@@ -20,6 +20,11 @@ def topic_name(space: str, topic: str) -> str:
     return f"persistent://{space}/{_escaped(topic)}"
 
 
+def channel_name(full: str) -> str:
+    """The full name of a topic's channel, which the broker stores nothing of."""
+    return f"{DOMAINS[1]}{full.partition('://')[2]}~flow"
+
+
 def user_name(space: str, full: str) -> str:
     """The name that a user gave, from a full one."""
     own = f"persistent://{space}/"
@@ -54,4 +59,4 @@ def ledger_and_entry(at: int) -> tuple[int, int]:
     return at >> _ENTRY_BITS, at & _ENTRY_MASK
 
 
-__all__ = ("entry_number", "group_name", "ledger_and_entry", "subscription_name", "topic_name", "user_name")
+__all__ = ("channel_name", "entry_number", "group_name", "ledger_and_entry", "subscription_name", "topic_name", "user_name")

@@ -1,0 +1,132 @@
+"""A sender that is ahead of a join waits for it, and never for long for one that stands still."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+
+from edgeserve.transport.broker import flow
+from edgeserve.transport.broker.driver import Channel, Driver
+from edgeserve.transport.broker.flow import Restraint, Teller
+
+WINDOW = 100
+
+
+class _Air(Channel):
+    """A channel within this process: what is said is heard by all, at once."""
+
+    def __init__(self, ears: list[Callable[[bytes], None]], hear: Callable[[bytes], None]) -> None:
+        self._ears, self._hear = ears, hear
+        ears.append(hear)
+
+    def say(self, data: bytes) -> None:
+        for hear in list(self._ears):
+            hear(data)
+
+    def close(self) -> None:
+        if self._hear in self._ears:
+            self._ears.remove(self._hear)
+
+
+class _Broker:
+    def __init__(self) -> None:
+        self.ears: list[Callable[[bytes], None]] = []
+
+    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel:
+        return _Air(self.ears, hear)
+
+
+@pytest.fixture
+def broker() -> Driver:
+    return cast(Driver, _Broker())
+
+
+class _Sender:
+    """Sends entries of ten messages; each is stored at once, at even numbers: odd ones are another sender's."""
+
+    def __init__(self, broker: Driver) -> None:
+        self.restraint = Restraint(broker, "in", WINDOW, lambda: 0)
+        self.entries = 0
+        self.stop = threading.Event()
+
+    def send(self, entries: int) -> None:
+        for _ in range(entries):
+            self.restraint.sent(2 * self.entries, 10)
+            self.entries += 1
+            self.restraint.wait(10, self.stop.is_set)
+
+    def in_the_background(self, entries: int) -> threading.Thread:
+        thread = threading.Thread(target=self.send, args=(entries,))
+        thread.start()
+        return thread
+
+
+def _until(condition: Callable[[], Any]) -> None:
+    for _ in range(2_000):
+        if condition():
+            return
+        threading.Event().wait(0.005)
+    raise AssertionError("it never came to that")
+
+
+def test_a_sender_waits_while_a_join_has_too_much_of_it(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_FIRST_S", 1e9)
+    monkeypatch.setattr(flow, "_STALL_S", 1e9)
+    floor = [-1]
+    teller = Teller(broker, "in", "g", lambda: floor[0])
+    sender = _Sender(broker)
+    sending = sender.in_the_background(40)
+    _until(lambda: sender.entries == 11)
+    teller.tell([1, 3, 5])  # the other's: that frees nothing
+    assert sender.entries == 11
+    teller.tell([0, 2, 4])
+    _until(lambda: sender.entries == 14)
+    floor[0] = 20  # what was said of 6 to 18 got lost
+    teller.tell([])
+    _until(lambda: sender.entries == 21)
+    sender.stop.set()
+    sending.join()
+
+
+def test_what_is_settled_before_the_sender_knows_that_it_is_stored_counts(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_FIRST_S", 1e9)
+    teller = Teller(broker, "in", "g", lambda: -1)
+    sender = _Sender(broker)
+    sender.send(3)  # by then it has asked
+    teller.tell([*range(6, 200, 2)])
+    sender.send(60)
+    sender.stop.set()
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_join_that_stands_still_holds_nobody_for_long(broker: Driver, monkeypatch: pytest.MonkeyPatch, moves: bool) -> None:
+    monkeypatch.setattr(flow, "_STALL_S" if moves else "_FIRST_S", 0.01)
+    monkeypatch.setattr(flow, "_FIRST_S" if moves else "_STALL_S", 1e9)
+    teller = Teller(broker, "in", "g", lambda: -1)
+    sender = _Sender(broker)
+    sender.send(3)
+    if moves:
+        teller.tell([0])
+    sender.send(100)
+    assert sender.entries == 103
+
+
+def test_without_a_join_nobody_waits(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_ANSWER_S", 0.01)
+    sender = _Sender(broker)
+    sender.send(100)
+    cast(_Broker, broker).ears[0](b"not ours")
+    sender.send(100)
+
+
+def test_a_join_that_has_gone_holds_nobody(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_FIRST_S", 1e9)
+    monkeypatch.setattr(flow, "_GONE_S", 0.01)
+    Teller(broker, "in", "g", lambda: -1).tell([])
+    sender = _Sender(broker)
+    sender.send(100)
+    sender.restraint.close()
+    sender.restraint.close()
