@@ -25,7 +25,7 @@ from edgeserve.cli.brokers import distribution, manage
 from edgeserve.cli.brokers.engine import Wish
 from edgeserve.cli.brokers.manage import free_port
 from edgeserve.cli.brokers.pulsar import SUITING, configuration
-from edgeserve.cli.brokers.record import Shelf, born
+from edgeserve.cli.brokers.record import Record, Shelf, born
 from edgeserve.cli.output import CommandError
 
 
@@ -92,6 +92,46 @@ def test_nats_starts_once_and_says_its_url_and_stops(edgeserve, home: Path):
     gone = edgeserve("broker", "status", "nats")
     assert (gone.returncode, gone.stdout) == (1, "nats: not running\n")
     assert edgeserve("broker", "stop", "nats").returncode == 0
+
+
+def test_a_broker_that_runs_is_not_passed_for_another_one(edgeserve, home: Path):
+    port, other = free_port(), free_port()
+    start = ("broker", "start", "nats")
+    assert edgeserve(*start, "--port", str(port)).returncode == 0
+    for options, words in (
+        (("--port", str(other)), f"with --port {port}, not {other}"),
+        (("--data", "elsewhere"), "elsewhere"),
+        (("--token", "secret"), "--token cannot be told to one that runs"),
+        (("--admin-port", str(other)), "--admin-port is for Pulsar"),
+        (("--with", "maven"), "--with is for Pulsar"),
+        (("--set", "a=b"), "--set is for Pulsar"),
+    ):
+        error, where, _ = the_three_lines(edgeserve(*start, *options))
+        assert words in error
+        assert where.endswith(f"127.0.0.1:{port}") or where == "where: edgeserve broker start nats"
+    same = edgeserve(*start, "--port", str(port), "--data", str(home / "nats" / "data"), env={"EDGESERVE_NATS_TOKEN": "of clients"})
+    assert same.returncode == 0 and "runs already" in same.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--set", "foo"), "--set foo: a setting is NAME=VALUE"),
+        (("--token", "secret"), "--token is for NATS"),
+        (("--port", "1"), "Pulsar runs already, process"),
+        (("--with", "docker"), "with --with maven, not docker"),
+        (("--plain",), "--plain cannot be told to one that runs"),
+    ],
+)
+def test_a_pulsar_that_runs_takes_no_options(edgeserve, home: Path, options: tuple[str, ...], words: str):
+    # What is running is looked for by its process only.
+    shelf, pid = Shelf(home / "pulsar"), os.getpid()
+    shelf.make()
+    shelf.put(Record("pulsar", pid, born(pid) or "", 0, "pulsar://127.0.0.1:6650", 6650, 8080, "/data", "/log", "/opt/pulsar"))
+    try:
+        assert words in the_three_lines(edgeserve("broker", "start", "pulsar", *options))[0]
+    finally:
+        shelf.forget()
 
 
 def test_two_starts_at_once_give_one_server(home: Path, edgeserve):

@@ -5,6 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from edgeserve.cli.brokers.manage import free_port
+from edgeserve.cli.doctor import _node
+from edgeserve.core.errors import MissingExtra
+
 
 def checks(result) -> dict[str, dict[str, str]]:
     return {check["name"]: check for check in json.loads(result.stdout)["checks"]}
@@ -49,3 +55,26 @@ def test_a_state_directory_that_is_a_file_fails(edgeserve, tmp_path: Path):
     result = edgeserve("doctor", "--json", env={"EDGESERVE_STATE_DIR": str(tmp_path / "file")})
     assert result.returncode == 1
     assert checks(result)["state directory"]["status"] == "FAIL"
+
+
+def test_a_broker_that_is_away_fails_in_seconds(edgeserve):
+    node = f"nats://127.0.0.1:{free_port()}?deadline_s=1"
+    found = checks(edgeserve("doctor", "--json", "--node", node))
+    assert found["node"]["status"] == "FAIL" and "no NATS server answers" in found["node"]["seen"]
+
+
+def test_a_pulsar_whose_admin_api_answers_alone_fails(edgeserve, pulsar_url: str):
+    node = f"pulsar://127.0.0.1:{free_port()}?{pulsar_url.partition('?')[2]}"
+    found = checks(edgeserve("doctor", "--json", "--node", node))["node"]
+    assert found["status"] == "FAIL"
+    assert "the admin API answers, but nobody does at 127.0.0.1:" in found["seen"]
+    assert checks(edgeserve("doctor", "--json", "--node", pulsar_url))["node"]["status"] == "PASS"
+
+
+def test_a_client_that_is_not_installed_is_no_server_that_is_down(monkeypatch: pytest.MonkeyPatch):
+    def connect(_: str) -> None:
+        raise MissingExtra("nats:// needs: pip install 'edgeserve-streams[nats]'")
+
+    monkeypatch.setattr("edgeserve.transport.connect", connect)
+    (check,) = _node("nats://127.0.0.1:4222")
+    assert (check.status, check.to_do) == ("FAIL", "install what the message names")

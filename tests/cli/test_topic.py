@@ -7,6 +7,7 @@ import os
 import pty
 import signal
 import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -63,6 +64,36 @@ def test_a_value_that_is_not_json_sends_nothing(edgeserve, node):
     assert result.returncode == 1
     assert result.stderr.startswith("error: not JSON: '{a'")
     assert edgeserve("topic", "list", "--node", node).stderr.startswith("error: there is no store")
+
+
+def test_a_number_that_json_does_not_have_is_refused(edgeserve, node):
+    result = edgeserve("topic", "pub", "letters", '{"a": NaN}', "--json-value", "--source-id", "me", "--node", node)
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: not JSON: '{\"a\": NaN}' (JSON has no NaN)")
+
+
+def test_a_name_does_not_break_the_line_that_it_stands_on(edgeserve, node):
+    send(node, 1, topic="two\nlines\x1b[2J")
+    text = edgeserve("topic", "list", "--node", node).stdout
+    assert text.splitlines()[1].split()[0] == r"two\nlines\x1b[2J"
+    assert r"topic     two\nlines" in edgeserve("topic", "info", "two\nlines\x1b[2J", "--node", node).stdout
+
+
+def test_ctrl_c_while_the_command_is_still_being_imported_is_an_end_without_a_traceback():
+    program = """
+import sys
+
+class CtrlC:
+    def find_spec(self, name, *_):
+        if name == "numpy":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, CtrlC())
+from edgeserve.cli import main
+main(["topic", "list"])
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
 
 
 def test_null_cannot_be_sent(edgeserve, node):
@@ -270,7 +301,30 @@ def test_a_forgotten_group_holds_no_backlog_and_a_live_one_is_refused(edgeserve,
     assert "no group" in edgeserve("topic", "forget", "letters", "readers", "--node", node).stderr
 
 
-@pytest.mark.parametrize("look", [("list",), ("info", "t"), ("echo", "t"), ("dead-letters", "t"), ("forget", "t", "g")])
+def test_a_topic_is_deleted_when_the_user_says_so(edgeserve, node):
+    send(node, 1, 2)
+    command = [COMMAND, "topic", "delete", "letters", "--node", node]
+    for answer, status in (("n", 1), ("y", 0)):
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            os.write(ours, f"{answer}\n".encode())
+            stdout, stderr = process.communicate(timeout=60)
+        os.close(ours)
+        os.close(theirs)
+        assert (process.returncode, stdout) == (status, "" if status else "deleted letters\n")
+        assert "letters: 2 messages, 0 groups" in stderr
+    assert edgeserve("topic", "delete", "letters", "--yes", "--node", node).stderr.startswith("error: there is no topic 'letters'")
+    assert json.loads(edgeserve("topic", "list", "--json", "--node", node).stdout) == []
+
+
+def test_dead_letters_outlive_their_topic(edgeserve, node):
+    for topic in ("letters", "letters.readers.dead-letters"):
+        send(node, 1, topic=topic)
+    text = edgeserve("topic", "delete", "letters", "--yes", "--node", node).stdout
+    assert text.startswith("deleted letters\nkept letters.readers.dead-letters, ")
+
+
+@pytest.mark.parametrize("look", [("list",), ("info", "t"), ("echo", "t"), ("dead-letters", "t"), ("forget", "t", "g"), ("delete", "t")])
 def test_looking_makes_no_store(edgeserve, tmp_path, look):
     result = edgeserve("topic", *look, "--node", f"local://{tmp_path}/typo")
     assert result.returncode == 1

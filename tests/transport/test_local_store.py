@@ -230,6 +230,30 @@ def test_damage_is_named_once_and_the_old_files_are_kept(root: Path) -> None:
     assert content(root, "b") == numbered(100, "b")
 
 
+def test_a_deleted_topic_does_not_come_back_from_the_pages_of_a_damaged_store(root: Path) -> None:
+    fill(root, "a", "b")
+    transport = connect(f"local://{root}")
+    reader = transport.subscribe(["a"], "g")
+    drain(reader, 100)
+    reader.close()
+    transport.delete_topic("a")
+    publish(transport, "c", numbered(3, "c"))
+    publish(transport, "a", numbered(2, "new"))
+    disconnect(transport)
+    file = root / "data" / "data.mdb"
+    file.write_bytes(file.read_bytes().replace(b"b55", b"XXX"))
+    with pytest.warns(StoreDamagedWarning, match=r"positions 50 to 59 of topic 'b'") as said:
+        assert content(root, "b") == numbered(50, "b") + numbered(40, "b", start=60)
+    assert "topic 'a'" not in str(said[0].message) and "lost" not in str(said[0].message)
+    assert (content(root, "a"), content(root, "c")) == (numbered(2, "new"), numbered(3, "c"))
+    transport = connect(f"local://{root}")
+    transport.delete_topic("a")
+    disconnect(transport)
+    file.write_bytes(file.read_bytes().replace(b"b65", b"XXX"))
+    with pytest.warns(StoreDamagedWarning):
+        assert content(root, "a") == []
+
+
 def test_what_is_missing_is_skipped_and_named_to_who_receives(root: Path) -> None:
     transport = connect(f"local://{root}")
     publish(transport, "a", numbered(100), batch=10)

@@ -1,5 +1,5 @@
 """The `edgeserve` command: demo, run, doctor, topic."""
 
-from edgeserve.cli.app import main
+from edgeserve.cli.entry import main
 
 __all__ = ("main",)

@@ -88,12 +88,15 @@ def start_broker(
     set_: tuple[str, ...],
     token: str | None,
 ) -> None:
-    """Start BROKER, pulsar or nats, in the background, and wait until it can be used. One that runs already is left as it is."""
+    """Start BROKER, pulsar or nats, in the background, and wait until it can be used.
+
+    One that runs already is left as it is; where it was asked for with other options, that is an error.
+    """
     # The variable is the clients'; it means nothing to Pulsar.
-    settings = {name: value for name, _, value in (each.partition("=") for each in set_)}
-    if settings and engine != "pulsar":
-        raise CommandError("--set is for Pulsar", "edgeserve broker start nats", "leave --set out")
-    wish = Wish(port, admin_port, data, source, home, plain, token if engine == "nats" or _given("token") else None, settings)
+    own_token = token if engine == "nats" or _given("token") else None
+    settings = dict(_setting(each) for each in set_)
+    only_at_start = tuple(f"--{name.strip('_')}" for name in ("token", "plain", "set_") if _given(name))
+    wish = Wish(port, admin_port, data, source, home, plain, own_token, settings, only_at_start)
     began = time.monotonic()
     with _progress(out) as progress:
         found = start(engine, shelf_of(engine), wish, progress)
@@ -106,6 +109,15 @@ def start_broker(
     out.line(f"node: {found.record.url}")
     if token is not None and engine == "nats" and not found.already:
         out.line("clients need the token, too: set EDGESERVE_NATS_TOKEN, or write token= into the node URL")
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals):
+        raise CommandError(
+            f"--set {text}: a setting is NAME=VALUE", "edgeserve broker start pulsar", f"write: --set {text or 'NAME'}=VALUE"
+        )
+    return name, value
 
 
 def _given(name: str) -> bool:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import import_module, metadata
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import click
 
 from edgeserve import __version__
 from edgeserve.cli.checks import Check, shown, without_secrets
 from edgeserve.cli.engine_checks import engine_checks
-from edgeserve.cli.options import command
-from edgeserve.cli.output import CommandError, Output
+from edgeserve.cli.options import command, with_deadline
+from edgeserve.cli.output import CommandError, Output, explain
+from edgeserve.core.errors import ConfigurationError, MissingExtra
 from edgeserve.core.settings import state_directory
+from edgeserve.transport.url import parse
 
 DISTRIBUTION = "edgeserve-streams"
 _NEEDED = ("click", "lmdb", "msgspec", "numpy", "pulsar", "rich", "xxhash")
@@ -27,6 +31,7 @@ _DISTRIBUTED_AS = {"pulsar": "pulsar-client"}
 _EXTRAS = {"pyarrow": "arrow", "nats-py": "nats", "zstandard": "pcap"}
 _STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
 _MIB = 1024 * 1024
+_ANSWER_S = 3.0
 
 
 def _python() -> Iterator[Check]:
@@ -127,16 +132,43 @@ def _node(url: str) -> Iterator[Check]:
     from edgeserve.transport import connect, disconnect
 
     try:
-        transport = connect(url)
+        transport = connect(with_deadline(url))
         try:
             count = len(transport.topics())
+            silent = _silent_port(url)
         finally:
             disconnect(transport)
     except Exception as exc:
         reason = without_secrets(" ".join(str(exc).split()), url)
-        yield Check("FAIL", "node", f"{shown(url)}: {reason}", "start the server, or correct the URL")
+        known = isinstance(exc, (MissingExtra, ConfigurationError))
+        yield Check("FAIL", "node", f"{shown(url)}: {reason}", explain(exc, "").to_do if known else "start the server, or correct the URL")
         return
-    yield Check("PASS", "node", f"{shown(url)} answers: {count} topics")
+    if silent:
+        yield Check("FAIL", "node", f"{shown(url)}: {silent}", "start the broker, or correct the host and port in the URL")
+    else:
+        yield Check("PASS", "node", f"{shown(url)} answers: {count} topics")
+
+
+def _silent_port(url: str) -> str:
+    """Why no message would get through although the topics are known: Pulsar tells them on another port."""
+    parsed = parse(url)
+    if parsed.scheme not in ("pulsar", "pulsar+ssl"):
+        return ""
+    from edgeserve.transport.pulsar.probe import refusal
+    from edgeserve.transport.pulsar.settings import settings_from
+
+    settings = settings_from(parsed)
+    usual = 6651 if settings.tls else 6650
+    reason = ""
+    for broker in settings.service.partition("://")[2].split(","):
+        parts = urlsplit(f"//{broker}")
+        try:
+            socket.create_connection((parts.hostname or "", parts.port or usual), _ANSWER_S).close()
+        except OSError as exc:
+            reason = f"the admin API answers, but nobody does at {broker}: {exc.strerror or exc}"
+        else:
+            return refusal(settings) or ""
+    return reason
 
 
 def examine(node: str | None = None) -> Iterator[Check]:

@@ -11,9 +11,12 @@ import click
 
 from edgeserve.cli.checks import shown
 from edgeserve.cli.output import Output, guarded
+from edgeserve.transport.url import parse
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_NODE = "local://"
+_BROKERS = ("pulsar", "pulsar+ssl", "nats", "nats+tls")
+_DEADLINE_S = 8
 
 
 def node_option(function: F) -> F:
@@ -24,6 +27,14 @@ def node_option(function: F) -> F:
         default=lambda: os.environ.get("EDGESERVE_NODE") or DEFAULT_NODE,
         help="Node URL. Default: the environment variable EDGESERVE_NODE, else local://.",
     )(function)
+
+
+def with_deadline(node: str) -> str:
+    """The URL with a deadline where it gives none: a pipeline waits for a broker that is away, who looks at it wants to be told."""
+    url = parse(node)
+    if url.scheme not in _BROKERS or "deadline_s" in url.parameters:
+        return node
+    return f"{node}{'&' if '?' in node else '?'}deadline_s={_DEADLINE_S}"
 
 
 def command(name: str, where: str = "edgeserve {command}") -> Callable[[Callable[..., None]], click.Command]:
@@ -47,4 +58,4 @@ def command(name: str, where: str = "edgeserve {command}") -> Callable[[Callable
     return decorate
 
 
-__all__ = ("DEFAULT_NODE", "command", "node_option")
+__all__ = ("DEFAULT_NODE", "command", "node_option", "with_deadline")

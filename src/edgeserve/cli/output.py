@@ -67,8 +67,8 @@ class Output:
             click.echo(text)
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Writes rows under their headings. Numbers stand right."""
-        texts = [["-" if cell is None else str(cell) for cell in row] for row in rows]
+        """Writes rows under their headings, each on one line, whatever its names hold. Numbers stand right."""
+        texts = [["-" if cell is None else one_line(str(cell)) for cell in row] for row in rows]
         right = [bool(rows) and all(isinstance(row[i], int | float) or row[i] is None for row in rows) for i in range(len(columns))]
         if self.rich:
             table = Table(box=None, header_style="bold", pad_edge=False)
@@ -82,6 +82,11 @@ class Output:
         for row in [list(columns), *texts]:
             cells = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
             click.echo("  ".join(cells).rstrip())
+
+
+def one_line(text: str) -> str:
+    """A name as it may be shown: what would end the line, or command the terminal, is written out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def explain(error: BaseException, where: str) -> CommandError:
@@ -136,4 +141,4 @@ def _leave_quietly() -> NoReturn:
     raise click.exceptions.Exit(0)
 
 
-__all__ = ("CommandError", "Output", "explain", "guarded", "show_error")
+__all__ = ("CommandError", "Output", "explain", "guarded", "one_line", "show_error")

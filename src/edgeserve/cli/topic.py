@@ -6,7 +6,8 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,8 +17,9 @@ import click
 
 from edgeserve.cli.checks import shown
 from edgeserve.cli.messages import Seen, dead_letter, look, plain
-from edgeserve.cli.options import command, node_option
-from edgeserve.cli.output import CommandError, Output
+from edgeserve.cli.options import command, node_option, with_deadline
+from edgeserve.cli.output import CommandError, Output, one_line
+from edgeserve.stage.decisions import decision_topic
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
 from edgeserve.transport.local.engine import directory_of
 from edgeserve.transport.local.lmdbkv import DATA
@@ -25,12 +27,13 @@ from edgeserve.transport.url import parse
 
 _WHERE = "edgeserve {command} --node {node}"
 _FOLLOW_S = 0.1
+_AT_A_TIME = 8
 _DEAD_LETTERS = ".dead-letters"
 
 
 @click.group("topic")
 def topic() -> None:
-    """See what topics hold, and send to them."""
+    """See what topics hold, send to them, delete them."""
 
 
 def _refuse_memory(node: str) -> None:
@@ -48,51 +51,81 @@ def _connected(node: str) -> Iterator[Transport]:
     _refuse_memory(node)
     if (url := parse(node)).scheme == "local" and not ((root := directory_of(url)) / DATA).is_dir():
         raise CommandError(f"there is no store in {root}", node, "check the path; a store is made by the first node that connects to it")
-    transport = connect(node)
+    transport = connect(with_deadline(node))
+    transport.url = node  # as messages are to show it
     try:
         yield transport
     finally:
         disconnect(transport)
 
 
+class _AtLeast(int):
+    """A count that goes on."""
+
+    def __str__(self) -> str:
+        return f"{int(self)}+"
+
+
 def _summary(info: TopicInfo) -> dict[str, Any]:
     return {
         "topic": info.name,
-        "messages": info.next - info.first,
+        "messages": info.messages,
+        "more": info.more,
         "first": info.first,
         "next": info.next,
         "stored_bytes": info.stored_bytes,
-        "groups": {
-            name: {
-                "kind": str(group.kind),
-                "members": list(group.members),
-                "active": group.active,
-                "backlog": group.backlog,
-                "claimed": group.claimed,
-            }
-            for name, group in sorted(info.groups.items())
-        },
     }
 
 
+def _group_summaries(info: TopicInfo) -> dict[str, Any]:
+    return {
+        name: {
+            "kind": str(group.kind),
+            "members": list(group.members),
+            "active": group.active,
+            "backlog": group.backlog,
+            "more": group.more,
+            "claimed": group.claimed,
+        }
+        for name, group in sorted(info.groups.items())
+    }
+
+
+def _infos(transport: Transport, *, groups: bool) -> list[TopicInfo]:
+    """What is known of all topics, asked for several at a time: a broker's answers take long, and seldom its work."""
+    pool = ThreadPoolExecutor(_AT_A_TIME, "edgeserve-look")
+    try:
+        return list(pool.map(lambda name: transport.topic_info(name, groups=groups), transport.topics()))
+    finally:
+        # After an error, or Ctrl-C, nobody waits for the others: they end with the connection.
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
 @command("list", _WHERE)
+@click.option("--groups", is_flag=True, help="Tell how many groups each topic has, and how far the one furthest behind is.")
 @node_option
-def list_topics(out: Output, node: str) -> None:
+def list_topics(out: Output, groups: bool, node: str) -> None:
     """List all topics of a node."""
     with _connected(node) as transport:
-        found = [_summary(transport.topic_info(name)) for name in transport.topics()]
+        found = _infos(transport, groups=groups)
     if out.as_json:
-        out.document(found)
+        out.document([_summary(info) | ({"groups": _group_summaries(info)} if groups else {}) for info in found])
     elif not found:
         out.line(f"no topics on {shown(node)}")
     else:
-        columns = ("TOPIC", "MESSAGES", "BYTES", "GROUPS", "BACKLOG")
-        rows = [(t["topic"], t["messages"], t["stored_bytes"], len(t["groups"]), max(_backlogs(t), default=0)) for t in found]
-        out.table(columns, rows)
+        columns = ("TOPIC", "MESSAGES", "BYTES") + (("GROUPS", "BACKLOG") if groups else ())
+        out.table(columns, [_row(info, groups=groups) for info in found])
 
 
-def _backlogs(summary: dict[str, Any]) -> list[int]:
-    return [group["backlog"] for group in summary["groups"].values()]
+def _row(info: TopicInfo, *, groups: bool) -> tuple[object, ...]:
+    row = info.name, _count(info.messages, more=info.more), info.stored_bytes
+    backlogs = [(group.backlog, group.more) for group in info.groups.values()]
+    backlog, more = max(backlogs, default=(0, False))
+    return (*row, len(backlogs), _count(backlog, more=more)) if groups else row
+
+
+def _count(count: int, *, more: bool) -> int:
+    return _AtLeast(count) if more else count
 
 
 @command("info", _WHERE)
@@ -101,16 +134,17 @@ def _backlogs(summary: dict[str, Any]) -> list[int]:
 def info(out: Output, topic: str, node: str) -> None:
     """Show a topic: what it keeps, and how far each group is."""
     with _connected(node) as transport:
-        found = _summary(transport.topic_info(topic))
+        found = transport.topic_info(topic)
     if out.as_json:
-        out.document(found)
+        out.document(_summary(found) | {"groups": _group_summaries(found)})
         return
-    out.line(f"topic     {found['topic']}")
-    out.line(f"messages  {found['messages']} (positions {found['first']} to {found['next']}, the last one not included)")
-    out.line(f"bytes     {found['stored_bytes']}")
+    count = f"at least {found.messages}" if found.more else str(found.messages)
+    out.line(f"topic     {one_line(found.name)}")
+    out.line(f"messages  {count} (positions {found.first} to {found.next}, the last one not included)")
+    out.line(f"bytes     {found.stored_bytes}")
     rows = [
-        (name, group["kind"], len(group["members"]), group["active"], group["backlog"], group["claimed"])
-        for name, group in found["groups"].items()
+        (name, str(group.kind), len(group.members), group.active, _count(group.backlog, more=group.more), group.claimed)
+        for name, group in sorted(found.groups.items())
     ]
     if rows:
         out.line("")
@@ -157,6 +191,10 @@ def echo(out: Output, topic: str, start: str, count: int | None, follow: bool, n
             sys.stdout.flush()
 
 
+def _no_constant(text: str) -> None:
+    raise ValueError(f"JSON has no {text}")
+
+
 def _values(given: Iterable[str], file: str | None, *, as_json: bool) -> Iterator[Any]:
     if file is not None:
         yield Path(file).read_bytes()
@@ -167,8 +205,8 @@ def _values(given: Iterable[str], file: str | None, *, as_json: bool) -> Iterato
             yield text
             continue
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError as exc:
+            value = json.loads(text, parse_constant=_no_constant)
+        except ValueError as exc:
             raise CommandError(f"not JSON: {text!r} ({exc})", "a VALUE with --json-value", "quote it for the shell: '{\"a\": 1}'") from exc
         if value is None:
             raise CommandError(
@@ -193,13 +231,13 @@ def pub(out: Output, topic: str, values: tuple[str, ...], source_id: str, json_v
         raise click.UsageError("--file goes without VALUE and --json-value")
     # All are read before the first is sent: a VALUE that is not JSON sends nothing.
     ready = list(_values(values, file, as_json=json_value))
-    with DataSource(iter(ready), node, source_id=source_id, topic=topic) as source:
+    with DataSource(iter(ready), with_deadline(node), source_id=source_id, topic=topic) as source:
         for _ in ready:
             next(source)
     if out.as_json:
         out.document({"topic": topic, "source_id": source_id, "sent": len(ready)})
     else:
-        out.line(f"sent {len(ready)} to {topic} as {source_id}")
+        out.line(f"sent {len(ready)} to {one_line(topic)} as {one_line(source_id)}")
 
 
 def _dead_letter_topics(transport: Transport, topic: str) -> list[str]:
@@ -256,10 +294,66 @@ def forget(out: Output, topic: str, group: str, node: str) -> None:
     if out.as_json:
         out.document({"topic": topic, "group": group, "forgotten": True})
     else:
-        out.line(f"forgot group {plain(group)} of {plain(topic)}")
+        out.line(f"forgot group {one_line(group)} of {one_line(topic)}")
 
 
-for _command in (list_topics, info, echo, pub, dead_letters, forget):
+def _decision_logs(transport: Transport, topic: str) -> list[str]:
+    """The decision logs of the groups on a topic."""
+    there = set(transport.topics())
+    return [log for group in transport.topic_info(topic).groups if (log := decision_topic(topic, group)) in there]
+
+
+def _refuse_log_in_use(transport: Transport, log: str) -> None:
+    """The holder of a join's log is no member of a group on it, so that no engine knows that it is in use."""
+    for topic in transport.topics():
+        if not log.startswith(f"{topic}.") or log == topic:
+            continue
+        for group, found in transport.topic_info(topic).groups.items():
+            if found.members and decision_topic(topic, group) == log:
+                members = ", ".join(found.members)
+                raise CommandError(
+                    f"{log!r} is the decision log of group {group!r} on topic {topic!r}, which has live members: {members}",
+                    log,
+                    f"stop them first; it goes with its topic: edgeserve topic delete {topic}",
+                )
+
+
+def _asked(infos: Sequence[TopicInfo], node: str) -> bool:
+    """What the user answers."""
+    if not sys.stdin.isatty():
+        raise CommandError("nobody is there who could be asked", "standard input", "say --yes, if it is to be done without asking")
+    for info in infos:
+        count = _count(info.messages, more=info.more)
+        click.echo(f"{one_line(info.name)}: {count} messages, {len(info.groups)} groups", err=True)
+    return click.confirm(f"delete {'this topic' if len(infos) == 1 else f'these {len(infos)} topics'} of {shown(node)}?", err=True)
+
+
+@command("delete", _WHERE)
+@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@node_option
+def delete(out: Output, topics: tuple[str, ...], yes: bool, node: str) -> None:
+    """Delete each TOPIC with its messages, its groups and the logs of their joins. Refused while a group has live members."""
+    with _connected(node) as transport:
+        logs = {topic: _decision_logs(transport, topic) for topic in dict.fromkeys(topics)}
+        for topic in logs:
+            _refuse_log_in_use(transport, topic)
+        doomed = list(dict.fromkeys(name for topic, its in logs.items() for name in (topic, *its)))
+        if not yes and not _asked([transport.topic_info(name) for name in doomed], node):
+            raise CommandError("nothing was deleted", "your answer", "answer y, or say --yes")
+        for name in doomed:
+            # A topic before its groups' logs: one that is in use keeps both.
+            transport.delete_topic(name)
+            if not out.as_json:
+                out.line(f"deleted {one_line(name)}")
+        kept = [name for topic in logs for name in transport.topics() if name.startswith(f"{topic}.") and name.endswith(_DEAD_LETTERS)]
+    if out.as_json:
+        out.document({"deleted": doomed, "kept": kept})
+    for name in kept if not out.as_json else ():
+        out.line(f"kept {one_line(name)}, what could not be processed; to delete it: edgeserve topic delete {one_line(name)}")
+
+
+for _command in (list_topics, info, echo, pub, dead_letters, forget, delete):
     topic.add_command(_command)
 
 __all__ = ("topic",)

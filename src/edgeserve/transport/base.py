@@ -62,7 +62,8 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class GroupInfo:
-    """One group's state on one topic. `backlog` counts messages that are not settled, claimed ones included."""
+    """One group's state on one topic. `backlog` counts messages that are not settled, claimed ones included; `more`: there are more than
+    that, which the engine has not counted."""
 
     kind: GroupKind
     members: tuple[str, ...]
@@ -70,16 +71,20 @@ class GroupInfo:
     backlog: int
     claimed: int
     epoch: int
+    more: bool = False
 
 
 @dataclass(frozen=True)
 class TopicInfo:
-    """A topic: positions `[first, next)` are kept, in `stored_bytes`."""
+    """A topic: `messages`, at positions in `[first, next)`, are kept in `stored_bytes`. `more`: there are more messages than that, which
+    the engine has not counted."""
 
     name: str
     first: int
     next: int
     stored_bytes: int
+    messages: int
+    more: bool = False
     groups: Mapping[str, GroupInfo] = field(default_factory=dict)
 
 
@@ -281,12 +286,21 @@ class Transport(ABC):
         """Names of all topics, sorted."""
 
     @abstractmethod
-    def topic_info(self, topic: str) -> TopicInfo:
-        """Raises `TransportError` for an unknown topic."""
+    def topic_info(self, topic: str, *, groups: bool = True) -> TopicInfo:
+        """Raises `TransportError` for an unknown topic. Without `groups` nothing is said of them, which on a broker is much quicker."""
 
     @abstractmethod
     def delete_group(self, topic: str, group: str) -> None:
         """Forgets a group, so that its backlog no longer holds space. Raises `GroupConflict` while it has live members."""
+
+    @abstractmethod
+    def delete_topic(self, topic: str) -> None:
+        """Deletes a topic with its messages and its groups. Whoever still sends to it makes it anew, with nothing in it.
+
+        Raises:
+            TransportError: there is no such topic.
+            GroupConflict: a group of it has live members.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -32,6 +32,7 @@ from edgeserve.transport.base import (
     Transport,
 )
 from edgeserve.transport.checks import check_name, check_subscription, check_window
+from edgeserve.transport.groups import GroupState
 from edgeserve.transport.kv import KV, Txn
 from edgeserve.transport.settled import forget_group
 from edgeserve.transport.wake import Switchboard
@@ -151,17 +152,18 @@ class LogEngine(Transport):
         with self.kv.read() as txn:
             return records.topics(txn)
 
-    def topic_info(self, topic: str) -> TopicInfo:
+    def topic_info(self, topic: str, *, groups: bool = True) -> TopicInfo:
         self.check()
         with self.kv.read() as txn:
             head = records.find_head(txn, topic)
             if head is None:
-                raise TransportError(
-                    f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are"
-                )
-            states = {group: records.group_state(txn, topic, group) for group in head.groups}
-        groups = {group: state.info(head.next) for group, state in states.items() if state is not None}
-        return TopicInfo(topic, head.first, head.next, head.stored_bytes, groups)
+                raise self._no_topic(topic)
+            states = {group: records.group_state(txn, topic, group) for group in head.groups} if groups else {}
+        found = {group: state.info(head.next) for group, state in states.items() if state is not None}
+        return TopicInfo(topic, head.first, head.next, head.stored_bytes, head.next - head.first, groups=found)
+
+    def _no_topic(self, topic: str) -> TransportError:
+        return TransportError(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
 
     def delete_group(self, topic: str, group: str) -> None:
         self.check()
@@ -169,11 +171,27 @@ class LogEngine(Transport):
             head, state = records.find_head(txn, topic), records.group_state(txn, topic, group)
             if head is None or state is None:
                 raise TransportError(f"there is no group {group!r} on topic {topic!r} at {self.url}")
-            live = [name for name, m in state.members.items() if self.board.alive(m.address)]
-            if live:
-                raise GroupConflict(f"group {group!r} of topic {topic!r} has live members: {', '.join(live)}; stop them first")
+            self._refuse_live(topic, group, state)
             forget_group(txn, topic, head, group)
             records.save_head(txn, topic, head)
+
+    def delete_topic(self, topic: str) -> None:
+        self.check()
+        with self.kv.write() as txn:
+            head = records.find_head(txn, topic)
+            if head is None:
+                raise self._no_topic(topic)
+            for group in list(head.groups):
+                state = records.group_state(txn, topic, group)
+                if state is not None:
+                    self._refuse_live(topic, group, state)
+                forget_group(txn, topic, head, group)
+            log.delete(txn, topic, head)
+
+    def _refuse_live(self, topic: str, group: str, state: GroupState) -> None:
+        live = [name for name, m in state.members.items() if self.board.alive(m.address)]
+        if live:
+            raise GroupConflict(f"group {group!r} of topic {topic!r} has live members: {', '.join(live)}; stop them first")
 
     def forget_dead_broadcasts(self, txn: Txn, topic: str, head: records.Head) -> bool:
         """Forgets the groups of broadcast members that were killed: nobody can come back for what they hold. The caller saves the head."""

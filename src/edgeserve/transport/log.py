@@ -17,7 +17,7 @@ from edgeserve.core.errors import StoreFull
 from edgeserve.transport.base import Frame
 from edgeserve.transport.groups import settled_by_all
 from edgeserve.transport.kv import Space, Txn
-from edgeserve.transport.records import Head, Limits, find_head, group_state, groups, make_head, save_head, topics
+from edgeserve.transport.records import Head, Limits, find_head, forget_head, group_state, groups, make_head, save_head, topics
 from edgeserve.transport.wake import WAKE
 
 _CHECK_ROOM_BYTES = 1 << 20
@@ -143,6 +143,13 @@ def trim(txn: Txn, topic: str, head: Head, keep_bytes: int, older_than_ns: int, 
     return freed
 
 
+def delete(txn: Txn, topic: str, head: Head) -> None:
+    """Deletes a topic that has no groups left."""
+    for key in [batch_key(head.number, batch.last) for batch, _ in batches(txn, head.number)]:
+        txn.delete(Space.LOG, key)
+    forget_head(txn, topic, head)
+
+
 def _leave_gap(txn: Txn, number: int, doomed: Sequence[tuple[bytes, Batch, int]]) -> int:
     """Puts a gap in the place of adjoining batches; returns its size, or that of what stays."""
     if all(size == GAP_BYTES for _, _, size in doomed):
@@ -254,6 +261,7 @@ __all__ = (
     "append",
     "batch_key",
     "batches",
+    "delete",
     "packet",
     "position_at",
     "read",

@@ -116,6 +116,13 @@ def save_head(txn: Txn, topic: str, head: Head) -> None:
     txn.put(Space.STATE, key, _CHECK.pack(xxh3_64_intdigest(body, _seed(key))) + body)
 
 
+def forget_head(txn: Txn, topic: str, head: Head) -> None:
+    """Deletes the head. Its number is never given out again: pages of the file keep what was deleted, and a search for what is left of
+    a damaged store would take it for messages of the next topic with that number."""
+    txn.delete(Space.STATE, head_key(topic))
+    save_name(txn, head.number, "")
+
+
 def make_head(txn: Txn, topic: str) -> Head:
     """The topic's head; the topic is made if it does not exist."""
     head = find_head(txn, topic)
@@ -164,10 +171,12 @@ def age(key: bytes, raw: bytes) -> tuple[int, ...]:
     """Tells of two intact values of STATE under one key which is the newer."""
     if key.startswith(b"h"):
         head = _decode_head(raw[8:])
-        return (head.next, head.fence_epoch, head.first)
+        return (head.number, head.next, head.fence_epoch, head.first)
     if key.startswith(b"g"):
         state = _decode_state(raw[8:])
         return (state.settled, state.ids_next, len(state.recent_ids), state.epoch, state.cursor)
+    if key.startswith(b"m"):
+        return (len(raw) == _CHECK.size,)  # the topic was deleted later than it was made
     return ()
 
 
@@ -225,6 +234,7 @@ __all__ = (
     "decode_state",
     "encode_state",
     "find_head",
+    "forget_head",
     "group_key",
     "group_state",
     "groups",

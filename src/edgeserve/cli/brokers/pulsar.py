@@ -65,6 +65,12 @@ class Pulsar(Engine):
 
     name, title, port, admin_port, start_s, stop_s = "pulsar", "Pulsar", 6650, _ADMIN_PORT, 120.0, 30.0
 
+    def check(self, wish: Wish) -> None:
+        """Refuses what only NATS has."""
+        if wish.token is not None:
+            to_do = "leave --token out; a Pulsar with tokens is set up by hand"
+            raise CommandError("--token is for NATS", "edgeserve broker start pulsar", to_do)
+
     def fetch(self, wish: Wish, progress: Progress) -> None:
         """Fetches the image, or the distribution."""
         if self._home(wish, progress) is None:
@@ -72,9 +78,6 @@ class Pulsar(Engine):
 
     def prepare(self, wish: Wish, shelf: Shelf, port: int, admin_port: int, data: Path, progress: Progress) -> Launch:
         """Finds Pulsar as the user wished, and writes its settings; the distribution's own file stays as it is."""
-        if wish.token is not None:
-            to_do = "leave --token out; a Pulsar with tokens is set up by hand"
-            raise CommandError("--token is for NATS", "edgeserve broker start pulsar", to_do)
         home = self._home(wish, progress)
         if home is None:
             return self._contained(wish, shelf, port, admin_port, data, progress)

@@ -264,5 +264,35 @@ class GroupCases(TransportCases):
             transport.delete_group("a", "g")
         assert frames_of(drain(transport.subscribe(["a"], "g"), 4)) == numbered(4)
 
+    def test_a_topic_can_be_deleted_once_nobody_uses_it(self, transport: Transport) -> None:
+        publish(transport, "a", [b"x" * 7_000_000, *numbered(3)])
+        one = transport.subscribe(["a"], "g", member="one")
+        drain(one, 4)
+        one.settle({}, ids=[b"i" * 16])
+        stays = transport.subscribe(["a~b"], "g")
+        for name in ("ab", "a~b"):
+            publish(transport, name, numbered(1))
+        with pytest.raises(GroupConflict, match="one"):
+            transport.delete_topic("a")
+        one.close()
+        transport.delete_topic("a")
+        assert transport.topics() == ["ab", "a~b"]
+        with pytest.raises(TransportError, match="no topic 'a'"):
+            transport.delete_topic("a")
+        publish(transport, "a", numbered(2, "new"))
+        again = transport.subscribe(["a"], "g")
+        assert again.settled_ids() == []
+        assert frames_of(drain(again, 2)) == numbered(2, "new")
+        assert frames_of(drain(stays, 1)) == numbered(1)
+
+    def test_a_topic_says_how_many_messages_it_keeps(self, transport: Transport) -> None:
+        publish(transport, "a", numbered(5), batch=1)
+        publish(transport, "a", numbered(300), batch=150)
+        transport.subscribe(["a"], "g").close()
+        info = transport.topic_info("a", groups=False)
+        assert (info.messages, info.more, info.groups) == (305, False, {})
+        info = transport.topic_info("a")
+        assert (info.messages, info.groups["g"].backlog, info.groups["g"].more) == (305, 305, False)
+
 
 __all__ = ("GroupCases",)

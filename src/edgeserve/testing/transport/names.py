@@ -153,6 +153,7 @@ class NameCases(TransportCases):
             lambda: list(transport.read("a")),
             lambda: transport.topic_info("a"),
             lambda: transport.delete_group("a", "g"),
+            lambda: transport.delete_topic("a"),
             transport.topics,
         ]
         for attempt in attempts:

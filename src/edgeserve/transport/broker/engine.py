@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from edgeserve.core.errors import ClosedError, GroupConflict, MessageError, StoreDamaged, TransportError, UsedAfterFork
 from edgeserve.transport.base import (
@@ -23,13 +23,14 @@ from edgeserve.transport.base import (
 )
 from edgeserve.transport.broker.driver import Driver, Entry
 from edgeserve.transport.broker.envelope import INDEX_BITS, Item, Reference, parts_topic, position, unwrap
-from edgeserve.transport.broker.grouplog import GroupLog, Snapshot, decode_line, group_topic
+from edgeserve.transport.broker.grouplog import GroupLog, Snapshot, decode_line, group_of, group_topic, is_group_topic
 from edgeserve.transport.broker.membership import BEAT_S, process_name, shown, this_host
 from edgeserve.transport.broker.publisher import BrokerFence, BrokerPublisher, unstamped
 from edgeserve.transport.broker.trouble import Trouble
 from edgeserve.transport.checks import check_name, check_subscription, check_window
 
 _COUNTED_ENTRIES = 512
+_COUNTED_BYTES = 32 << 20
 
 
 class BrokerEngine(Transport):
@@ -129,39 +130,42 @@ class BrokerEngine(Transport):
 
     def topics(self) -> list[str]:
         self.check()
-        return sorted(t for t in self.driver.topics() if "~" not in t or not t.endswith("~group"))
+        return sorted(t for t in self.driver.topics() if not is_group_topic(t))
 
-    def topic_info(self, topic: str) -> TopicInfo:
+    def topic_info(self, topic: str, *, groups: bool = True) -> TopicInfo:
         self.check()
         extent = self.driver.extent(topic)
         if extent is None:
-            raise TransportError(
-                f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are"
-            )
+            raise self._no_topic(topic)
         first = 0 if extent.first is None else position(extent.first, 0)
         next_ = first if extent.last is None else position(extent.last + 1, 0)
-        groups = {group: self._group_info(topic, group) for group in self.driver.groups(topic)}
-        return TopicInfo(topic, first, next_, extent.stored_bytes, groups)
+        messages, more = self._count(topic, self.driver.scan(topic))
+        found = {group: self._group_info(topic, group) for group in self.driver.groups(topic)} if groups else {}
+        return TopicInfo(topic, first, next_, extent.stored_bytes, messages, more, found)
+
+    def _no_topic(self, topic: str) -> TransportError:
+        return TransportError(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
+
+    def _count(self, topic: str, entries: Iterator[Entry], settled: Mapping[int, Sequence[int]] = {}) -> tuple[int, bool]:
+        """The messages in entries less those that are settled already; and whether there are more, not counted because it would take long:
+        how many messages are in an entry stands in the entry only."""
+        count = size = 0
+        for number, entry in enumerate(entries):
+            if number >= _COUNTED_ENTRIES or size > _COUNTED_BYTES:
+                return count, True
+            count += len(self.unwrap(topic, entry)[1]) - len(settled.get(entry.at, ()))
+            size += len(entry.data)
+        return count, False
 
     def _group_info(self, topic: str, group: str) -> GroupInfo:
         log = self.replay(topic, group)
-        floor = self.driver.floor(topic, group)
-        backlog = entries = 0
-        partial, done = log.partial.get(topic, {}), self.driver.acknowledged(topic, group)
-        for entry in self.driver.scan(topic, floor):
-            if any(first <= entry.at <= last for first, last in done):
-                continue
-            entries += 1
-            if entries > _COUNTED_ENTRIES:
-                extent = self.driver.extent(topic)
-                if extent is not None and extent.last is not None:
-                    backlog = backlog * max(1, extent.last - floor) // _COUNTED_ENTRIES
-                break
-            backlog += len(self.unwrap(topic, entry)[1]) - len(partial.get(entry.at, ()))
+        floor, done = self.driver.floor(topic, group), self.driver.acknowledged(topic, group)
+        left = (e for e in self.driver.scan(topic, floor) if not any(first <= e.at <= last for first, last in done))
+        backlog, more = self._count(topic, left, log.partial.get(topic, {}))
         members = tuple(shown(name) for name in log.members)
         kind = next((m.kind for m in log.members.values()), GroupKind.SHARED)
         active = (shown(log.leader) or None) if kind is GroupKind.FAILOVER else None
-        return GroupInfo(kind, members, active, backlog, self.driver.claimed(topic, group), log.epoch)
+        return GroupInfo(kind, members, active, backlog, self.driver.claimed(topic, group), log.epoch, more)
 
     def replay(self, topic: str, group: str) -> GroupLog:
         """What a group's log says now, members that are known to be dead left out."""
@@ -189,18 +193,35 @@ class BrokerEngine(Transport):
         self.check()
         if self.driver.extent(topic) is None or group not in self.driver.groups(topic):
             raise TransportError(f"there is no group {group!r} on topic {topic!r} at {self.url}")
-        before = self.replay(topic, group)
-        if before.members and any(m.host != this_host() for m in before.members.values()):
-            # Members of other hosts show by a heartbeat that they live.
-            time.sleep(BEAT_S * 2)
-            after = self.replay(topic, group)
-            if after.at == before.at:
-                before.members = {n: m for n, m in before.members.items() if m.host == this_host()}
-        if before.members:
-            live = ", ".join(shown(n) for n in before.members)
-            raise GroupConflict(f"group {group!r} of topic {topic!r} has live members: {live}; stop them first")
+        self._refuse_live(topic, [group])
         self.driver.delete_group(topic, group)
         self.driver.delete_topic(group_topic(topic, group))
+
+    def delete_topic(self, topic: str) -> None:
+        self.check()
+        if is_group_topic(topic) or self.driver.extent(topic) is None:
+            raise self._no_topic(topic)
+        # A group may have a log before it has anything at the broker, and after.
+        groups = {group for name in self.driver.topics() if (group := group_of(name, topic)) is not None}
+        groups.update(self.driver.groups(topic))
+        self._refuse_live(topic, sorted(groups))
+        # The topic itself last: cut short, it can be asked for again.
+        for name in (*(group_topic(topic, group) for group in groups), parts_topic(topic), topic):
+            self.driver.delete_topic(name)
+
+    def _refuse_live(self, topic: str, groups: Sequence[str]) -> None:
+        """Raises `GroupConflict` where a group has live members."""
+        before = {group: self.replay(topic, group) for group in groups}
+        if any(m.host != this_host() for log in before.values() for m in log.members.values()):
+            # Members of other hosts show by a heartbeat that they live.
+            time.sleep(BEAT_S * 2)
+        for group, log in before.items():
+            live = log.members
+            if any(m.host != this_host() for m in live.values()) and self.replay(topic, group).at == log.at:
+                live = {name: m for name, m in live.items() if m.host == this_host()}
+            if live:
+                names = ", ".join(shown(name) for name in live)
+                raise GroupConflict(f"group {group!r} of topic {topic!r} has live members: {names}; stop them first")
 
     def close(self) -> None:
         if self._closed:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TypeAlias
+from urllib.parse import unquote
 
 import msgspec
 
@@ -23,6 +24,7 @@ SNAPSHOT_EVERY_IDS = 16_384
 SNAPSHOT_EVERY_RECORDS = 2_000
 _REWRITTEN_IDS = 8_192
 """So few are written again with a snapshot, so that what lies between them can go."""
+_LOG_END = "~group"
 
 Partial: TypeAlias = dict[str, dict[int, list[int]]]
 """topic to entry to the frames of it that are settled while others are not."""
@@ -123,7 +125,18 @@ _decode = msgspec.msgpack.Decoder(Line).decode
 
 def group_topic(topic: str, group: str) -> str:
     """The log of a group. A `~` of the group's name is escaped: the last one ends the topic's name, whatever that is."""
-    return f"{topic}~{group.replace('%', '%25').replace('~', '%7E')}~group"
+    return f"{topic}~{group.replace('%', '%25').replace('~', '%7E')}{_LOG_END}"
+
+
+def is_group_topic(name: str) -> bool:
+    """Whether a topic is the log of a group."""
+    return name.endswith(_LOG_END) and "~" in name.removesuffix(_LOG_END)
+
+
+def group_of(name: str, topic: str) -> str | None:
+    """The group of `topic` whose log `name` is; None where it is something else."""
+    group = unquote(name.removeprefix(f"{topic}~").removesuffix(_LOG_END))
+    return group if name == group_topic(topic, group) else None
 
 
 def encode_line(records: Iterable[Record], checkpoint: Checkpoint | None) -> bytes:
@@ -324,5 +337,7 @@ __all__ = (
     "Snapshot",
     "decode_line",
     "encode_line",
+    "group_of",
     "group_topic",
+    "is_group_topic",
 )

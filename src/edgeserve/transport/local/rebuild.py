@@ -147,12 +147,31 @@ def complete(txn: LmdbTxn) -> list[str]:
     """Makes the copy consistent (a lost head is found again by its name) and says what is missing in it."""
     missing: list[str] = []
     names = {bytes(v[8:]).decode(): int.from_bytes(k[1:], "big") for k, v in txn.scan(Space.STATE, b"m", b"n")}
+    names.pop("", None)
+    _drop_deleted(txn)
     heads = {bytes(k[1:]).decode() for k, _ in txn.scan(Space.STATE, b"h", b"i")}
     numbers = set()
     for topic in sorted(heads | set(names)):
         numbers.add(_complete_topic(txn, topic, names.get(topic), missing))
     _drop_orphans(txn, numbers, missing)
     return missing
+
+
+def _drop_deleted(txn: LmdbTxn) -> None:
+    """What is left in the pages of topics that were deleted is no loss, and must not come back."""
+    deleted = {int.from_bytes(k[1:], "big") for k, v in txn.scan(Space.STATE, b"m", b"n") if len(v) == 8}
+    if not deleted:
+        return
+    for topic in records.topics(txn):
+        head = records.find_head(txn, topic)
+        if head is not None and head.number in deleted:
+            txn.delete(Space.STATE, records.head_key(topic))
+            prefix = records.group_key(topic, "")
+            for key in [bytes(k) for k, _ in txn.scan(Space.STATE, prefix, prefix + b"\xff")]:
+                txn.delete(Space.STATE, key)
+    for space in (Space.LOG, Space.IDS):
+        for key in [bytes(k) for k, _ in txn.scan(space, b"", b"\xff" * 24) if int.from_bytes(k[:4], "big") in deleted]:
+            txn.delete(space, key)
 
 
 def _complete_topic(txn: LmdbTxn, topic: str, number: int | None, missing: list[str]) -> int:
