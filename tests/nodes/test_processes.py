@@ -190,6 +190,32 @@ def test_ctrl_c_interrupts_a_waiting_next(node: str, tmp_path: Path) -> None:
     assert notes(tmp_path, "interrupted") == ["1"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_node_that_waits_has_all_its_steps_in_its_log(node: str, tmp_path: Path, number: int) -> None:
+    program = """
+    with Materialize(lambda a: a, node, topic="src", log_path=root, log_filename="log") as sink:
+        while True:
+            next(sink)
+    """
+    with DataSource(range(5), node, source_id="a") as source:
+        source.run()
+    process = start(node, tmp_path, program)
+    while process.poll() is None and len(notes(tmp_path, "log.destination")) < 5:
+        time.sleep(0.02)
+    process.send_signal(number)
+    assert finish(process) == -number
+    assert len(notes(tmp_path, "log.destination")) == 5
+
+
+def test_a_log_that_cannot_be_written_says_so_once_and_stops_no_step(node: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "a.datasource").symlink_to("/dev/full")
+    with DataSource(repeat(b"x", 1000), node, source_id="a", log_path=tmp_path) as source:
+        source.run()
+        assert source.counters["sent"] == 1000
+    (line,) = caplog.messages
+    assert "a.datasource" in line and "No space left" in line
+
+
 def test_handlers_are_put_back(node: str) -> None:
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with DataSource([1], node, source_id="a") as source:

@@ -6,14 +6,17 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
+from edgeserve import Compute, DataSource, Materialize
 from edgeserve.testing.transport import TransportContract, drain, frames_of, publish
 from edgeserve.testing.transport.cases import numbered
 from edgeserve.transport import GroupKind, connect, disconnect
 from edgeserve.transport.pulsar.admin import Admin
+from edgeserve.transport.pulsar.names import topic_name, user_name
 from edgeserve.transport.pulsar.settings import settings_from
 from edgeserve.transport.url import parse
 
@@ -78,3 +81,31 @@ def test_what_a_killed_member_had_begun_comes_again_as_a_redelivery(pulsar_url: 
         victim.kill()
         victim.communicate()
         disconnect(transport)
+
+
+@pytest.mark.parametrize("task", [lambda a: a, lambda a, b: (a, b)], ids=["one", "join"])
+def test_topics_named_in_full_need_no_group_of_the_user(pulsar_url: str, task: Callable[..., Any]) -> None:
+    node = _own_namespace(pulsar_url)
+    space = settings_from(parse(node)).space
+    topic_in, topic_out = (f"persistent://{space}/{name}" for name in ("in", "out~1"))
+    for source_id in "ab":
+        with DataSource([source_id], node, source_id=source_id, topic="in") as source:
+            source.run()
+    with Compute(task, node, topic_in=topic_in, topic_out=topic_out) as compute:
+        compute.run(until="end")
+        assert compute.counters["sent"] == 1
+    with Materialize(lambda x: x, node, topic="out~1") as sink:
+        assert next(sink) in ("a", ["a", "b"], ("a", "b"))
+    transport = connect(node)
+    assert {"in", "out~1"} <= set(transport.topics())
+    assert list(transport.topic_info(topic_in).groups) == [f"{topic_in}->{topic_out}"]
+    disconnect(transport)
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "a/b", "a~b", "a%2Fb", "persistent://other/space/a", "persistent://other/space/a~persistent://x/y/z~group"]
+)
+def test_a_name_comes_back_from_its_full_one_and_is_legal(name: str) -> None:
+    full = topic_name("public/default", name)
+    assert full.count("/") == 4
+    assert user_name("public/default", full) == name

@@ -13,11 +13,11 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, EdgeServeError, UsedAfterFork
-from edgeserve.core.metrics import Counters
 from edgeserve.stage.aio import Worker
 from edgeserve.stage.base import Stage
 from edgeserve.stage.collector import rare_collections
 from edgeserve.stage.control import Control, Stopped
+from edgeserve.stage.drops import Drops
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.wiring import Wiring
 from edgeserve.transport import Transport, connect, disconnect
@@ -62,7 +62,7 @@ class Node(ABC):
         self._step_lock = threading.RLock()
         self._open_lock = threading.RLock()
         self._stepper: int | None = None
-        self._counts = Counters()
+        self._counts = Drops(f"{what} {name!r}", "explain()" if what == "Compute" else "counters")
         self._worker: Worker | None = None
         self._ahead: Any = None
 
@@ -114,6 +114,7 @@ class Node(ABC):
                 if self._opened:
                     self._shut()
             finally:
+                self._counts.sum_up()
                 transport, self._transport = self._transport, None
                 if transport is not None:
                     disconnect(transport)

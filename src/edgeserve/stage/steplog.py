@@ -2,52 +2,85 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
 from edgeserve.core.errors import ConfigurationError
+from edgeserve.stage.linger import Linger
 
-_FLUSH_EVERY_S = 1.0
+_log = logging.getLogger("edgeserve")
+
+_FLUSH_EVERY_S = 0.1
 
 
 class StepLog:
-    """Appends lines to `<log_path>/<log_filename>.<kind>`; ids are hexadecimal, times are ns since the epoch."""
+    """Appends lines to `<log_path>/<log_filename>.<kind>`; ids are hexadecimal, times are ns since the epoch.
+
+    A thread writes what was gathered, a moment after the first line of it, so that a step costs no system call and a node that waits, or is
+    killed while it does, has its steps in the file.
+    """
 
     def __init__(self, path: str | os.PathLike[str], filename: str, kind: str) -> None:
         self._directory, self._name = Path(path), f"{filename}.{kind}"
         self._file: BinaryIO | None = None
         self._encode = msgspec.json.Encoder().encode
         self._lock = threading.Lock()
-        self._flushed = time.monotonic()
+        self._failed = False
+        self._linger: Linger
 
     def open(self) -> None:
         """Opens the file: nodes do so when they connect, not when they are made."""
         if not self._directory.is_dir():
             raise ConfigurationError(f"log_path={str(self._directory)!r} is not a directory: create it first")
         self._file = (self._directory / self._name).open("ab")
+        self._linger = Linger(f"edgeserve-log-{self._name}", self._flush)
+        self._linger.period_s = _FLUSH_EVERY_S
 
     def write(self, **line: Any) -> None:
         """One line."""
         with self._lock:
             if self._file is None:
                 return
-            self._file.write(self._encode(line) + b"\n")
-            now = time.monotonic()
-            if now - self._flushed >= _FLUSH_EVERY_S:
-                self._flushed = now
-                self._file.flush()
+            try:
+                self._file.write(self._encode(line) + b"\n")
+            except OSError as exc:
+                self._complain(exc)
+        if self._linger.asleep:
+            self._linger.nudge()
 
     def close(self) -> None:
         """Idempotent."""
         with self._lock:
+            file, self._file = self._file, None
+        if file is None:
+            return
+        self._linger.close()
+        try:
+            file.close()
+        except OSError as exc:
+            self._complain(exc)
+
+    def _flush(self) -> bool:
+        """In the thread; nothing is left then."""
+        with self._lock:
             if self._file is not None:
-                self._file.close()
-                self._file = None
+                try:
+                    self._file.flush()
+                    self._failed = False
+                except OSError as exc:
+                    self._complain(exc)
+        return False
+
+    def _complain(self, error: OSError) -> None:
+        """A step that is done is not done again because its line could not be written."""
+        if not self._failed:
+            self._failed = True
+            _log.warning("lines are missing in the log %s: %s", self._directory / self._name, error)
 
 
 def step_log(path: str | os.PathLike[str] | None, filename: str | None, fallback: str, kind: str) -> StepLog | None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import quote, unquote
 
-DOMAINS = ("persistent://", "non-persistent://")
+_FULL = re.compile(r"((?:non-)?persistent://[^/]+/[^/]+/)(.+)", re.DOTALL)
 _SAFE = "~"
 # An entry: 28 bits of ledger, 24 of entry; with the frame's 12 bits a position fits into 64.
 _ENTRY_BITS = 24
@@ -13,10 +14,10 @@ _ENTRY_MASK = (1 << _ENTRY_BITS) - 1
 
 def topic_name(space: str, topic: str) -> str:
     """The full name of a topic: as it is when it is one, else in the tenant and namespace `space`."""
-    if topic.startswith(DOMAINS):
-        # What belongs to a topic is named by adding to its name: only the last part is ours.
-        head, slash, last = topic.rpartition("/")
-        return f"{head}{slash}{_escaped(last)}"
+    found = _FULL.fullmatch(topic)
+    if found is not None:
+        # What belongs to a topic is named by adding to its name, be it the full name of another: all behind the namespace is ours.
+        return f"{found[1]}{_escaped(found[2])}"
     return f"persistent://{space}/{_escaped(topic)}"
 
 
