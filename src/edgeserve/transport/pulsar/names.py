@@ -23,7 +23,7 @@ def topic_name(space: str, topic: str) -> str:
 
 def channel_name(full: str) -> str:
     """The full name of a topic's channel, which the broker stores nothing of."""
-    return f"{DOMAINS[1]}{full.partition('://')[2]}~flow"
+    return f"non-persistent://{full.partition('://')[2]}~flow"
 
 
 def user_name(space: str, full: str) -> str:
