@@ -15,12 +15,16 @@ from edgeserve.transport.base import Start
 
 
 class Entry(NamedTuple):
-    """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs."""
+    """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs.
+
+    `life`: where a topic that was deleted and made again numbers from the start, names which of the two it is of.
+    """
 
     at: int
     data: bytes
     deliveries: int = 0
     token: Any = None
+    life: str = ""
 
 
 Deliver: TypeAlias = Callable[[Entry], None]

@@ -23,6 +23,7 @@ from edgeserve.transport.broker.grouplog import (
     Left,
     MemberState,
     Record,
+    Settled,
     Snapshot,
     decode_line,
     encode_line,
@@ -99,6 +100,7 @@ class Membership:
         self._tail: Tail | None = None
         self._sent = 0.0
         self._closed = self._shortening = False
+        self._life = ""
 
     def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
         """Comes into the group, or is refused."""
@@ -119,6 +121,8 @@ class Membership:
     def _follow(self) -> None:
         newest = self._driver.newest(self.topic)
         checkpoint: Checkpoint | None = None if newest is None else decode_line(self._group, newest.data).checkpoint
+        if newest is not None and checkpoint is not None and checkpoint.at >= newest.at:
+            checkpoint = None  # it was written by a member that did not know yet that the log was made again
         after = None
         if checkpoint is not None:
             for entry in self._driver.scan(self.topic, checkpoint.at):
@@ -140,6 +144,9 @@ class Membership:
                 self._lock.notify_all()
             return
         with self._lock:
+            if self._life not in ("", entry.life):
+                self._begin_anew()
+            self._life = entry.life
             if entry.at <= self.log.at:
                 return  # again, over a new connection
             now = time.monotonic()
@@ -157,6 +164,21 @@ class Membership:
             if not self._closed and any(type(record) in (Joined, Left, Snapshot) for record in line.records):
                 self._watch.only(_pid(m) for m in self.log.members.values() if m.host and m.host == this_host())
             self._lock.notify_all()
+
+    def _begin_anew(self) -> None:
+        """The log was deleted and made again: whoever lives joins anew."""
+        _log.warning(
+            "the log of group %r on topic %r was deleted: its members join anew; what they had settled is not known to newcomers any more",
+            *(self._group, self.data_topic),
+        )
+        self.log, self._upto, self._shortening = GroupLog(self.name), -1, False
+        self._seen.clear()
+
+    def forget_entries(self) -> None:
+        """The topic was deleted and made again: what the log says is of other entries. Holds the lock."""
+        entries = self.log.forget(self.data_topic)
+        if entries:
+            self.write([Settled(self.name, closed={self.data_topic: entries})])
 
     def _settle_in(self, kind: GroupKind, signature: str) -> None:
         """Finds out whether those who were here before live, and whether this member can be with them."""

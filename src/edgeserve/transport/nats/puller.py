@@ -27,22 +27,25 @@ _AGAIN_S = 0.2
 
 
 class Got(NamedTuple):
-    """A message as it came. `delivered`: the how manieth time; `number`: of all deliveries of its consumer."""
+    """A message as it came. `delivered`: the how manieth time; `number`: of all deliveries of its consumer; `life`: see `Entry`."""
 
     at: int
     data: bytes
     delivered: int
     number: int
+    stored_ns: int
     reply: str
     came: float
+    life: str
 
 
-def got_from(message: Msg) -> Got:
+def got_from(message: Msg, life: str) -> Got:
     """Reads what the server says in the subject that acknowledges."""
     # $JS.ACK.[DOMAIN.ACCOUNT.]STREAM.CONSUMER.DELIVERED.AT.NUMBER.TIME.PENDING[.RANDOM]
     parts = message.reply.split(".")
     first = 4 if len(parts) == 9 else 6
-    return Got(int(parts[first + 1]), message.data, int(parts[first]), int(parts[first + 2]), message.reply, time.monotonic())
+    delivered, at, number, stored_ns = (int(part) for part in parts[first : first + 4])
+    return Got(at, message.data, delivered, number, stored_ns, message.reply, time.monotonic(), life)
 
 
 class Puller:
@@ -59,6 +62,8 @@ class Puller:
         self._ahead, self._expires_s = ahead, expires_s
         self._stream = admin.names.stream(topic)
         self.consumer = ""
+        # When the stream was made that the messages are of.
+        self._life = ""
         self._queue: SimpleQueue[Got | None] = SimpleQueue()
         self._subscription: Subscription | None = None
         # Requests that the server has: [subject for the answers, messages that are still to come, when it ends].
@@ -194,7 +199,7 @@ class Puller:
             left[0] -= 1
             if left[0] <= 0:
                 self._asked.popleft()
-        got = got_from(message)
+        got = got_from(message, self._life)
         if self._accept(got):
             self._queue.put(got)
         if not self._asked:
