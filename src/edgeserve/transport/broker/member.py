@@ -58,7 +58,7 @@ class BrokerSubscription(Subscription):
         # A join holds its inputs for as long as it must.
         ack_timeout_s = (ack_timeout_ms or 0) / 1000 if kind is GroupKind.SHARED else 0.0
         self._places = Places(self._driver, topics, self._group, name, self._lock, self._hear)
-        self._settlements = Settlements(self._places, self._lock, self._check)
+        self._settlements = Settlements(self._places, self._lock, self._check, self._told_to_stop)
         self._reception = Reception(
             engine, self._places, topics, self._group, start, self._lock, ack_timeout_s, self._check, self._fail, exclusive=kind in _ALONE
         )
@@ -81,6 +81,9 @@ class BrokerSubscription(Subscription):
         with self._lock:
             self._error = self._error or error
             self._lock.notify_all()
+
+    def _told_to_stop(self) -> bool:
+        return self.stopping is not None and self.stopping()
 
     # --- what is known of the group -----------------------------------------------------------------------------
 
@@ -167,6 +170,7 @@ class BrokerSubscription(Subscription):
         decided = {}
         if fence is not None:
             assert isinstance(fence, BrokerFence)
+            fence.stopping = self._told_to_stop
             at = fence.append_at(decisions)
             if decisions:
                 decided = {_DECIDED + fence.topic: at.to_bytes(8, "big")}
@@ -201,6 +205,7 @@ class BrokerSubscription(Subscription):
         appender = self._appenders.get(topic)
         if appender is None:
             appender = self._appenders[topic] = Appender(self._driver, self._trouble, topic, 4 * SEND_WINDOW)
+            appender.stopping = self._told_to_stop
         # Some may be confirmed before it is known how many there are: the count is below zero for that long.
         entries = appender.append(frames, now_ns, partial(self._settlements.sent, job))
         with self._lock:
@@ -230,7 +235,7 @@ class BrokerSubscription(Subscription):
         """Every settle is durable when it returns, and what others have settled before is known."""
         self._check()
         self._settlements.drain(None)
-        self._places.barrier()
+        self._places.barrier(self._told_to_stop)
 
     # --- the keeper ---------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from edgeserve.core.errors import ClosedError, GroupBusy, GroupConflict, TransportError
+from edgeserve.core.errors import ClosedError, GroupBusy, GroupConflict, SendError, TransportError
 from edgeserve.transport.base import GroupKind
 from edgeserve.transport.broker.driver import Driver, Entry, Tail
 from edgeserve.transport.broker.grouplog import (
@@ -29,6 +29,8 @@ from edgeserve.transport.broker.grouplog import (
     encode_line,
     group_topic,
 )
+from edgeserve.transport.broker.patience import Grace, PatientOutlet
+from edgeserve.transport.broker.trouble import Silence
 from edgeserve.transport.broker.watch import Watch
 from edgeserve.transport.groups import refuse
 
@@ -96,7 +98,7 @@ class Membership:
         self._seen: dict[str, float] = {}
         self._watch = Watch()
         self._error: Exception | None = None
-        self._outlet = driver.outlet(self.topic)
+        self._outlet = PatientOutlet(driver.outlet(self.topic), Silence(driver, None, self.topic), driver.deadline_s)
         self._tail: Tail | None = None
         self._sent = 0.0
         self._closed = self._shortening = False
@@ -222,9 +224,10 @@ class Membership:
         *,
         wait: bool = False,
         patience_s: float | None = None,
+        stopping: Callable[[], bool] | None = None,
     ) -> None:
         """Appends records. `done` is called when they are durable; `wait`: returns when this member has read them itself, or raises when
-        that takes longer than `patience_s` (None: waits for as long as the broker is away)."""
+        that takes longer than `patience_s` (None: waits for as long as the broker is away, or until `stopping` says to stop)."""
         confirmed: list[int | None] = []
 
         def confirm(at: int | None, error: Exception | None) -> None:
@@ -239,24 +242,27 @@ class Membership:
         self._sent = time.monotonic()
         self._outlet.send(encode_line(records, self.log.checkpoint), confirm)
         if wait:
-            began = time.monotonic()
+            began, grace = time.monotonic(), Grace(stopping)
             with self._lock:
                 while not confirmed or confirmed[0] is None or self.log.at < confirmed[0]:
                     self.check()
                     if self._closed:
                         raise ClosedError(f"the member {self.name!r} of group {self._group!r} is closed")
+                    if grace.over:
+                        raise SendError(f"told to stop while the log of group {self._group!r} does not answer")
                     if not self._lock.wait(0.5) and patience_s is not None and time.monotonic() - began > patience_s:
                         why = self._driver.trouble() or "no reason is known"
                         raise TransportError(f"the log of group {self._group!r} did not answer within {patience_s:g} s: {why}")
 
-    def barrier(self) -> None:
-        """Returns when this member knows all that was in the log before."""
-        self.write([Beat(self.name)], wait=True)
+    def barrier(self, stopping: Callable[[], bool] | None = None) -> None:
+        """Returns when this member knows all that was in the log before. `stopping`: see `write`."""
+        self.write([Beat(self.name)], wait=True, stopping=stopping)
 
     def check(self) -> None:
         """Raises what went wrong with the log."""
-        if self._error is not None:
-            raise TransportError(f"the log of group {self._group!r} failed: {self._error}") from self._error
+        error = self._error or (None if self._tail is None else self._tail.error)
+        if error is not None:
+            raise TransportError(f"the log of group {self._group!r} failed: {error}") from error
 
     # --- who lives ----------------------------------------------------------------------------------------------
 
@@ -280,7 +286,7 @@ class Membership:
     def beat(self) -> None:
         """To be called about every second."""
         now = time.monotonic()
-        if now - self._sent >= BEAT_S * 0.9:
+        if now - self._sent >= BEAT_S * 0.9 and not self._outlet.keeps:
             self.write([Beat(self.name)])
 
     def bury_the_dead(self, *, wait: bool = False, whoever: bool = False) -> list[str]:

@@ -24,6 +24,7 @@ class NatsDriver(Driver):
     precision_ms = 50
 
     def __init__(self, settings: Settings) -> None:
+        self.deadline_s = settings.deadline_s
         self._connection = Connection(settings)
         self._admin = Admin(self._connection, Names(settings.namespace))
         self.max_bytes = self._connection.max_payload - HEADER_BYTES
