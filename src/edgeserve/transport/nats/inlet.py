@@ -26,7 +26,8 @@ _EXCLUSIVE_ACK_WAIT_S = 30.0
 _EXPIRE_S = 0.1
 _EXPIRED_S = 0.35
 _SHARED_PENDING = 4096
-_EXCLUSIVE_PENDING = 65_536
+# What a join holds is bounded by its own limits: at one of the server's it would wait for what it is not given.
+_EXCLUSIVE_PENDING = -1
 _SHARED_AHEAD = 32
 _EXCLUSIVE_AHEAD = 256
 _HELD_UP_S = 3.0

@@ -72,7 +72,8 @@ class Puller:
         self._requests = 0
         self._attaching = False
         self._stopped = self._closed = False
-        self._error: TransportError | None = None
+        # What the server does not let it do.
+        self.error: Exception | None = None
 
     def begin(self) -> None:
         """Starts, when there is a consumer."""
@@ -87,13 +88,17 @@ class Puller:
     # --- handing over -------------------------------------------------------------------------------------------
 
     def take(self, seconds: float | None) -> Entry | None:
-        """The next entry; None when none came in time (`seconds` None: waits), or when it was closed."""
+        """The next entry; None when none came in time (`seconds` None: waits), or when it was closed. Raises what the server refuses."""
         while not self._closed:
+            if self.error is not None:
+                raise self.error
             try:
                 got = self._queue.get(seconds != 0, seconds)
             except Empty:
                 return None
-            if got is None or self._closed:
+            if got is None:
+                continue  # closed, or refused
+            if self._closed:
                 break
             if self._queue.qsize() * 2 < self._ahead:
                 self._connection.soon(self._pull)
@@ -106,8 +111,11 @@ class Puller:
         return None
 
     def _hand_over(self, deliver: Deliver) -> None:
-        while (entry := self.take(None)) is not None:
-            deliver(entry)
+        while self.error is None:
+            with suppress(TransportError):  # its owner asks for `error`
+                if (entry := self.take(None)) is None:
+                    return
+                deliver(entry)
 
     @abstractmethod
     def _entry(self, got: Got) -> Entry | None:
@@ -131,8 +139,9 @@ class Puller:
             self._pull()
 
     def forbidden(self, subject: str, error: TransportError) -> None:
-        if self.consumer and self.consumer.lower() in subject:
-            self._error = error
+        if self.consumer and f".{self._stream}.{self.consumer}.".lower() in f"{subject}.":
+            self.error = error
+            self._queue.put(None)
 
     def _start_attaching(self, after_s: float) -> None:
         if not self._attaching and not self._closed and not self._stopped:
