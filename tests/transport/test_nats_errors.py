@@ -104,6 +104,17 @@ def test_a_subject_that_is_forbidden(start: Callable[..., Server]) -> None:
         _publish(start(config).url().replace("//", "//u:p@"))
 
 
+@pytest.mark.parametrize("whose", ["g", "tail"])
+def test_fetching_that_is_forbidden(start: Callable[..., Server], whose: str) -> None:
+    """The consumer of a group, and those by which members follow its log."""
+    deny = "$JS.API.CONSUMER.MSG.NEXT.edgeserve+space+in.g+g" if whose == "g" else "$JS.API.CONSUMER.MSG.NEXT.*.>"
+    config = f'authorization {{ users: [ {{user: u, password: p, permissions: {{publish: {{deny: "{deny}"}}}}}} ] }}'
+    transport = connect(start(config).url("space").replace("//", "//u:p@"))
+    with pytest.raises(TransportError, match=r"does not permit this user to publish to '\$js\.api\.consumer\.msg\.next\."):
+        transport.subscribe(["in"], "g").receive(1)
+    disconnect(transport)
+
+
 def test_what_is_no_nats_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TransportError, match="is no NATS server"):
         connect(f"nats://127.0.0.1:{silent.getsockname()[1]}/")

@@ -142,7 +142,7 @@ class Stage(ABC):
         subscription = transport.subscribe(
             o.topics, o.group, kind=o.kind, start=o.start, ack_timeout_ms=o.ack_timeout_ms, signature=o.signature
         )
-        subscription.stopping = self._control.stopping
+        subscription.stopping, subscription.giving_up = self._control.stopping, self._control.giving_up
         return subscription
 
     def _receive(self, timeout_ms: float) -> bool:

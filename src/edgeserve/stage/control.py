@@ -19,13 +19,14 @@ class Control:
     Attributes:
         stop: `run()` is to return after the message in hand.
         interruptible: nothing is in hand, so a signal may raise `Stopped`.
+        told: a signal told it to stop: somebody waits for its end.
         closing: the node is being closed; waits end at once.
     """
 
-    __slots__ = ("closing", "interruptible", "stop")
+    __slots__ = ("closing", "interruptible", "stop", "told")
 
     def __init__(self) -> None:
-        self.stop = self.interruptible = False
+        self.stop = self.interruptible = self.told = False
         self.closing = threading.Event()
 
     def pause(self, seconds: float) -> bool:
@@ -40,6 +41,10 @@ class Control:
     def stopping(self) -> bool:
         """Whether waits are to end."""
         return self.stop or self.closing.is_set()
+
+    def giving_up(self) -> bool:
+        """Whether what a broker does not confirm may be given up, after a while."""
+        return self.told
 
 
 __all__ = ("SLICE_MS", "Control", "Stopped")

@@ -199,7 +199,7 @@ class Node(ABC):
             outer, self._stepper = self._stepper, threading.get_ident()
             try:
                 self._ensure_open()
-                self._control.stop = self._control.closing.is_set()
+                self._control.stop, self._control.told = self._control.closing.is_set(), False
                 with self._signals(), rare_collections():
                     self._run(until)
             finally:
@@ -223,7 +223,7 @@ class Node(ABC):
         control = self._control
 
         def stop(signum: int, frame: FrameType | None) -> None:
-            control.stop = True
+            control.stop = control.told = True
             if control.interruptible:
                 control.interruptible = False
                 raise Stopped

@@ -37,7 +37,7 @@ class Sender:
 
     def __init__(self, publisher: Publisher, name: str, control: Control, max_frame_bytes: int | None) -> None:
         self._publisher = publisher
-        publisher.stopping = control.stopping
+        publisher.stopping, publisher.giving_up = control.stopping, control.giving_up
         self._name = name
         self._max_frame_bytes = max_frame_bytes
         self._lock = threading.Lock()

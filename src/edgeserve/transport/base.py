@@ -102,9 +102,11 @@ class Publisher(ABC):
 
     Attributes:
         stopping: asked while `publish` waits for groups to settle: True ends the wait, since what was handed over is stored.
+        giving_up: asked while a broker confirms nothing: True ends the wait some seconds later, with a `SendError`.
     """
 
     stopping: Callable[[], bool] | None = None
+    giving_up: Callable[[], bool] | None = None
 
     @abstractmethod
     def publish(self, frames: Sequence[Frame]) -> None:
@@ -135,9 +137,11 @@ class Subscription(ABC):
 
     Attributes:
         stopping: asked while `settle` waits for groups to settle its outputs: True ends the wait, since they are stored.
+        giving_up: asked while a broker confirms nothing: True ends the wait some seconds later, with a `SendError`.
     """
 
     stopping: Callable[[], bool] | None = None
+    giving_up: Callable[[], bool] | None = None
 
     @property
     @abstractmethod

@@ -164,6 +164,23 @@ def test_what_others_say_counts_for_what_is_untouched() -> None:
     ]
 
 
+def test_a_topic_that_was_made_again_has_other_messages_under_the_old_numbers() -> None:
+    one = Desk("a")
+    assert not one.begin_anew("first")
+    one.add(opened(1, 1))
+    one.add(opened(2, 2))
+    one.take(3, 0.0)
+    one.settle([position(1, 0), position(2, 1)])
+    assert one.begin_anew("second") and not one.begin_anew("second")
+    assert one.floor() == position(0, 0)
+    assert one.add(opened(1, 1)) and one.add(opened(2, 1))
+    assert at_of(one.take(9, 0.0)) == [position(1, 0), position(2, 0)]
+    with pytest.raises(ClaimLost) as lost:
+        one.check([position(1, 0), position(2, 0)])  # of two messages in hand under this number the first is not to be had any more
+    assert lost.value.positions == {position(2, 0)}
+    one.check([position(1, 0), position(2, 0)])
+
+
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=6), st.integers(0, 2**32))
 def test_each_message_is_settled_once_in_whatever_order(counts: list[int], seed: int) -> None:
     choose = random.Random(seed)

@@ -69,6 +69,24 @@ class Desk:
         self.inlet: Inlet | None = None
         self.followed = self.unsure_upto = -1
         self.settled, self.asked = 0, float("-inf")
+        self._life = ""
+        # What was handed over before the topic began anew: its positions mean other messages now.
+        self._outlived: set[int] = set()
+
+    def begin_anew(self, life: str) -> bool:
+        """Whether what comes is of a topic that was made again, with the numbers that others had; then those are forgotten. What of them
+        is in a task's hands cannot be settled any more."""
+        before, self._life = self._life, life
+        if before in ("", life):
+            return False
+        for at, opened in self.open.items():
+            in_hand = set(range(opened.next)) - opened.done - opened.away
+            self._outlived |= {at << INDEX_BITS | index for index in in_hand}
+        for held in (self.open, self._ready, self._finished, self._returned, self._gone):
+            held.clear()
+        self.last = self.unsure_upto = -1
+        self.settled, self.asked = 0, float("-inf")
+        return True
 
     def add(self, opened: Open) -> bool:
         """Takes an entry in; False when it has to be acknowledged at once, because all of it is done or was before."""
@@ -144,9 +162,11 @@ class Desk:
         for position in positions:
             opened = self.open.get(position >> INDEX_BITS)
             index = position & INDEX_MASK
-            if opened is None or index >= opened.next or index in opened.done or index in opened.away:
+            outlived = position in self._outlived
+            if outlived or opened is None or index >= opened.next or index in opened.done or index in opened.away:
                 lost.append(position)
         if lost:
+            self._outlived.difference_update(lost)
             raise ClaimLost(self.topic, lost)
 
     def settle(self, positions: Iterable[int]) -> tuple[list[Open], list[Open]]:

@@ -15,12 +15,16 @@ from edgeserve.transport.base import Start
 
 
 class Entry(NamedTuple):
-    """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs."""
+    """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs.
+
+    `life`: where a topic that was deleted and made again numbers from the start, names which of the two it is of.
+    """
 
     at: int
     data: bytes
     deliveries: int = 0
     token: Any = None
+    life: str = ""
 
 
 Deliver: TypeAlias = Callable[[Entry], None]
@@ -35,7 +39,8 @@ class Outlet(ABC):
 
     @abstractmethod
     def send(self, data: bytes, done: Done) -> None:
-        """Hands an entry over, in order. While the broker is away it is kept and sent later."""
+        """Hands an entry over, in order. While the broker is away it is kept and sent later. `StoreFull` as its error: there is no room
+        now; see `PatientOutlet`."""
 
     @abstractmethod
     def close(self) -> None:
@@ -63,7 +68,9 @@ class Inlet(ABC):
 
 
 class Tail(ABC):
-    """Follows a topic without a group."""
+    """Follows a topic without a group. `error`: what keeps it from that, for good."""
+
+    error: Exception | None = None
 
     @abstractmethod
     def close(self) -> None:
@@ -98,11 +105,13 @@ class Driver(ABC):
         what: the broker's name, for people.
         max_bytes: of one entry.
         precision_ms: how late a redelivery with a delay may come, or how much too soon.
+        deadline_s: for how long the user wants to wait for the broker; None: for ever.
     """
 
     what: str
     max_bytes: int
     precision_ms: int
+    deadline_s: float | None = None
 
     @abstractmethod
     def outlet(self, topic: str) -> Outlet: ...

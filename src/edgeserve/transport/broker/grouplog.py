@@ -268,6 +268,14 @@ class GroupLog:
             if recent is not None and len(record.marks) == 1:
                 self._recent = [each for each in recent if each[0] > record.upto]
 
+    def forget(self, topic: str) -> list[int]:
+        """Lets go of what was said of a topic's entries: it was made again, and its numbers mean others. Returns which these were."""
+        entries = {*self.partial.pop(topic, ()), *self.worked.pop(topic, ())}
+        self.doubt.pop(topic, None)
+        # Nothing of what is stored now was there when these ids were settled.
+        self._marks = [(at, count, -1) for at, count, _ in self._marks]
+        return sorted(entries)
+
     # --- questions ----------------------------------------------------------------------------------------------
 
     def take_ids(self) -> list[bytes]:

@@ -59,7 +59,7 @@ class BrokerSubscription(Subscription):
         # A join holds its inputs for as long as it must.
         ack_timeout_s = (ack_timeout_ms or 0) / 1000 if kind is GroupKind.SHARED else 0.0
         self._places = Places(self._driver, topics, self._group, name, self._lock, self._hear)
-        self._settlements = Settlements(self._places, self._lock, self._check, self._tell)
+        self._settlements = Settlements(self._places, self._lock, self._check, self._tell, self._told_to_stop)
         # Of a join: what tells the sources how far it is.
         self._tellers: dict[str, Teller] = {}
         self._reception = Reception(
@@ -84,6 +84,9 @@ class BrokerSubscription(Subscription):
         with self._lock:
             self._error = self._error or error
             self._lock.notify_all()
+
+    def _told_to_stop(self) -> bool:
+        return self.giving_up is not None and self.giving_up()
 
     # --- what is known of the group -----------------------------------------------------------------------------
 
@@ -172,6 +175,7 @@ class BrokerSubscription(Subscription):
         decided = {}
         if fence is not None:
             assert isinstance(fence, BrokerFence)
+            fence.stopping = self._told_to_stop
             at = fence.append_at(decisions)
             if decisions:
                 decided = {_DECIDED + fence.topic: at.to_bytes(8, "big")}
@@ -213,6 +217,7 @@ class BrokerSubscription(Subscription):
         appender = self._appenders.get(topic)
         if appender is None:
             appender = self._appenders[topic] = Appender(self._driver, self._trouble, topic, 4 * SEND_WINDOW)
+            appender.stopping = self._told_to_stop
         # Some may be confirmed before it is known how many there are: the count is below zero for that long.
         entries = appender.append(frames, now_ns, partial(self._settlements.sent, job))
         with self._lock:
@@ -242,7 +247,7 @@ class BrokerSubscription(Subscription):
         """Every settle is durable when it returns, and what others have settled before is known."""
         self._check()
         self._settlements.drain(None)
-        self._places.barrier()
+        self._places.barrier(self._told_to_stop)
 
     # --- the keeper ---------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from edgeserve.core.errors import ClosedError, Fenced, GroupBusy, GroupConflict, TransportError
+from edgeserve.core.errors import ClosedError, Fenced, GroupBusy, GroupConflict, SendError, TransportError
 from edgeserve.transport.base import GroupKind
 from edgeserve.transport.broker.driver import Driver, Entry, Tail
 from edgeserve.transport.broker.grouplog import (
@@ -29,6 +29,8 @@ from edgeserve.transport.broker.grouplog import (
     encode_line,
     group_topic,
 )
+from edgeserve.transport.broker.patience import Grace, PatientOutlet
+from edgeserve.transport.broker.trouble import Silence
 from edgeserve.transport.broker.watch import Watch
 from edgeserve.transport.groups import refuse
 
@@ -96,12 +98,13 @@ class Membership:
         self._seen: dict[str, float] = {}
         self._watch = Watch()
         self._error: Exception | None = None
-        self._outlet = driver.outlet(self.topic)
+        self._outlet = PatientOutlet(driver.outlet(self.topic), Silence(driver, None, self.topic), driver.deadline_s)
         self._tail: Tail | None = None
         self._sent = 0.0
         # Settlements that are durable and were not read back yet, by their entry.
         self._unheard: dict[int, Callable[[Exception | None], None]] = {}
         self._closed = self._shortening = False
+        self._life = ""
 
     def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
         """Comes into the group, or is refused."""
@@ -122,6 +125,8 @@ class Membership:
     def _follow(self) -> None:
         newest = self._driver.newest(self.topic)
         checkpoint: Checkpoint | None = None if newest is None else decode_line(self._group, newest.data).checkpoint
+        if newest is not None and checkpoint is not None and checkpoint.at >= newest.at:
+            checkpoint = None  # it was written by a member that did not know yet that the log was made again
         after = None
         if checkpoint is not None:
             for entry in self._driver.scan(self.topic, checkpoint.at):
@@ -166,9 +171,13 @@ class Membership:
                 self._error = self._error or exc
                 self._lock.notify_all()
             return
+        unheard = list[Callable[[Exception | None], None]]()
         with self._lock:
+            if self._life not in ("", entry.life):
+                unheard = self._begin_anew()
+            self._life = entry.life
             if entry.at <= self.log.at:
-                return  # again, over a new connection
+                return  # again, over a new connection; never in a log that has begun anew
             now = time.monotonic()
             self.log.apply(line, entry.at, ids_only=entry.at <= self._upto)
             for record in line.records:
@@ -188,6 +197,25 @@ class Membership:
             self._lock.notify_all()
         if done is not None:
             done(outlived)
+        for lost in unheard:
+            lost(None)  # their results are stored, and nobody can refuse them any more
+
+    def _begin_anew(self) -> list[Callable[[Exception | None], None]]:
+        """The log was deleted and made again: whoever lives joins anew. Returns who waits for records of the old one."""
+        _log.warning(
+            "the log of group %r on topic %r was deleted: its members join anew; what they had settled is not known to newcomers any more",
+            *(self._group, self.data_topic),
+        )
+        self.log, self._upto, self._shortening = GroupLog(self.name), -1, False
+        self._seen.clear()
+        unheard, self._unheard = list(self._unheard.values()), {}
+        return unheard
+
+    def forget_entries(self) -> None:
+        """The topic was deleted and made again: what the log says is of other entries. Holds the lock."""
+        entries = self.log.forget(self.data_topic)
+        if entries:
+            self.write([Settled(self.name, closed={self.data_topic: entries})])
 
     def _settle_in(self, kind: GroupKind, signature: str) -> None:
         """Finds out whether those who were here before live, and whether this member can be with them."""
@@ -232,9 +260,11 @@ class Membership:
         told: Callable[[int | None, Exception | None], None] | None = None,
         wait: bool = False,
         patience_s: float | None = None,
+        stopping: Callable[[], bool] | None = None,
     ) -> None:
         """Appends records. `done` is called when they are durable, `told` with where they stand; `wait`: returns when this member has read
-        them itself, or raises when that takes longer than `patience_s` (None: waits for as long as the broker is away)."""
+        them itself, or raises when that takes longer than `patience_s` (None: waits for as long as the broker is away, or until `stopping`
+        says to stop)."""
         confirmed: list[int | None] = []
 
         def confirm(at: int | None, error: Exception | None) -> None:
@@ -251,24 +281,27 @@ class Membership:
         self._sent = time.monotonic()
         self._outlet.send(encode_line(records, self.log.checkpoint), confirm)
         if wait:
-            began = time.monotonic()
+            began, grace = time.monotonic(), Grace(stopping)
             with self._lock:
                 while not confirmed or confirmed[0] is None or self.log.at < confirmed[0]:
                     self.check()
                     if self._closed:
                         raise ClosedError(f"the member {self.name!r} of group {self._group!r} is closed")
+                    if grace.over:
+                        raise SendError(f"told to stop while the log of group {self._group!r} does not answer")
                     if not self._lock.wait(0.5) and patience_s is not None and time.monotonic() - began > patience_s:
                         why = self._driver.trouble() or "no reason is known"
                         raise TransportError(f"the log of group {self._group!r} did not answer within {patience_s:g} s: {why}")
 
-    def barrier(self) -> None:
-        """Returns when this member knows all that was in the log before."""
-        self.write([Beat(self.name)], wait=True)
+    def barrier(self, stopping: Callable[[], bool] | None = None) -> None:
+        """Returns when this member knows all that was in the log before. `stopping`: see `write`."""
+        self.write([Beat(self.name)], wait=True, stopping=stopping)
 
     def check(self) -> None:
         """Raises what went wrong with the log."""
-        if self._error is not None:
-            raise TransportError(f"the log of group {self._group!r} failed: {self._error}") from self._error
+        error = self._error or (None if self._tail is None else self._tail.error)
+        if error is not None:
+            raise TransportError(f"the log of group {self._group!r} failed: {error}") from error
 
     # --- who lives ----------------------------------------------------------------------------------------------
 
@@ -292,7 +325,7 @@ class Membership:
     def beat(self) -> None:
         """To be called about every second."""
         now = time.monotonic()
-        if now - self._sent >= BEAT_S * 0.9:
+        if now - self._sent >= BEAT_S * 0.9 and not self._outlet.keeps:
             self.write([Beat(self.name)])
 
     def bury_the_dead(self, *, wait: bool = False, whoever: bool = False) -> list[str]:

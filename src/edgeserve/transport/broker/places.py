@@ -97,10 +97,10 @@ class Places:
         """Takes the lead when nobody has it and this member is the first in line."""
         self.of[self._leading].lead(wait=wait)
 
-    def barrier(self) -> None:
-        """Returns when this member knows all that was in the logs before."""
+    def barrier(self, stopping: Callable[[], bool]) -> None:
+        """Returns when this member knows all that was in the logs before, or raises some time after `stopping` says to stop."""
         for place in self.of.values():
-            place.barrier()
+            place.barrier(stopping)
 
     def show_life(self, kind: GroupKind, signature: str) -> None:
         """To be called about every second: this member lives, and those that are dead are buried."""

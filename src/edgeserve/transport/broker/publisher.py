@@ -16,6 +16,7 @@ from edgeserve.transport.base import Fence, Frame, Publisher
 from edgeserve.transport.broker.driver import Driver, Entry, Outlet
 from edgeserve.transport.broker.envelope import FRAME_OVERHEAD_BYTES, HEAD_BYTES, MOST_FRAMES, Reference, parts_topic, unwrap, whole, wrap
 from edgeserve.transport.broker.flow import Restraint
+from edgeserve.transport.broker.patience import GRACE_S, Grace, PatientOutlet
 from edgeserve.transport.broker.trouble import Silence, Trouble
 
 if TYPE_CHECKING:
@@ -37,17 +38,25 @@ class Appender:
         topic: where to.
         window: how many frames may be unconfirmed.
         stored: told each entry that is, and how many frames it has.
+
+    Attributes:
+        stopping: asked while the broker confirms nothing: True ends the wait, some seconds later, with a `SendError`.
     """
+
+    stopping: Callable[[], bool] | None = None
 
     def __init__(self, driver: Driver, trouble: Trouble, topic: str, window: int, stored: Callable[[int, int], None] | None = None) -> None:
         self._driver, self.topic, self._window, self._stored = driver, topic, window, stored
-        self._outlet = driver.outlet(topic)
         self._silence = Silence(driver, trouble, topic)
+        self._outlet = self._patient(topic)
         self._parts: Outlet | None = None
         self._room = threading.Condition()
         self._frames = self._bytes = 0
         self._error: Exception | None = None
         self._closed = False
+
+    def _patient(self, topic: str) -> Outlet:
+        return PatientOutlet(self._driver.outlet(topic), self._silence, self._driver.deadline_s)
 
     def append(self, frames: Sequence[Frame], now_ns: int, done: Callable[[Exception | None], None] | None = None) -> int:
         """Hands frames over; waits while the window is full. `done` is called once per entry; returns how many there are."""
@@ -59,7 +68,6 @@ class Appender:
                 with self._room:
                     self._frames -= count
                     self._bytes -= size
-                    self._silence.heard()
                     if error is not None and self._error is None:
                         self._error = error
                     self._room.notify_all()
@@ -79,10 +87,10 @@ class Appender:
 
     def _enter(self, count: int, size: int) -> None:
         with self._room:
+            grace = Grace(self.stopping)
             while self._frames and (self._frames + count > self._window or self._bytes + size > _WINDOW_BYTES):
                 self._check()
-                self._room.wait(1.0)
-                self._silence.say(self._frames)
+                self._wait(grace)
             self._check()
             if self._frames:
                 self._silence.say(self._frames)
@@ -90,6 +98,25 @@ class Appender:
                 self._silence.heard()
             self._frames += count
             self._bytes += size
+
+    def _wait(self, grace: Grace) -> None:
+        """Until something is confirmed; holds the lock."""
+        before = self._frames
+        self._room.wait(1.0)
+        self._silence.say(self._frames)
+        if self._frames < before:
+            grace.begin_again()
+        elif grace.over:
+            # What comes behind it cannot be sent any more, either: it would be stored without it.
+            self._error = self._error or self._gave_up(self._frames)
+            raise self._error
+
+    def _gave_up(self, count: int) -> SendError:
+        why = self._driver.trouble() or self._silence.why or "no reason known"
+        return SendError(
+            f"told to stop while {self._driver.what} has not confirmed {count} messages for topic {self.topic!r} for {GRACE_S:g} s: "
+            f"they may be lost; {why}"
+        )
 
     def _check(self) -> None:
         if self._closed:
@@ -122,7 +149,7 @@ class Appender:
     def _put_aside(self, frame: bytes, most: int) -> Reference:
         """Writes a frame in parts; returns when they are durable."""
         if self._parts is None:
-            self._parts = self._driver.outlet(parts_topic(self.topic))
+            self._parts = self._patient(parts_topic(self.topic))
         views = [memoryview(frame)[n : n + most] for n in range(0, len(frame), most)]
         found: list[int | None] = [None] * len(views)
         errors: list[Exception] = []
@@ -137,9 +164,12 @@ class Appender:
         for number, view in enumerate(views):
             self._parts.send(wrap([bytes(view)], 0), lambda at, error, n=number: confirm(n, at, error))  # type: ignore[misc]
         for _ in views:
+            grace = Grace(self.stopping)
             while not left.acquire(timeout=1.0):
                 self._check()
-                self._silence.say(len(views))
+                self._silence.say(len(views), "parts of a message")
+                if grace.over:
+                    raise self._gave_up(1)
         if errors:
             raise errors[0]
         return Reference(len(frame), xxh3_128_digest(frame), [at for at in found if at is not None])
@@ -151,12 +181,11 @@ class Appender:
 
     def flush(self, patience_s: float | None = None) -> None:
         """Returns when everything is confirmed. `patience_s`: raises `SendError` when that takes longer."""
-        began = time.monotonic()
+        began, grace = time.monotonic(), Grace(self.stopping)
         with self._room:
             while self._frames:
                 self._check()
-                self._room.wait(1.0)
-                self._silence.say(self._frames)
+                self._wait(grace)
                 if self._frames and patience_s is not None and time.monotonic() - began > patience_s:
                     why = self._driver.trouble() or "no reason known"
                     raise SendError(
@@ -179,6 +208,7 @@ class BrokerPublisher(Publisher):
         self._engine = engine
         self._restraint = Restraint(engine.driver, topic, send_window, lambda: self._appender.unconfirmed)
         self._appender = Appender(engine.driver, engine.trouble, topic, send_window, self._restraint.sent)
+        self._appender.stopping = lambda: self.giving_up is not None and self.giving_up()
         self._topic, self._closed = topic, False
 
     def _check(self) -> None:
@@ -240,14 +270,16 @@ def _epoch_of(entry: Entry | None) -> _Epoch:
 
 
 class BrokerFence(Fence):
-    """The right to append to a log, by the broker's own means."""
+    """The right to append to a log, by the broker's own means. `stopping`: see `Appender`."""
+
+    stopping: Callable[[], bool] | None = None
 
     def __init__(self, engine: BrokerEngine, topic: str, holder: str) -> None:
         self._engine, self.topic = engine, topic
         self._silence = Silence(engine.driver, engine.trouble, topic)
         self._decided: deque[int] = deque()
         for tries_left in reversed(range(_TAKE_TRIES)):
-            self._outlet = engine.driver.fenced_outlet(topic)
+            self._outlet = PatientOutlet(engine.driver.fenced_outlet(topic), self._silence, engine.driver.deadline_s)
             self._epoch = _Epoch(_epoch_of(engine.driver.newest(topic)).epoch + 1, holder)
             self.epoch = self._epoch.epoch
             try:
@@ -294,10 +326,12 @@ class BrokerFence(Fence):
 
         self._silence.heard()
         self._outlet.send(_stamped(self._epoch, wrap(frames, time.time_ns())), confirm)
+        grace = Grace(self.stopping)
         while not there.wait(1.0):
             self._engine.check()
             self._silence.say(max(1, len(frames)))
-        self._silence.heard()
+            if grace.over:
+                raise SendError(f"told to stop while {self._engine.driver.what} has not confirmed a record of the log {self.topic!r}")
         at, error = found[0]
         if error is not None or at is None:
             raise error or SendError(f"the log {self.topic!r} did not take a record")

@@ -166,6 +166,8 @@ class Reception:
         with self._lock:
             if self.closed or self._desks[topic] is not desk:
                 return 0
+            if desk.begin_anew(entry.life):
+                place.forget_entries()
             begun = entry.at in log.worked.get(topic, ()) or entry.at <= log.doubt.get(topic, -1)
             again = max(entry.deliveries, int(begun))
             done = log.partial.get(topic, {}).get(entry.at, ()) if publish_ns >= log.start_ns else range(len(frames))

@@ -8,9 +8,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
+from edgeserve.core.errors import SendError
 from edgeserve.transport.broker.desk import Desk
 from edgeserve.transport.broker.driver import Entry, Inlet
 from edgeserve.transport.broker.grouplog import ID_BYTES, Settled
+from edgeserve.transport.broker.patience import Grace
 from edgeserve.transport.broker.places import Places
 
 MOST_WAITING = 64
@@ -55,12 +57,18 @@ class Settlements:
         lock: guards the state; shared with the owner.
         check: raises what keeps the owner from going on.
         told: told the entries that are done with, by topic.
+        stopping: says whether the owner was told to stop.
     """
 
     def __init__(
-        self, places: Places, lock: threading.Condition, check: Callable[[], None], told: Callable[[dict[str, list[int]]], None]
+        self,
+        places: Places,
+        lock: threading.Condition,
+        check: Callable[[], None],
+        told: Callable[[dict[str, list[int]]], None],
+        stopping: Callable[[], bool],
     ) -> None:
-        self._places, self._lock, self._check, self._told = places, lock, check, told
+        self._places, self._lock, self._check, self._told, self._stopping = places, lock, check, told, stopping
         self._waiting: deque[Settlement] = deque()
         self._recorded: deque[Settlement] = deque()
         self._flushing = 0
@@ -69,9 +77,20 @@ class Settlements:
 
     def wait_for_room(self) -> None:
         """Returns when there is room for another; holds the lock."""
+        grace = Grace(self._stopping)
         while len(self._waiting) >= MOST_WAITING or len(self._recorded) >= _MOST_UNDER_WAY:
-            self._lock.wait(1.0)
+            self._wait(grace, 1.0)
             self._check()
+
+    def _wait(self, grace: Grace, seconds: float) -> None:
+        """Until something has happened; not much longer than a stop allows."""
+        before = len(self._waiting) + len(self._recorded)
+        self._lock.wait(seconds)
+        left = len(self._waiting) + len(self._recorded)
+        if left < before:
+            grace.begin_again()
+        elif grace.over and self.error is None:
+            self.error = SendError(f"told to stop while {left} settlements are not confirmed: what they are of comes again")
 
     def add(self, one: Settlement) -> None:
         """Holds the lock."""
@@ -93,12 +112,13 @@ class Settlements:
             self._flushing += 1
             self._lock.notify_all()
             try:
+                grace = Grace(self._stopping)
                 while self._waiting or self._recorded:
                     if seconds is None:
                         self._check()
                     elif self.error is not None or (deadline is not None and time.monotonic() > deadline):
                         return False
-                    self._lock.wait(0.5)
+                    self._wait(grace, 0.5)
             finally:
                 self._flushing -= 1
         return True

@@ -46,33 +46,44 @@ class Trouble:
 
 
 class Silence:
-    """A broker that is there, and does not confirm what it was sent: its disk may be full."""
+    """A broker that is there, and does not confirm what it was sent: its disk may be full.
 
-    def __init__(self, driver: Driver, trouble: Trouble, topic: str) -> None:
+    Args:
+        driver: the broker.
+        trouble: says when it is away; None: others see to that.
+        topic: where to things are sent.
+
+    Attributes:
+        why: what it says of it itself.
+    """
+
+    def __init__(self, driver: Driver, trouble: Trouble | None, topic: str) -> None:
         self._driver, self._trouble, self._topic = driver, trouble, topic
         self._heard = time.monotonic()
         self._said = 0.0
+        self.why = ""
 
     def heard(self) -> None:
         """It has confirmed something, or was sent something when nothing was open."""
         if self._said:
             _log.warning("%s confirms again what is sent to topic %r", self._driver.what, self._topic)
             self._said = 0.0
-        self._heard = time.monotonic()
-        if self._trouble.said:
+        self._heard, self.why = time.monotonic(), ""
+        if self._trouble is not None and self._trouble.said:
             self._trouble.say(self._heard)
 
-    def say(self, count: int) -> None:
+    def say(self, count: int, of: str = "messages") -> None:
         """To be called about every second while `count` messages are not confirmed."""
         now = time.monotonic()
-        self._trouble.say(now)
+        if self._trouble is not None:
+            self._trouble.say(now)
         if now - self._heard < _SILENT_S or now - self._said < _SAY_EVERY_S or self._driver.trouble() is not None:
             return
         self._said = now
         _log.warning(
-            "%s has not confirmed %d messages for topic %r for %.0f s, waiting: it is there, but it stores nothing; its own log says why "
-            "(a full disk?)",
-            *(self._driver.what, count, self._topic, now - self._heard),
+            "%s has not confirmed %d %s for topic %r for %.0f s, waiting: it is there, but it stores nothing; %s",
+            *(self._driver.what, count, of, self._topic, now - self._heard),
+            f"it says: {self.why}" if self.why else "its own log says why (a full disk?)",
         )
 
 

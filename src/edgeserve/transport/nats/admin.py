@@ -19,6 +19,8 @@ _MOST_READS = 128
 _READ_BYTES = 8 << 20
 _NAME_IN_USE = 10058
 _MARKS_KEPT_S = 24 * 3600
+SLACK_NS = 2 * 10**9
+"""So much earlier than a publish time the server's own time of a message may be."""
 
 
 class Stored(NamedTuple):
@@ -53,17 +55,25 @@ class Admin:
 
     def __init__(self, connection: Connection, names: Names) -> None:
         self.connection, self.names = connection, names
-        self._known: set[str] = set()
+        self._known: dict[str, str] = {}
 
     # --- streams ------------------------------------------------------------------------------------------------
 
-    async def ensure(self, topic: str) -> None:
-        """Makes the topic's stream where there is none."""
-        if topic in self._known:
-            return
-        if await self.info(topic) is None:
-            await self._create(self.names.stream(topic), [self.names.subject(topic)], topic, {"duplicate_window": _DUPLICATES_S * 10**9})
-        self._known.add(topic)
+    async def ensure(self, topic: str) -> str:
+        """Makes the topic's stream where there is none; returns when it was made: one that is made again numbers from 1 again."""
+        while topic not in self._known:
+            info = await self.info(topic)
+            if info is None:
+                options = {"duplicate_window": _DUPLICATES_S * 10**9}
+                await self._create(self.names.stream(topic), [self.names.subject(topic)], topic, options)
+            else:
+                self._known[topic] = info["created"]
+        return self._known[topic]
+
+    async def look_again(self, topic: str) -> str:
+        """`ensure`, without trust in what was known: the stream may have been deleted, and made again."""
+        self.forget(topic)
+        return await self.ensure(topic)
 
     async def _create(self, stream: str, subjects: list[str], description: str, options: dict[str, Any]) -> None:
         config = {
@@ -89,7 +99,7 @@ class Admin:
 
     def forget(self, topic: str) -> None:
         """The stream may be gone."""
-        self._known.discard(topic)
+        self._known.pop(topic, None)
 
     async def info(self, topic: str) -> dict[str, Any] | None:
         """The state of the topic's stream; None where there is none."""
@@ -247,4 +257,4 @@ def floor_of(consumer: dict[str, Any]) -> int:
     return int(consumer["ack_floor"]["stream_seq"]) + 1
 
 
-__all__ = ("Admin", "Stored", "floor_of", "time_of", "time_text")
+__all__ = ("SLACK_NS", "Admin", "Stored", "floor_of", "time_of", "time_text")

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 from edgeserve.transport.base import Start
 from edgeserve.transport.broker.driver import Channel, Deliver, Driver, Entry, Extent, Inlet, Outlet, Tail
-from edgeserve.transport.nats.admin import Admin, Stored, floor_of
+from edgeserve.transport.nats.admin import SLACK_NS, Admin, Stored, floor_of
 from edgeserve.transport.nats.channel import NatsChannel
 from edgeserve.transport.nats.inlet import NatsInlet
 from edgeserve.transport.nats.loop import Connection
@@ -17,8 +17,6 @@ from edgeserve.transport.nats.settings import Settings
 from edgeserve.transport.nats.tail import NatsTail
 from edgeserve.transport.nats.trim import Trimmer
 
-_SLACK_NS = 2 * 10**9
-
 
 class NatsDriver(Driver):
     """See `Driver`. Any thread may call."""
@@ -27,6 +25,7 @@ class NatsDriver(Driver):
     precision_ms = 50
 
     def __init__(self, settings: Settings) -> None:
+        self.deadline_s = settings.deadline_s
         self._connection = Connection(settings)
         self._admin = Admin(self._connection, Names(settings.namespace))
         self.max_bytes = self._connection.max_payload - HEADER_BYTES
@@ -73,7 +72,7 @@ class NatsDriver(Driver):
                 return 1, 0
             oldest, last = int(info["state"]["first_seq"]), int(info["state"]["last_seq"])
             if since_ns is not None:
-                return await self._admin.at_time(topic, oldest, last, since_ns - _SLACK_NS), last
+                return await self._admin.at_time(topic, oldest, last, since_ns - SLACK_NS), last
             return max(oldest, first or 0), last
 
         at, last = self._connection.call(begin)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 import uuid
@@ -12,10 +13,12 @@ from typing import Any
 from edgeserve.core.errors import TransportError
 from edgeserve.transport.base import Start
 from edgeserve.transport.broker.driver import Entry, Inlet
-from edgeserve.transport.nats.admin import Admin, time_text
+from edgeserve.transport.nats.admin import SLACK_NS, Admin, time_text
 from edgeserve.transport.nats.answers import ApiError
 from edgeserve.transport.nats.loop import Connection
 from edgeserve.transport.nats.puller import Got, Puller
+
+_log = logging.getLogger("edgeserve")
 
 # A member that is gone does not say for which entries it works any more; so long after, others get them.
 ACK_WAIT_S = 5.0
@@ -23,11 +26,13 @@ _EXCLUSIVE_ACK_WAIT_S = 30.0
 _EXPIRE_S = 0.1
 _EXPIRED_S = 0.35
 _SHARED_PENDING = 4096
-_EXCLUSIVE_PENDING = 65_536
+# What a join holds is bounded by its own limits: at one of the server's it would wait for what it is not given.
+_EXCLUSIVE_PENDING = -1
 _SHARED_AHEAD = 32
 _EXCLUSIVE_AHEAD = 256
-_SLACK_NS = 2 * 10**9
 _HELD_UP_S = 3.0
+# As many as a desk remembers to be done.
+_REMEMBERED = 65_536
 _DRAIN_S = 2.0
 _HOLDER, _CLEAN = "edgeserve.holder", "edgeserve.clean"
 
@@ -55,6 +60,11 @@ class NatsInlet(Puller, Inlet):
         self._held: dict[int, str] = {}
         self._marks: dict[int, int] = {}
         self._marks_at = -1.0
+        # When the newest of those that came were stored, by their numbers.
+        self._stored: dict[int, int] = {}
+        # How those are given back that came since it was seen that the stream may be another one.
+        self._doubted: list[str] = []
+        self._since_ns = time.time_ns()
         self._beat = self._seen = time.monotonic()
         self.last_ack = ""
         connection.call(self._join)
@@ -71,19 +81,23 @@ class NatsInlet(Puller, Inlet):
 
     async def _join(self) -> None:
         """Makes the group's consumer where there is none; an existing one keeps its place."""
-        await self._admin.ensure(self._topic)
+        life = await self._admin.ensure(self._topic)
+        start = self._start_again() if self._life else self._start
+        if self._life not in ("", life):
+            self._begin_anew()
+        self._life = life
         info = await self._admin.consumer(self._topic, self._group)
         if info is None:
-            start: dict[str, Any] = {"deliver_policy": "new" if self._start == "latest" else "all"}
-            if isinstance(self._start, int):
-                start = {"deliver_policy": "by_start_time", "opt_start_time": time_text(self._start - _SLACK_NS)}
+            policy: dict[str, Any] = {"deliver_policy": "new" if start == "latest" else "all"}
+            if isinstance(start, int):
+                policy = {"deliver_policy": "by_start_time", "opt_start_time": time_text(start - SLACK_NS)}
             config = {
                 "durable_name": self.consumer,
                 "description": self._group,
                 "ack_policy": "explicit",
                 "replay_policy": "instant",
                 "max_deliver": -1,
-                **start,
+                **policy,
                 **self._wanted(),
             }
             try:
@@ -95,6 +109,21 @@ class NatsInlet(Puller, Inlet):
             else:
                 return
         await self._take_over(info)
+
+    def _start_again(self) -> Start:
+        """Where the group begins when its consumer is gone. What came meanwhile is not left out; what was done is known by its ids."""
+        return self._since_ns if self._start == "latest" else self._start
+
+    def _begin_anew(self) -> None:
+        """The stream was deleted and made again: its numbers, and the subjects that acknowledge, mean other messages now."""
+        _log.warning(
+            "topic %r was deleted and made again: group %r begins anew there; what it had not received before is lost",
+            *(self._topic, self._group),
+        )
+        with self._hands:
+            self._held.clear()
+        self._stored.clear()
+        self._marks, self._marks_at, self.last_ack = {}, -1.0, ""
 
     async def _take_over(self, info: dict[str, Any]) -> None:
         known, wanted = info["config"], self._wanted()
@@ -110,17 +139,22 @@ class NatsInlet(Puller, Inlet):
         await self._admin.put_consumer(self._topic, self.consumer, changed, "update")
 
     async def _prepare(self) -> None:
-        if self._exclusive and not await self._is_mine():
-            self._stopped = True
-        elif not self._exclusive:
+        holder = ""
+        if self._exclusive:
+            info = await self._admin.consumer(self._topic, self._group)
+            holder = "" if info is None else _holder(info)
+            self._stopped = holder not in ("", self._me)
+        if not holder:
+            self._admin.forget(self._topic)
             await self._join()
+            self._accept_again()
 
-    async def _is_mine(self) -> bool:
-        info = await self._admin.consumer(self._topic, self._group)
-        return info is not None and self._holds(info)
-
-    def _holds(self, info: dict[str, Any]) -> bool:
-        return (info["config"].get("metadata") or {}).get(_HOLDER) == self._me
+    def _accept_again(self) -> None:
+        doubted, self._doubted = self._doubted, []
+        if doubted:
+            self._stored.clear()
+        for reply in doubted:
+            self._connection.post(reply, b"-NAK")
 
     # --- receiving ----------------------------------------------------------------------------------------------
 
@@ -128,12 +162,24 @@ class NatsInlet(Puller, Inlet):
         return self.take(seconds)
 
     def _accept(self, got: Got) -> bool:
+        if not self._exclusive and (self._doubted or self._is_of_another_stream(got)):
+            self._doubted.append(got.reply)
+            self._start_attaching(0.0)
+            return False
         with self._hands:
             self._held[got.at] = got.reply
         return True
 
+    def _is_of_another_stream(self, got: Got) -> bool:
+        """Whether a message is another than the one that came under its number before: the stream was made again, and another member has
+        made the consumer, so that the server had no reason to say so."""
+        before = self._stored.setdefault(got.at, got.stored_ns)
+        if len(self._stored) > _REMEMBERED:
+            del self._stored[next(iter(self._stored))]
+        return before != got.stored_ns
+
     def _entry(self, got: Got) -> Entry | None:
-        return Entry(got.at, got.data, self._given_back(got) if got.delivered > 1 else 0, got.reply)
+        return Entry(got.at, got.data, self._given_back(got) if got.delivered > 1 else 0, got.reply, got.life)
 
     def _given_back(self, got: Got) -> int:
         if self._marks_at < got.came:
@@ -161,15 +207,20 @@ class NatsInlet(Puller, Inlet):
     # --- settling -----------------------------------------------------------------------------------------------
 
     def _out_of_hand(self, entry: Entry) -> str:
+        """The subject that settles it; "" where its stream is gone: what the subject means now is another message."""
         with self._hands:
-            return self._held.pop(entry.at, entry.token)
+            return self._held.pop(entry.at, entry.token) if entry.life == self._life else ""
 
     def acknowledge(self, entry: Entry) -> None:
-        reply = self.last_ack = self._out_of_hand(entry)
-        self._connection.post(reply, b"+ACK")
+        reply = self._out_of_hand(entry)
+        if reply:
+            self.last_ack = reply
+            self._connection.post(reply, b"+ACK")
 
     def give_back(self, entry: Entry) -> None:
         reply = self._out_of_hand(entry)
+        if not reply:
+            return
         self._connection.soon(lambda: self._connection.spawn(self._return(entry.at, reply)))
 
     async def _return(self, at: int, reply: str) -> None:
@@ -201,7 +252,7 @@ class NatsInlet(Puller, Inlet):
                 if self._subscription is not None:
                     await self._subscription.drain()  # type: ignore[no-untyped-call]
                 info = await self._admin.consumer(self._topic, self._group) if self._exclusive else None
-                if self._exclusive and (info is None or not self._holds(info)):
+                if self._exclusive and (info is None or _holder(info) != self._me):
                     return  # all of it is in another's hands
                 with self._hands:
                     held = sorted(self._held.items())
@@ -213,6 +264,10 @@ class NatsInlet(Puller, Inlet):
                 # What an exclusive one still held comes again in order when the next takes over; given back singly it would not.
                 if info is not None and not held:
                     await self._update(info["config"], {"metadata": {_HOLDER: "", _CLEAN: "1"}})
+
+
+def _holder(info: dict[str, Any]) -> str:
+    return str((info["config"].get("metadata") or {}).get(_HOLDER, ""))
 
 
 __all__ = ("ACK_WAIT_S", "NatsInlet")

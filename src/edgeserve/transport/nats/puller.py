@@ -27,22 +27,25 @@ _AGAIN_S = 0.2
 
 
 class Got(NamedTuple):
-    """A message as it came. `delivered`: the how manieth time; `number`: of all deliveries of its consumer."""
+    """A message as it came. `delivered`: the how manieth time; `number`: of all deliveries of its consumer; `life`: see `Entry`."""
 
     at: int
     data: bytes
     delivered: int
     number: int
+    stored_ns: int
     reply: str
     came: float
+    life: str
 
 
-def got_from(message: Msg) -> Got:
+def got_from(message: Msg, life: str) -> Got:
     """Reads what the server says in the subject that acknowledges."""
     # $JS.ACK.[DOMAIN.ACCOUNT.]STREAM.CONSUMER.DELIVERED.AT.NUMBER.TIME.PENDING[.RANDOM]
     parts = message.reply.split(".")
     first = 4 if len(parts) == 9 else 6
-    return Got(int(parts[first + 1]), message.data, int(parts[first]), int(parts[first + 2]), message.reply, time.monotonic())
+    delivered, at, number, stored_ns = (int(part) for part in parts[first : first + 4])
+    return Got(at, message.data, delivered, number, stored_ns, message.reply, time.monotonic(), life)
 
 
 class Puller:
@@ -59,6 +62,8 @@ class Puller:
         self._ahead, self._expires_s = ahead, expires_s
         self._stream = admin.names.stream(topic)
         self.consumer = ""
+        # When the stream was made that the messages are of.
+        self._life = ""
         self._queue: SimpleQueue[Got | None] = SimpleQueue()
         self._subscription: Subscription | None = None
         # Requests that the server has: [subject for the answers, messages that are still to come, when it ends].
@@ -67,7 +72,8 @@ class Puller:
         self._requests = 0
         self._attaching = False
         self._stopped = self._closed = False
-        self._error: TransportError | None = None
+        # What the server does not let it do.
+        self.error: Exception | None = None
 
     def begin(self) -> None:
         """Starts, when there is a consumer."""
@@ -82,13 +88,17 @@ class Puller:
     # --- handing over -------------------------------------------------------------------------------------------
 
     def take(self, seconds: float | None) -> Entry | None:
-        """The next entry; None when none came in time (`seconds` None: waits), or when it was closed."""
+        """The next entry; None when none came in time (`seconds` None: waits), or when it was closed. Raises what the server refuses."""
         while not self._closed:
+            if self.error is not None:
+                raise self.error
             try:
                 got = self._queue.get(seconds != 0, seconds)
             except Empty:
                 return None
-            if got is None or self._closed:
+            if got is None:
+                continue  # closed, or refused
+            if self._closed:
                 break
             if self._queue.qsize() * 2 < self._ahead:
                 self._connection.soon(self._pull)
@@ -101,8 +111,11 @@ class Puller:
         return None
 
     def _hand_over(self, deliver: Deliver) -> None:
-        while (entry := self.take(None)) is not None:
-            deliver(entry)
+        while self.error is None:
+            with suppress(TransportError):  # its owner asks for `error`
+                if (entry := self.take(None)) is None:
+                    return
+                deliver(entry)
 
     @abstractmethod
     def _entry(self, got: Got) -> Entry | None:
@@ -126,8 +139,9 @@ class Puller:
             self._pull()
 
     def forbidden(self, subject: str, error: TransportError) -> None:
-        if self.consumer and self.consumer.lower() in subject:
-            self._error = error
+        if self.consumer and f".{self._stream}.{self.consumer}.".lower() in f"{subject}.":
+            self.error = error
+            self._queue.put(None)
 
     def _start_attaching(self, after_s: float) -> None:
         if not self._attaching and not self._closed and not self._stopped:
@@ -194,7 +208,7 @@ class Puller:
             left[0] -= 1
             if left[0] <= 0:
                 self._asked.popleft()
-        got = got_from(message)
+        got = got_from(message, self._life)
         if self._accept(got):
             self._queue.put(got)
         if not self._asked:

@@ -27,7 +27,10 @@ class NatsTail(Puller, Tail):
         self.begin()
 
     async def _prepare(self) -> None:
-        await self._admin.ensure(self._topic)
+        life = await self._admin.look_again(self._topic)
+        if self._life not in ("", life):
+            self._last = 0
+        self._life = life
         name = f"tail+{uuid.uuid4().hex}"
         config = {
             "deliver_policy": "by_start_sequence",
@@ -54,7 +57,7 @@ class NatsTail(Puller, Tail):
         return True
 
     def _entry(self, got: Got) -> Entry | None:
-        return Entry(got.at, got.data)
+        return Entry(got.at, got.data, life=got.life)
 
     def close(self) -> None:
         if self._closed:

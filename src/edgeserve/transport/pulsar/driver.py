@@ -57,6 +57,8 @@ _PASSES = (
     pulsar.LookupError,
     pulsar.BrokerPersistenceError,
     pulsar.BrokerMetadataError,
+    pulsar.ProducerBlockedQuotaExceededError,
+    pulsar.ProducerBlockedQuotaExceededException,
 )
 
 
@@ -79,7 +81,7 @@ class PulsarDriver(Driver):
     precision_ms = 150
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+        self.settings, self.deadline_s = settings, settings.deadline_s
         self.admin = Admin(settings)
         self._closed = threading.Event()
         self._ends: weakref.WeakSet[Any] = weakref.WeakSet()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pulsar
 
-from edgeserve.core.errors import ClosedError, EdgeServeError, Fenced, GroupBusy, SendError, TransportError
+from edgeserve.core.errors import ClosedError, EdgeServeError, Fenced, GroupBusy, SendError, StoreFull, TransportError
 from edgeserve.transport.pulsar.settings import Settings
 
 
@@ -37,6 +37,8 @@ def failed(settings: Settings, result: Any, topic: str) -> Exception:
         return Fenced(f"the log {topic!r} is held by somebody else")
     if result in (pulsar.Result.AlreadyClosed, pulsar.Result.ProducerNotInitialized):
         return ClosedError(f"the producer of topic {topic!r} was closed before the broker had confirmed all that it sent")
+    if result in (pulsar.Result.ProducerBlockedQuotaExceededError, pulsar.Result.ProducerBlockedQuotaExceededException):
+        return StoreFull(f"topic {topic!r}: its groups' backlog has reached the quota of the namespace")
     if result == pulsar.Result.Timeout:
         return SendError(f"topic {topic!r}: {settings.shown} did not confirm within deadline_s={settings.deadline_s}")
     return SendError(f"topic {topic!r}: Pulsar refused a message: {getattr(result, 'name', result)}")
