@@ -5,12 +5,14 @@
     edgeserve demo -- --node nats://127.0.0.1:4222   # over a broker
     edgeserve demo -- --tap-a A.pcap --tap-b B.pcap --out somewhere
 
-Ends with status 1 when a window was lost, or when two taps were not clearly better than one.
+Ends with status 1 when a window was lost, or when two taps were not clearly better than one. On a node that was named, by --node or by
+EDGESERVE_NODE, the run's topics are removed in the end, unless there is an --out for what is to be kept.
 """
 
 import argparse
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -29,6 +31,12 @@ from pcap import CaptureError, packets
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from edgeserve.cli.options import with_deadline
+from edgeserve.core.errors import ConfigurationError, EdgeServeError
+from edgeserve.transport import connect, disconnect
+from edgeserve.transport.local.engine import directory_of
+from edgeserve.transport.url import parse
 
 HERE = Path(__file__).resolve().parent
 JUDGE = HERE / "data" / "judge"
@@ -59,11 +67,42 @@ class Files:
         return [msgspec.json.decode(line, type=Alert) for line in self.lines("alerts.jsonl")]
 
 
-def start(tap_a: Path, tap_b: Path, speed: float, out: Path, node: str | None) -> subprocess.Popen[bytes]:
-    """Starts `edgeserve run app.py`: the four nodes, each its own process. A broker may know earlier runs: on new topics there."""
+class Place:
+    """Where the messages go: a node that was named, on topics of this run's own, or else a store in `out`."""
+
+    def __init__(self, node: str | None, out: Path) -> None:
+        self.named = node is not None
+        self.node = node or f"local://{out}/store"
+        # A broker, and a store that others use, may know earlier runs.
+        self.run = f"-{time.time_ns()}" if self.named else ""
+
+    def topics(self, *, remove: bool) -> list[str]:
+        """The topics of this run that are there, and stay there."""
+        mine = (f"flows{self.run}", f"alerts{self.run}")
+        transport = connect(with_deadline(self.node))
+        try:
+            while remove and (some := [topic for topic in transport.topics() if topic.startswith(mine)]):
+                transport.delete_topic(some[0])
+            return [topic for topic in transport.topics() if topic.startswith(mine)]
+        finally:
+            disconnect(transport)
+
+
+def leave(place: Place, *, keep: bool) -> list[str]:
+    """Removes what a run has left on a node that was named, unless they are to be kept; returns what stays."""
+    if not place.named:
+        return []
+    try:
+        return place.topics(remove=not keep)
+    except (EdgeServeError, OSError) as error:
+        sys.stderr.write(f"demo.py: the topics of this run, flows{place.run}..., may still be there: {error}\n")
+        return []
+
+
+def start(tap_a: Path, tap_b: Path, speed: float, out: Path, place: Place) -> subprocess.Popen[bytes]:
+    """Starts `edgeserve run app.py`: the four nodes, each its own process."""
     settings = {"TAP_A": str(tap_a.resolve()), "TAP_B": str(tap_b.resolve()), "SPEED": str(speed), "OUT": str(out)}
-    settings |= {"EDGESERVE_NODE": node or f"local://{out}/store", "EDGESERVE_STATE_DIR": str(out / "state")}
-    settings |= {"RUN": f"-{time.time_ns()}" if node else ""}
+    settings |= {"EDGESERVE_NODE": place.node, "EDGESERVE_STATE_DIR": str(out / "state"), "RUN": place.run}
     command = [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()", "run", "--until-end", str(HERE / "app.py")]
     with (out / "run.log").open("wb") as log:
         # A session of its own: Ctrl-C reaches this program, which ends the others in order.
@@ -145,6 +184,7 @@ def score_single_taps() -> dict[str, score.Score]:
 def show(console: Console, report: dict[str, Any]) -> None:
     """The report for people."""
     print_line = console.print
+    print_line(f"node       {report['node']}", soft_wrap=True)
     print_line(f"{report['windows_judged']} of {report['windows_sent']} windows joined and judged, {report['lost']} lost, ", end="")
     print_line(f"{report['doubled']} doubled, {report['alerts']} alerts")
     if "seconds" in report:
@@ -155,6 +195,9 @@ def show(console: Console, report: dict[str, Any]) -> None:
         print_line(f"\n{'which host scans which, in blocks of 10 s':42} precision  recall    F1")
         for view, result in report["scores"].items():
             print_line(f"{view:42} {result['precision']:9.2f} {result['recall']:7.2f} {result['f1']:5.2f}")
+    if report["topics_left"]:
+        print_line(f"\nleft there, because of --out: {', '.join(report['topics_left'])}; to remove them", soft_wrap=True)
+        print_line(f"  {shlex.join(['edgeserve', 'topic', 'delete', *report['topics_left'], '--node', report['node']])}", soft_wrap=True)
     print_line("\ntry next")
     for command in report["try_next"]:
         print_line(f"  {command}", soft_wrap=True)
@@ -170,12 +213,23 @@ def next_commands() -> list[str]:
     ]
 
 
+def for_processes(node: str) -> str:
+    """The node as other processes find it, whatever state directory they have."""
+    url = parse(node)
+    if url.scheme == "memory":
+        raise ConfigurationError(f"{node} is the memory of one process, and the demo is four: name another node")
+    return node.replace(f"local://{url.path}", f"local://{directory_of(url)}", 1) if url.scheme == "local" else node
+
+
 def main(argv: list[str] | None = None) -> int:
     """Runs the demo; returns the exit status."""
     parser = argparse.ArgumentParser(prog="demo.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tap-a", type=Path, default=JUDGE / "tap_a.pcap.zst", help="capture of what clients ask")
     parser.add_argument("--tap-b", type=Path, default=JUDGE / "tap_b.pcap.zst", help="capture of what servers answer")
-    parser.add_argument("--node", help="URL of a node, as in pulsar://broker:6650; default: a store of its own, without a server")
+    node = os.environ.get("EDGESERVE_NODE") or None
+    parser.add_argument(
+        "--node", default=node, help="URL of a node, as in pulsar://broker:6650; default: EDGESERVE_NODE, else a store of its own"
+    )
     parser.add_argument("--speed", type=float, default=15.0, help="times faster than recorded; 0: as fast as possible (default 15)")
     parser.add_argument("--out", type=Path, help="keep alerts, logs and the message store in this new directory")
     parser.add_argument("--json", action="store_true", help="write one JSON object")
@@ -184,6 +238,10 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--speed {args.speed}: give a factor above 0, or 0 for as fast as possible")
     if args.out and args.out.exists():
         parser.error(f"--out {args.out} exists: name a directory that does not")
+    try:
+        args.node = args.node and for_processes(args.node)
+    except ConfigurationError as error:
+        parser.error(str(error))
     own = (args.tap_a, args.tap_b) != (parser.get_default("tap_a"), parser.get_default("tap_b"))
     try:
         for path in (args.tap_a, args.tap_b):
@@ -200,7 +258,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def demo(args: argparse.Namespace, out: Path, *, scored: bool) -> int:
     console = Console(highlight=False)
-    files, process = Files(out), start(args.tap_a, args.tap_b, args.speed, out, args.node)
+    place = Place(args.node, out)
+    files, process = Files(out), start(args.tap_a, args.tap_b, args.speed, out, place)
+    left: list[str] = []
     try:
         progress = Progress(console, files, quiet=args.json)
         single = score_single_taps() if scored else {}
@@ -212,10 +272,11 @@ def demo(args: argparse.Namespace, out: Path, *, scored: bool) -> int:
         return 130
     finally:
         stop(process)
+        left = leave(place, keep=args.out is not None)
     if process.returncode:
         sys.stderr.write((out / "run.log").read_text())
         return 1
-    report = measure(files)
+    report = measure(files) | {"node": parse(place.node).shown, "topics_left": left}
     good = bool(report["windows_judged"]) and not report["lost"] and not report["doubled"]
     if scored:
         good &= files.sent("tap_a") == files.sent("tap_b")

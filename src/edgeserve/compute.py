@@ -21,6 +21,7 @@ from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
 from edgeserve.stage.wiring import Wiring
 from edgeserve.transport import GroupKind, Start
+from edgeserve.transport.checks import MAX_NAME_BYTES
 
 
 class Compute(StageNode):
@@ -134,7 +135,7 @@ class Compute(StageNode):
         for parameter in work.parameters:
             check_source_id(parameter)
         joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str)
-        group = f"{topic_in}->{topic_out}" if group is None else group
+        group = _default_group(worker_id, topic_in, topic_out) if group is None else group
         # What only a mistake makes different within a group. Workers have names of their own, and their results are called so by default.
         signature = [f"inputs {','.join(work.parameters)}"]
         if group != f"{topic_in}->{topic_out}":
@@ -183,6 +184,15 @@ class Compute(StageNode):
     def explain(self) -> dict[str, Any]:
         """Why did my join (not) fire? Per source what is held, what was dropped and why, the nearest miss; and the counters."""
         return self._stage.explain() | {"counters": dict(self.counters)}
+
+
+def _default_group(worker_id: str, topic_in: str, topic_out: str) -> str:
+    group = f"{topic_in}->{topic_out}"
+    if len(group.encode(errors="replace")) > MAX_NAME_BYTES:
+        raise ConfigurationError(
+            f"Compute {worker_id!r}: its group would be called {group!r}, and a name has at most {MAX_NAME_BYTES} bytes: give it a group="
+        )
+    return group
 
 
 def _policy_maker(join: Any, sources: tuple[str, ...], limits: dict[str, Any], **options: Any) -> Callable[[], Policy]:

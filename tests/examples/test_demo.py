@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import demo
 import pytest
 import score
 import zstandard
+from tests import servers
+
+from edgeserve.transport import connect, disconnect
 
 DEMO = [sys.executable, str(score.HERE / "demo.py")]
 
@@ -25,8 +30,8 @@ def _environment(process: Path) -> str:
         return ""
 
 
-def run(*arguments: str, home: Path) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home)}
+def run(*arguments: str, home: Path, node: str | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home)} | ({"EDGESERVE_NODE": node} if node else {})
     return subprocess.run([*DEMO, *arguments], env=environment, cwd=home, capture_output=True, text=True, timeout=100, check=False)
 
 
@@ -46,11 +51,33 @@ def test_the_demo_loses_nothing_and_shows_what_the_second_tap_is_worth(tmp_path:
 
 
 @pytest.mark.parametrize("engine", ["pulsar", "nats"])
-def test_the_demo_runs_over_a_broker(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    result = run("--json", "--speed", "0", "--node", request.getfixturevalue(f"{engine}_url"), home=tmp_path)
+def test_the_demo_runs_over_a_broker_and_leaves_nothing_there(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    url = request.getfixturevalue(f"{engine}_url")
+    node = f"{url}/{uuid.uuid4().hex}" if engine == "nats" else servers.with_namespace(url)
+    result = run("--json", "--speed", "0", home=tmp_path, node=node)
     assert result.returncode == 0, result.stdout + result.stderr
     report = json.loads(result.stdout)
     assert (report["windows_sent"], report["windows_judged"], report["lost"], report["doubled"]) == (180, 180, 0, 0)
+    assert (report["node"], report["topics_left"]) == (node, [])
+    transport = connect(node)
+    try:
+        assert transport.topics() == []
+    finally:
+        disconnect(transport)
+
+
+def test_what_is_to_be_kept_stays_on_the_node_and_is_named_with_the_command_that_removes_it(tmp_path: Path) -> None:
+    result = run("--speed", "0", "--out", "kept", "--node", "local://", home=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    store = f"local://{tmp_path}/.local/state/edgeserve/local"
+    assert f"node       {store}\n" in result.stdout
+    command = next(line.strip() for line in result.stdout.splitlines() if "edgeserve topic delete alerts-" in line)
+    assert command.endswith(f"--node {store}")
+    transport = connect(store)
+    try:
+        assert set(transport.topics()) < set(shlex.split(command)) and len(transport.topics()) == 3
+    finally:
+        disconnect(transport)
 
 
 def test_a_report_for_people_is_plain_text_when_not_on_a_terminal(tmp_path: Path) -> None:
@@ -91,6 +118,7 @@ def test_own_captures_are_judged_without_a_score(tmp_path: Path) -> None:
         (("--tap-a", "ng.pcap"), "editcap -F pcap"),
         (("--out", "."), "exists"),
         (("--speed", "-1"), "--speed"),
+        (("--node", "memory://x"), "memory of one process"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_starts(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

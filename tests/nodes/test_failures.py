@@ -149,6 +149,22 @@ def test_a_sink_that_raises_is_tried_again(node: str, send: Send, dead_letters: 
     assert "disk unplugged" in dead_letters("dst.materialize.dead-letters")[0].error
 
 
+def test_the_traceback_of_a_dead_letter_is_the_tasks_and_of_its_last_attempt(node: str, send: Send, dead_letters: DeadLetters) -> None:
+    def task(a: int) -> int:
+        try:
+            return a // 0
+        except ZeroDivisionError as exc:
+            raise ValueError("no quotient") from exc
+
+    send("a", [1])
+    with Compute(task, node, retries=1, retry_backoff_ms=0) as compute:
+        assert next(compute) is None
+    (letter,) = dead_letters("src.src->dst.dead-letters")
+    assert letter.traceback.count("ValueError: no quotient") == letter.traceback.count("ZeroDivisionError: ") == 1
+    assert "try_again" not in letter.traceback and "perform" not in letter.traceback
+    assert letter.traceback.count(__file__) == 2
+
+
 def test_an_unsendable_result_is_put_aside_at_once(node: str, send: Send, dead_letters: DeadLetters) -> None:
     calls = []
     send("a", [1, 2])

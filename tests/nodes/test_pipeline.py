@@ -448,7 +448,8 @@ def test_use_after_close_is_named(node: str) -> None:
     ("make", "says"),
     [
         (lambda: DataSource([1], source_id="a"), "needs the URL of a node"),
-        (lambda: DataSource([1], "memory://x", pulsar_node="memory://y", source_id="a"), "once"),
+        (lambda: DataSource([1], "memory://x", pulsar_node="memory://y", source_id="a"), "got both"),
+        (lambda: Compute(lambda a: a, "memory://x", topic_in="i" * 160, topic_out="o" * 160), "give it a group="),
         (lambda: DataSource(5, "memory://x", source_id="a"), "must be an iterable"),
         (lambda: DataSource([1], "memory://x", source_id=""), "non-empty"),
         (lambda: DataSource([1], "memory://x", source_id="a", event_time="t"), "event_time= is a function"),

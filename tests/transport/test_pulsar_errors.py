@@ -162,6 +162,7 @@ class TestSecured:
         ("pulsar://host?tls_ca=/no/such/file", "tls_ca"),
         ("pulsar://host?token_file=/no/such/file", "token_file"),
         ("pulsar://host?wrong=1", "wrong"),
+        ("pulsar://host?admin=host:8080", "write admin=http://host:8080"),
     ],
 )
 def test_urls_that_cannot_work_are_refused(url: str, match: str) -> None:

@@ -51,3 +51,10 @@ def test_a_part_that_would_be_left_out_is_refused() -> None:
 def test_a_durability_that_is_none() -> None:
     with pytest.raises(ConfigurationError, match="'process' or 'disk'"):
         connect("local:///tmp/x?durability=maybe")
+
+
+@pytest.mark.parametrize("text", ["nats://h:99999", "nats://u:p@g:1,h:0/space", "pulsar://h:65536?admin=http://h:1"])
+def test_a_port_that_there_is_not(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"there is no port \d+: they go from 1 to 65535"):
+        connect(text)
+    assert parse("memory://a:99999").path == "a:99999"

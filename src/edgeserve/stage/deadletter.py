@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
@@ -54,14 +55,35 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     source_ids: list[str] = []
 
 
+_PACKAGE = str(Path(__file__).resolve().parent.parent) + os.sep
+
+
 def dead_letter_topic(topic: str, group: str) -> str:
     """The topic on which `group` puts what it could not process of `topic`."""
     return f"{topic}.{group}.dead-letters"
 
 
+def _keep_the_tasks(found: traceback.TracebackException) -> None:
+    """Takes out our frames that led to the user's code, and the attempt before, which failed at the same place."""
+    begin = next((n for n, frame in enumerate(found.stack) if not _ours(frame)), 0)
+    found.stack = traceback.StackSummary(found.stack[begin:])
+    for name in ("__cause__", "__context__"):
+        inner = getattr(found, name)
+        if inner is not None and inner.stack and _ours(inner.stack[0]):
+            setattr(found, name, None)
+        elif inner is not None:
+            _keep_the_tasks(inner)
+
+
+def _ours(frame: traceback.FrameSummary) -> bool:
+    return frame.filename.startswith(_PACKAGE)
+
+
 def describe(error: BaseException) -> tuple[str, str]:
     """(type and text, traceback) of an error, each of bounded length."""
-    text = "".join(traceback.format_exception(error))
+    found = traceback.TracebackException.from_exception(error)
+    _keep_the_tasks(found)
+    text = "".join(found.format())
     return f"{type(error).__name__}: {error}"[:TRACEBACK_MAX_CHARS], text[-TRACEBACK_MAX_CHARS:]
 
 

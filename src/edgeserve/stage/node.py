@@ -44,11 +44,11 @@ class Node(ABC):
     wiring: Wiring
 
     def __init__(self, node: str | None, pulsar_node: str | None, *, what: str, name: str) -> None:
-        if (node is None) == (pulsar_node is None):
-            raise ConfigurationError(
-                f"{what} needs the URL of a node, once: node= (or its older name pulsar_node=), for example 'local://'"
-            )
         url = node if node is not None else pulsar_node
+        if url is None:
+            raise ConfigurationError(f"{what} needs the URL of a node: node= (or its older name pulsar_node=), for example 'local://'")
+        if node is not None and pulsar_node is not None:
+            raise ConfigurationError(f"{what} got both node= and pulsar_node=, which is its older name: leave one out")
         if not isinstance(url, str):
             raise ConfigurationError(f"{what}: the node is a URL such as 'local://', not {type(url).__name__}")
         self.url = url

@@ -22,6 +22,7 @@ _BUILT_IN = {
     "nats": "edgeserve.transport.nats:connect",
     "nats+tls": "edgeserve.transport.nats:connect",
 }
+_WITHOUT_SERVER = frozenset(("memory", "local"))
 _SECRET = frozenset(("token", "password"))
 _open: dict[tuple[int, str], tuple[Transport, int]] = {}
 _lock = threading.RLock()
@@ -81,7 +82,16 @@ def parse(text: str) -> NodeURL:
         raise ConfigurationError(f"the node URL {text!r} has a NUL in it, which no path can hold: leave it out")
     if parts.fragment:
         raise ConfigurationError(f"{without_secrets(text)}: a node URL has no part after '#'")
+    if parts.scheme not in _WITHOUT_SERVER:
+        _check_ports(text, parts.netloc)
     return NodeURL(text, parts.scheme, parts.netloc + parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)))
+
+
+def _check_ports(text: str, netloc: str) -> None:
+    for server in netloc.rpartition("@")[2].split(","):
+        port = server.rpartition(":")[2]
+        if port.isdigit() and ":" in server and not 0 < int(port) <= 65535:
+            raise ConfigurationError(f"{without_secrets(text)}: there is no port {port}: they go from 1 to 65535")
 
 
 def _factory(url: NodeURL) -> Callable[[NodeURL], Transport]:

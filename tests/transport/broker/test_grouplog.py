@@ -299,3 +299,12 @@ def test_what_is_no_record_is_named(data: bytes) -> None:
         decode_line("g", data)
     except TransportError as exc:
         assert "group g" in str(exc)
+
+
+@pytest.mark.parametrize("group", ["g", "in->out", "a~b", "50%", "%7E", "~group", "ä b"])
+def test_the_name_of_a_log_tells_whose_it_is(group: str) -> None:
+    name = grouplog.group_topic("t", group)
+    assert grouplog.is_group_topic(name)
+    assert (grouplog.group_of(name, "t"), grouplog.group_of(name, "t~x"), grouplog.group_of(name, "")) == (group, None, None)
+    assert grouplog.group_of(grouplog.group_topic("t~x", group), "t") is None
+    assert not grouplog.is_group_topic("t~group") and not grouplog.is_group_topic("t.parts")

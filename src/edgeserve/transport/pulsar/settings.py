@@ -73,6 +73,9 @@ def settings_from(url: NodeURL) -> Settings:
         token = _read(token_file, "token_file").strip()
     oauth2 = setting("oauth2")
     tls = url.scheme == "pulsar+ssl"
+    admin = setting("admin")
+    if admin is not None and not admin.startswith(("http://", "https://")):
+        raise ConfigurationError(f"{url.scheme}://{host}: admin={admin} is no URL of an admin API: write admin=http://{admin}")
     first = host.partition(",")[0].partition(":")[0]
     kept = {k: v for k, v in given.items() if k not in _SECRET}
     for name in ("tls_ca", "tls_cert", "tls_key"):
@@ -83,7 +86,7 @@ def settings_from(url: NodeURL) -> Settings:
         service=f"{url.scheme}://{host}",
         shown=f"{url.scheme}://{host}{slash}{path}" + ("?" if kept else "") + urlencode(kept, safe=":/"),
         space=space,
-        admin=(setting("admin") or (f"https://{first}:8443" if tls else f"http://{first}:8080")).rstrip("/"),
+        admin=(admin or (f"https://{first}:8443" if tls else f"http://{first}:8080")).rstrip("/"),
         tls=tls,
         deadline_s=url.number("deadline_s", 1) if "deadline_s" in given else None,
         retention_mb=url.number("retention_mb", 1) if "retention_mb" in given else None,
