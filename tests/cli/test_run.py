@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import socket
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,21 @@ def test_a_signal_ends_all_cleanly(app, number):
         # A machine that is busy may take so long that it is said who is waited for.
         assert [line for line in err.splitlines() if not line.startswith("waiting for ")] == []
         assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("engine", ["pulsar", "nats"])
+def test_a_signal_ends_nodes_that_wait_for_a_broker(app, engine, number):
+    pytest.importorskip(engine)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        url = f"{engine}://127.0.0.1:{silent.getsockname()[1]}"
+        with started(app(f"from edgeserve import *\na = DataSource([1], {url!r}, source_id='a')\n")) as process:
+            with silent.accept()[0]:
+                process.send_signal(number)
+                _, err = process.communicate(timeout=60)
+            assert process.returncode == 0, err
+            assert "Traceback" not in err
 
 
 STUCK = """

@@ -148,6 +148,8 @@ def main() -> int:
     try:
         found = nodes(load(given.app.resolve()))
         run_node(found[given.name], until_end=given.until_end, ready=given.ready)
+    except KeyboardInterrupt:
+        return 0  # what an engine's client makes of a signal that came before the node had its own handlers
     except Exception as exc:
         sys.stderr.write(_traceback_without_this_file(exc))
         return 1

@@ -121,6 +121,9 @@ class PulsarDriver(Driver):
                     _log.warning("%s does not answer for %.0f s, waiting (%s %r): %s", self.settings.shown, now - began, what, topic, exc)
                 if self._closed.wait(_PAUSE_S):
                     raise ClosedError(f"{self.settings.shown} is closed") from exc
+            except pulsar.Interrupted:
+                # The client forgets what the signal's handler has raised.
+                raise KeyboardInterrupt from None
             except pulsar.PulsarException as exc:
                 raise named(self.settings, exc, what, topic) from exc
 
