@@ -20,10 +20,11 @@ import pulsar
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, GroupBusy, TransportError
 from edgeserve.transport.base import Start
-from edgeserve.transport.broker.driver import Deliver, Done, Driver, Entry, Extent, Inlet, Outlet, Tail
+from edgeserve.transport.broker.driver import Deliver, Driver, Entry, Extent, Inlet, Outlet, Tail
 from edgeserve.transport.pulsar.admin import Admin
-from edgeserve.transport.pulsar.errors import failed, named
-from edgeserve.transport.pulsar.names import entry_number, group_name, ledger_and_entry, subscription_name, topic_name, user_name
+from edgeserve.transport.pulsar.ends import PulsarInlet, PulsarOutlet, PulsarTail, id_of, number_of, quietly
+from edgeserve.transport.pulsar.errors import named
+from edgeserve.transport.pulsar.names import group_name, subscription_name, topic_name, user_name
 from edgeserve.transport.pulsar.probe import refusal
 from edgeserve.transport.pulsar.settings import BrokerAway, Settings
 
@@ -50,17 +51,6 @@ _PASSES = (
     pulsar.BrokerPersistenceError,
     pulsar.BrokerMetadataError,
 )
-
-
-def number_of(message_id: Any) -> int:
-    """The number of the entry that a message id names."""
-    return entry_number(message_id.ledger_id(), message_id.entry_id())
-
-
-def id_of(at: int) -> pulsar.MessageId:
-    """The message id of an entry."""
-    ledger, entry = ledger_and_entry(at)
-    return pulsar.MessageId(-1, ledger, entry, -1)
 
 
 class PulsarDriver(Driver):
@@ -169,7 +159,7 @@ class PulsarDriver(Driver):
         return end
 
     def outlet(self, topic: str) -> Outlet:
-        outlet = _Outlet(self, topic, self.producer(topic))
+        outlet = PulsarOutlet(self, topic, self.producer(topic))
         if self.settings.retention_mb is not None or self.settings.retention_s is not None:
             self.admin.keep(self.full(topic), self.settings.retention_mb, self.settings.retention_s)
         return outlet
@@ -177,16 +167,16 @@ class PulsarDriver(Driver):
     def fenced_outlet(self, topic: str) -> Outlet:
         producer = self.producer(topic, pulsar.ProducerAccessMode.ExclusiveWithFencing)
         self._keep(topic)
-        return _Outlet(self, topic, producer)
+        return PulsarOutlet(self, topic, producer)
 
     def inlet(self, topic: str, group: str, start: Start, *, exclusive: bool) -> Inlet:
         begin = pulsar.InitialPosition.Latest if start == "latest" else pulsar.InitialPosition.Earliest
         kind = pulsar.ConsumerType.Exclusive if exclusive else pulsar.ConsumerType.Shared
-        return _Inlet(self, self.consumer(topic, subscription_name(group), kind, begin))
+        return PulsarInlet(self, self.consumer(topic, subscription_name(group), kind, begin))
 
     def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
         self._keep(topic)
-        return _Tail(self, self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
+        return PulsarTail(self, self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
 
     def newest(self, topic: str) -> Entry | None:
         reader = self.reader(topic, pulsar.MessageId.latest, inclusive=True)
@@ -226,9 +216,9 @@ class PulsarDriver(Driver):
             return  # another member is at it
         if from_ is not None:
             # The id need not be one of an entry: what is acknowledged is all up to it.
-            _quietly(partial(keeper.acknowledge_cumulative, id_of(from_ - 1)))
+            quietly(partial(keeper.acknowledge_cumulative, id_of(from_ - 1)))
         self.forget(keeper)
-        _quietly(keeper.close)
+        quietly(keeper.close)
 
     def discard(self, topic: str, before: int) -> None:
         self._keep(topic, before)
@@ -276,96 +266,6 @@ class PulsarDriver(Driver):
             self._client.close()
         except pulsar.PulsarException as exc:
             _log.debug("%s was not closed in order: %s", self.settings.shown, exc)
-
-
-class _Outlet(Outlet):
-    def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
-        self._driver, self._topic, self._producer = driver, topic, producer
-
-    def send(self, data: bytes, done: Done) -> None:
-        driver, topic = self._driver, self._topic
-
-        def confirm(result: Any, message_id: Any) -> None:
-            if result == pulsar.Result.Ok:
-                done(number_of(message_id), None)
-            else:
-                done(None, failed(driver.settings, result, topic))
-
-        try:
-            self._producer.send_async(data, confirm)
-        except pulsar.PulsarException as exc:
-            raise named(driver.settings, exc, "write to", topic) from exc
-
-    def close(self) -> None:
-        self._driver.forget(self._producer)
-        _quietly(self._producer.close)
-
-
-class _Inlet(Inlet):
-    def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer) -> None:
-        self._driver, self._consumer = driver, consumer
-        self._closed = False
-
-    def poll(self, seconds: float) -> Entry | None:
-        return None if self._closed else _next(self._consumer.receive, seconds)
-
-    def acknowledge(self, entry: Entry) -> None:
-        # When it fails the entry comes back, and the desk says again that it is done.
-        _quietly(partial(self._consumer.acknowledge, entry.token))
-
-    def give_back(self, entry: Entry) -> None:
-        _quietly(partial(self._consumer.negative_acknowledge, entry.token))
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._driver.forget(self._consumer)
-        _quietly(self._consumer.close)
-
-
-class _Tail(Tail):
-    def __init__(self, driver: PulsarDriver, reader: pulsar.Reader, deliver: Deliver, topic: str) -> None:
-        self._driver, self._reader, self._deliver = driver, reader, deliver
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"edgeserve-tail-{topic[:40]}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._closed:
-            entry = _next(self._reader.read_next, _RECEIVE_MS / 1000)
-            if entry is not None:
-                self._deliver(entry)
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._driver.forget(self._reader)
-        _quietly(self._reader.close)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-
-
-def _next(receive: Callable[[int], Any], seconds: float) -> Entry | None:
-    """What the client has received next; None when nothing came in time."""
-    began = time.monotonic()
-    try:
-        message = receive(int(seconds * 1000))
-    except pulsar.Timeout:
-        return None
-    except pulsar.PulsarException as exc:
-        _log.debug("a receive failed: %s", exc)
-        time.sleep(max(0.0, min(_PAUSE_S, began + seconds - time.monotonic())))
-        return None
-    return Entry(number_of(message.message_id()), message.data(), message.redelivery_count(), message)
-
-
-def _quietly(do: Callable[[], object]) -> None:
-    try:
-        do()
-    except pulsar.PulsarException as exc:
-        _log.debug("%s", exc)
 
 
 def _authentication(settings: Settings) -> pulsar.Authentication | None:
