@@ -119,6 +119,11 @@ class Driver(ABC):
     def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
         """What is stored now, from the entry `first` on, or from about a publish time. Nothing of a topic that does not exist."""
 
+    def get(self, topic: str, at: int) -> Entry | None:
+        """One entry of a topic that exists; None when it is gone."""
+        entry = next(self.scan(topic, at), None)
+        return entry if entry is not None and entry.at == at else None
+
     @abstractmethod
     def discard(self, topic: str, before: int) -> None:
         """Entries below are not needed any more, as far as groups allow."""

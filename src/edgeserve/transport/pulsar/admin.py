@@ -26,6 +26,16 @@ def _numbers(position: str) -> tuple[int, int]:
     return int(ledger), int(entry)
 
 
+def _behind(stats: dict[str, Any], position: str) -> int:
+    """The entry behind a position."""
+    ledger, entry = _numbers(position)
+    for each, following in pairwise(stats["ledgers"]):
+        # Positions are compared: behind the last entry of a ledger comes the first of the next one.
+        if int(each["ledgerId"]) == ledger and entry + 1 >= int(each["entries"]):
+            return entry_number(int(following["ledgerId"]), 0)
+    return entry_number(ledger, entry + 1)
+
+
 class Admin:
     """Calls of the admin API."""
 
@@ -106,14 +116,12 @@ class Admin:
         """Every entry below is acknowledged."""
         stats = self.internal(full) or {"cursors": {}}
         cursor = stats["cursors"].get(subscription)
-        if cursor is None:
-            return 0
-        ledger, entry = _numbers(cursor["markDeletePosition"])
-        for each, following in pairwise(stats["ledgers"]):
-            # Positions are compared: behind the last entry of a ledger comes the first of the next one.
-            if int(each["ledgerId"]) == ledger and entry + 1 >= int(each["entries"]):
-                return entry_number(int(following["ledgerId"]), 0)
-        return entry_number(ledger, entry + 1)
+        return 0 if cursor is None else _behind(stats, cursor["markDeletePosition"])
+
+    def floors(self, full: str) -> list[int]:
+        """The same of each subscription and reader of a topic."""
+        stats = self.internal(full) or {"cursors": {}}
+        return [_behind(stats, cursor["markDeletePosition"]) for cursor in stats["cursors"].values()]
 
     def delivered(self, full: str, subscription: str) -> int:
         """The newest entry that was given to anybody."""

@@ -21,10 +21,12 @@ import pulsar
 from edgeserve.core.errors import ClosedError, ConfigurationError, GroupBusy, TransportError
 from edgeserve.transport.base import Start
 from edgeserve.transport.broker.driver import Deliver, Driver, Entry, Extent, Inlet, Outlet, Tail
+from edgeserve.transport.broker.envelope import PARTS
 from edgeserve.transport.pulsar.admin import Admin
 from edgeserve.transport.pulsar.ends import PulsarInlet, PulsarOutlet, PulsarTail, id_of, number_of, quietly
 from edgeserve.transport.pulsar.errors import named
 from edgeserve.transport.pulsar.names import group_name, subscription_name, topic_name, user_name
+from edgeserve.transport.pulsar.parts import Parts
 from edgeserve.transport.pulsar.probe import refusal
 from edgeserve.transport.pulsar.settings import BrokerAway, Settings
 
@@ -32,7 +34,7 @@ _log = logging.getLogger("edgeserve")
 _T = TypeVar("_T")
 
 KEEP = "edgeserve-keep"
-"""The subscription that keeps what a log still needs."""
+"""The subscription that keeps what a log, or a topic of parts, still needs."""
 
 _MAX_BYTES = 5 * 1024 * 1024 - 64 * 1024
 _QUEUE = 16
@@ -63,6 +65,7 @@ class PulsarDriver(Driver):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.admin = Admin(settings)
+        self._parts = Parts(self)
         self._closed = threading.Event()
         self._ends: weakref.WeakSet[Any] = weakref.WeakSet()
         self._client = pulsar.Client(
@@ -160,6 +163,9 @@ class PulsarDriver(Driver):
 
     def outlet(self, topic: str) -> Outlet:
         outlet = PulsarOutlet(self, topic, self.producer(topic))
+        if topic.endswith(PARTS):
+            self._keep(topic)
+            self._parts.use(topic.removesuffix(PARTS))
         if self.settings.retention_mb is not None or self.settings.retention_s is not None:
             self.admin.keep(self.full(topic), self.settings.retention_mb, self.settings.retention_s)
         return outlet
@@ -206,6 +212,20 @@ class PulsarDriver(Driver):
         finally:
             reader.close()
 
+    def get(self, topic: str, at: int) -> Entry | None:
+        """Does without the admin API, and so makes a topic that does not exist."""
+        if topic.endswith(PARTS):
+            self._parts.use(topic.removesuffix(PARTS))
+        reader = self.reader(topic, id_of(at), inclusive=True)
+        try:
+            if not self.patiently("read", topic, reader.has_message_available):
+                return None
+            message = self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS))
+            found = number_of(message.message_id())
+            return Entry(found, message.data()) if found == at else None
+        finally:
+            reader.close()
+
     # --- what there is ------------------------------------------------------------------------------------------
 
     def _keep(self, topic: str, from_: int | None = None) -> None:
@@ -222,6 +242,10 @@ class PulsarDriver(Driver):
 
     def discard(self, topic: str, before: int) -> None:
         self._keep(topic, before)
+
+    def needed_from(self, topic: str) -> int | None:
+        """Everything below is acknowledged by all of a topic's groups; None: it has none."""
+        return min(self.admin.floors(self.full(topic)), default=None)
 
     def topics(self) -> list[str]:
         return [user_name(self.settings.space, name) for name in self.admin.topics(self.settings.space)]
@@ -262,6 +286,7 @@ class PulsarDriver(Driver):
 
     def close(self) -> None:
         self._closed.set()
+        self._parts.close()
         try:
             self._client.close()
         except pulsar.PulsarException as exc:
