@@ -115,6 +115,11 @@ class Driver(ABC):
     def newest(self, topic: str) -> Entry | None:
         """The last entry of a topic, which is made where it does not exist."""
 
+    def last(self, topic: str) -> int | None:
+        """The number of the last entry of a topic that exists."""
+        extent = self.extent(topic)
+        return None if extent is None else extent.last
+
     @abstractmethod
     def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
         """What is stored now, from the entry `first` on, or from about a publish time. Nothing of a topic that does not exist."""

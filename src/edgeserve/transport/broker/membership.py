@@ -270,9 +270,9 @@ class Membership:
             if not dead or (not whoever and self.name in living and self.log.first_of(living) != self.name):
                 return []  # one is enough; if that one is dead too, this member is the first by then
         doubt = {}
-        extent = self._driver.extent(self.data_topic)
-        if extent is not None and extent.last is not None:
-            doubt[self.data_topic] = extent.last
+        last = self._driver.last(self.data_topic)
+        if last is not None:
+            doubt[self.data_topic] = last
         for name in dead:
             _log.warning("member %r of group %r is gone", shown(name), self._group)
         self.write([Left(name, self.name, {}, doubt) for name in dead], wait=wait)
@@ -306,10 +306,9 @@ class Membership:
         with self._lock:
             if self._shortening or not self.log.wants_snapshot or self.log.first_of(self.log.members) != self.name:
                 return
-        unsettled, extent = floor(), self._driver.extent(self.data_topic)
+        unsettled, newest = floor(), self._driver.last(self.data_topic)
         with self._lock:
-            newest = -1 if extent is None or extent.last is None else extent.last
-            snapshot = self.log.snapshot(newest, unsettled)
+            snapshot = self.log.snapshot(-1 if newest is None else newest, unsettled)
             self._shortening = True
         self.write([snapshot])
         if snapshot.ids_after > 0:

@@ -195,6 +195,16 @@ class PulsarDriver(Driver):
         finally:
             reader.close()
 
+    def last(self, topic: str) -> int | None:
+        """Does without the admin API."""
+        reader = self.reader(topic, pulsar.MessageId.latest, inclusive=True)
+        try:
+            if not self.patiently("read", topic, reader.has_message_available):
+                return None
+            return number_of(self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS)).message_id())
+        finally:
+            reader.close()
+
     def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
         extent = self.extent(topic)
         if extent is None or extent.last is None or (first is not None and first > extent.last):
@@ -266,7 +276,7 @@ class PulsarDriver(Driver):
         return self.admin.delivered(self.full(topic), subscription_name(group))
 
     def claimed(self, topic: str, group: str) -> int:
-        return int(self.admin.subscriptions(self.full(topic)).get(subscription_name(group), {}).get("unackedMessages", 0))
+        return self.admin.subscriptions(self.full(topic)).get(subscription_name(group), 0)
 
     def delete_group(self, topic: str, group: str) -> None:
         self.admin.delete_subscription(self.full(topic), subscription_name(group))
