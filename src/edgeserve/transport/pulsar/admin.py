@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from itertools import pairwise
 from typing import Annotated, Any, TypeAlias
-from urllib.parse import quote, unquote_plus
+from urllib.parse import quote, unquote_plus, urlsplit
 
 import msgspec
 
@@ -70,12 +70,30 @@ def _behind(stats: Internal, position: str) -> int:
     return entry_number(ledger, entry + 1)
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """A broker sends who asks for a topic to the broker that owns it: whatever was asked goes there as it is, not only a GET."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        before, after = urlsplit(req.full_url), urlsplit(newurl)
+        if code not in (307, 308) and req.get_method() != "GET":
+            return None
+        if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http"):
+            raise TransportError(
+                f"Pulsar's admin API at {before.scheme}://{before.netloc} sends to {after.scheme}://{after.netloc}, which is no https: its "
+                "brokers must know each other's, by webServicePortTls"
+            )
+        kept = {name: value for name, value in req.headers.items() if name != "Authorization" or before.scheme == after.scheme}
+        return urllib.request.Request(newurl, req.data, kept, method=req.get_method(), unverifiable=True)
+
+
 class Admin:
     """Calls of the admin API."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _Redirects()]
         context = settings.tls_context()
         if context is not None:
             handlers.append(urllib.request.HTTPSHandler(context=context))
