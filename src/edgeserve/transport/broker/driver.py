@@ -35,7 +35,8 @@ class Outlet(ABC):
 
     @abstractmethod
     def send(self, data: bytes, done: Done) -> None:
-        """Hands an entry over, in order. While the broker is away it is kept and sent later."""
+        """Hands an entry over, in order. While the broker is away it is kept and sent later. `TooLarge`: it never will; `done` is not
+        called, and what comes after it is sent."""
 
     @abstractmethod
     def close(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import pulsar
 
-from edgeserve.core.errors import ClosedError, ConfigurationError, GroupBusy, TransportError
+from edgeserve.core.errors import ClosedError, ConfigurationError, GroupBusy, TooLarge, TransportError
 from edgeserve.transport.base import Start
 from edgeserve.transport.broker.driver import Deliver, Driver, Entry, Extent, Inlet, Outlet, Tail
 from edgeserve.transport.broker.envelope import PARTS
@@ -27,7 +27,7 @@ from edgeserve.transport.pulsar.ends import PulsarInlet, PulsarOutlet, PulsarTai
 from edgeserve.transport.pulsar.errors import named
 from edgeserve.transport.pulsar.names import group_name, subscription_name, topic_name, user_name
 from edgeserve.transport.pulsar.parts import Parts
-from edgeserve.transport.pulsar.probe import refusal
+from edgeserve.transport.pulsar.probe import greet
 from edgeserve.transport.pulsar.settings import BrokerAway, Settings
 
 _log = logging.getLogger("edgeserve")
@@ -36,7 +36,9 @@ _T = TypeVar("_T")
 KEEP = "edgeserve-keep"
 """The subscription that keeps what a log, or a topic of parts, still needs."""
 
-_MAX_BYTES = 5 * 1024 * 1024 - 64 * 1024
+_MAX_BYTES = 5 * 1024 * 1024
+# Of what a broker takes, so much is for what it adds itself.
+_SPARE_BYTES = 64 * 1024
 _QUEUE = 16
 _RECEIVE_MS = 1_000
 _OPERATION_S = 5
@@ -59,7 +61,7 @@ class PulsarDriver(Driver):
     """A connection to a Pulsar cluster."""
 
     what = "Pulsar"
-    max_bytes = _MAX_BYTES
+    max_bytes = _MAX_BYTES - _SPARE_BYTES
     precision_ms = 150
 
     def __init__(self, settings: Settings) -> None:
@@ -67,12 +69,13 @@ class PulsarDriver(Driver):
         self.admin = Admin(settings)
         self._parts = Parts(self)
         self._closed = threading.Event()
+        self._knows_size = False
         self._ends: weakref.WeakSet[Any] = weakref.WeakSet()
         self._client = pulsar.Client(
             settings.service,
             authentication=_authentication(settings),
             operation_timeout_seconds=_OPERATION_S,
-            tls_trust_certs_file_path=settings.tls_ca,
+            tls_trust_certs_file_path=settings.ca_file if settings.tls else None,
             tls_validate_hostname=settings.tls,
             logger=pulsar.FileLogger(pulsar.LoggerLevel.Warn, os.environ.get("EDGESERVE_PULSAR_LOG", os.devnull)),
         )
@@ -91,7 +94,7 @@ class PulsarDriver(Driver):
             try:
                 return do()
             except _PASSES as exc:
-                refused = refusal(self.settings)
+                refused = greet(self.settings).refusal
                 if refused is not None:
                     raise TransportError(f"{self.settings.shown}: {refused}") from exc
                 now = time.monotonic()
@@ -163,12 +166,30 @@ class PulsarDriver(Driver):
 
     def outlet(self, topic: str) -> Outlet:
         outlet = PulsarOutlet(self, topic, self.producer(topic))
+        if not self._knows_size:
+            self._learn_size()
         if topic.endswith(PARTS):
             self._keep(topic)
             self._parts.use(topic.removesuffix(PARTS))
         if self.settings.retention_mb is not None or self.settings.retention_s is not None:
             self.admin.keep(self.full(topic), self.settings.retention_mb, self.settings.retention_s)
         return outlet
+
+    def _learn_size(self) -> None:
+        self._knows_size = True
+        most = greet(self.settings).most_bytes
+        if most is not None:
+            self.max_bytes = most - min(_SPARE_BYTES, most // 16)
+
+    def too_large(self, topic: str, size: int) -> TooLarge:
+        """The broker takes less than it was thought to: what comes next is cut accordingly."""
+        self._learn_size()
+        if self.max_bytes >= size:
+            self.max_bytes = size // 2  # it does not say
+        return TooLarge(
+            f"topic {topic!r}: {self.settings.shown} takes no message of {size} bytes (maxMessageSize in its settings), and this one "
+            f"was not sent; from now on what is larger than {self.max_bytes} bytes goes in parts"
+        )
 
     def fenced_outlet(self, topic: str) -> Outlet:
         producer = self.producer(topic, pulsar.ProducerAccessMode.ExclusiveWithFencing)

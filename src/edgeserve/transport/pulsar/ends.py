@@ -41,10 +41,13 @@ class PulsarOutlet(Outlet):
 
     def send(self, data: bytes, done: Done) -> None:
         driver, topic = self._driver, self._topic
+        me, refused = threading.get_ident(), []
 
         def confirm(result: Any, message_id: Any) -> None:
             if result == pulsar.Result.Ok:
                 done(number_of(message_id), None)
+            elif result == pulsar.Result.MessageTooBig and threading.get_ident() == me:
+                refused.append(result)  # on the spot, by the client itself
             else:
                 done(None, failed(driver.settings, result, topic))
 
@@ -52,6 +55,8 @@ class PulsarOutlet(Outlet):
             self._producer.send_async(data, confirm)
         except pulsar.PulsarException as exc:
             raise named(driver.settings, exc, "write to", topic) from exc
+        if refused:
+            raise driver.too_large(topic, len(data))
 
     def close(self) -> None:
         self._driver.forget(self._producer)
