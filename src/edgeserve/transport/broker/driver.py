@@ -15,12 +15,14 @@ from edgeserve.transport.base import Start
 
 
 class Entry(NamedTuple):
-    """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs."""
+    """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs;
+    `stored_ns`: since when the broker has it, set by `scan` only, to about a second."""
 
     at: int
     data: bytes
     deliveries: int = 0
     token: Any = None
+    stored_ns: int = 0
 
 
 Deliver: TypeAlias = Callable[[Entry], None]

@@ -28,6 +28,7 @@ from edgeserve.transport.broker.grouplog import (
     encode_line,
     group_topic,
 )
+from edgeserve.transport.broker.start import entry_since
 from edgeserve.transport.broker.watch import Watch
 from edgeserve.transport.groups import refuse
 
@@ -103,8 +104,9 @@ class Membership:
     def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
         """Comes into the group, or is refused."""
         try:
-            self._follow()
-            self.write([Joined(self.name, _this_process(kind, signature), start_ns)], wait=True)
+            founds = self._follow()
+            start_at = entry_since(self._driver, self.data_topic, start_ns) if start_ns and founds else 0
+            self.write([Joined(self.name, _this_process(kind, signature), start_at)], wait=True)
             self._settle_in(kind, signature)
         except BaseException:
             self.close()
@@ -116,7 +118,8 @@ class Membership:
             _log.warning("a member of group %r was silent for too long and joins again", self._group)
             self.write([Joined(self.name, _this_process(kind, signature))])
 
-    def _follow(self) -> None:
+    def _follow(self) -> bool:
+        """Whether the log is new."""
         newest = self._driver.newest(self.topic)
         checkpoint: Checkpoint | None = None if newest is None else decode_line(self._group, newest.data).checkpoint
         after = None
@@ -129,6 +132,7 @@ class Membership:
             after = checkpoint.ids_after if checkpoint.ids_after >= 0 else None
         self._upto = -1 if checkpoint is None else checkpoint.upto
         self._tail = self._driver.tail(self.topic, after, self._deliver)
+        return newest is None
 
     def _deliver(self, entry: Entry) -> None:
         """By the driver's thread."""

@@ -70,6 +70,7 @@ class PulsarDriver(Driver):
         self._parts = Parts(self)
         self._closed = threading.Event()
         self._knows_size = False
+        self._exist: set[str] = set()
         self._ends: weakref.WeakSet[Any] = weakref.WeakSet()
         self._client = pulsar.Client(
             settings.service,
@@ -161,6 +162,7 @@ class PulsarDriver(Driver):
 
     def _client_end(self, what: str, topic: str, make: Callable[[], _T]) -> _T:
         end = self.patiently(what, topic, make)
+        self._exist.add(topic)
         self._ends.add(end)
         return end
 
@@ -227,8 +229,8 @@ class PulsarDriver(Driver):
             reader.close()
 
     def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
-        extent = self.extent(topic)
-        if extent is None or extent.last is None or (first is not None and first > extent.last):
+        last = self._last_of_any(topic)
+        if last is None or (first is not None and first > last):
             return
         reader = self.reader(topic, pulsar.MessageId.earliest if first is None else id_of(first), inclusive=True)
         try:
@@ -237,11 +239,18 @@ class PulsarDriver(Driver):
             while self.patiently("read", topic, reader.has_message_available):
                 message = self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS))
                 at = number_of(message.message_id())
-                yield Entry(at, message.data())
-                if at >= extent.last:
+                yield Entry(at, message.data(), stored_ns=message.publish_timestamp() * 1_000_000)
+                if at >= last:
                     return
         finally:
             reader.close()
+
+    def _last_of_any(self, topic: str) -> int | None:
+        # The client would make a topic that does not exist; only the admin API tells whether it does.
+        if topic in self._exist:
+            return self.last(topic)
+        extent = self.extent(topic)
+        return None if extent is None else extent.last
 
     def get(self, topic: str, at: int) -> Entry | None:
         """Does without the admin API, and so makes a topic that does not exist."""
@@ -303,6 +312,7 @@ class PulsarDriver(Driver):
         self.admin.delete_subscription(self.full(topic), subscription_name(group))
 
     def delete_topic(self, topic: str) -> None:
+        self._exist.discard(topic)
         self.admin.delete_topic(self.full(topic))
 
     def trouble(self) -> str | None:
