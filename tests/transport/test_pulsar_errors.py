@@ -169,3 +169,9 @@ def test_urls_that_cannot_work_are_refused(url: str, match: str) -> None:
     with pytest.raises(ConfigurationError, match=match) as error:
         connect(url)
     assert "secret" not in str(error.value)
+
+
+def test_without_tls_ca_all_that_speaks_tls_trusts_the_systems_authorities(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What an organization adds to a system's authorities the client does not look at by itself.
+    monkeypatch.setenv("SSL_CERT_FILE", str(secured.certificate))
+    publish(secured.tls_url())

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib import import_module, metadata
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import click
 
@@ -154,20 +153,18 @@ def _silent_port(url: str) -> str:
     parsed = parse(url)
     if parsed.scheme not in ("pulsar", "pulsar+ssl"):
         return ""
-    from edgeserve.transport.pulsar.probe import refusal
+    from edgeserve.transport.pulsar.probe import greet
     from edgeserve.transport.pulsar.settings import settings_from
 
     settings = settings_from(parsed)
-    usual = 6651 if settings.tls else 6650
     reason = ""
-    for broker in settings.service.partition("://")[2].split(","):
-        parts = urlsplit(f"//{broker}")
+    for host, port in settings.addresses:
         try:
-            socket.create_connection((parts.hostname or "", parts.port or usual), _ANSWER_S).close()
+            socket.create_connection((host, port), _ANSWER_S).close()
         except OSError as exc:
-            reason = f"the admin API answers, but nobody does at {broker}: {exc.strerror or exc}"
+            reason = f"the admin API answers, but nobody does at {host}:{port}: {exc.strerror or exc}"
         else:
-            return refusal(settings) or ""
+            return greet(settings).refusal or ""
     return reason
 
 

@@ -50,7 +50,7 @@ def state_of(log: GroupLog) -> dict[str, Any]:
         "partial": partial,
         "worked": worked,
         "doubt": log.doubt,
-        "start": log.start_ns,
+        "start": log.start_at,
         "known": log.known,
     }
 
@@ -259,7 +259,7 @@ def test_the_first_in_line_is_who_came_first() -> None:
 
 
 def test_a_group_begins_with_its_first_member() -> None:
-    assert group("one", "two").start_ns == 1
+    assert group("one", "two").start_at == 1
 
 
 def test_entries_are_spoken_of_one_by_one_until_they_are_closed() -> None:

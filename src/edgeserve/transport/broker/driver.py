@@ -17,7 +17,8 @@ from edgeserve.transport.base import Start
 class Entry(NamedTuple):
     """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs.
 
-    `life`: where a topic that was deleted and made again numbers from the start, names which of the two it is of.
+    `life`: where a topic that was deleted and made again numbers from the start, names which of the two it is of. `stored_ns`: since when
+    the broker has it, set by `scan` only, to about a second.
     """
 
     at: int
@@ -25,6 +26,7 @@ class Entry(NamedTuple):
     deliveries: int = 0
     token: Any = None
     life: str = ""
+    stored_ns: int = 0
 
 
 Deliver: TypeAlias = Callable[[Entry], None]
@@ -40,7 +42,7 @@ class Outlet(ABC):
     @abstractmethod
     def send(self, data: bytes, done: Done) -> None:
         """Hands an entry over, in order. While the broker is away it is kept and sent later. `StoreFull` as its error: there is no room
-        now; see `PatientOutlet`."""
+        now; see `PatientOutlet`. `TooLarge`: it never will; `done` is not called, and what comes after it is sent."""
 
     @abstractmethod
     def close(self) -> None:
@@ -140,9 +142,19 @@ class Driver(ABC):
     def newest(self, topic: str) -> Entry | None:
         """The last entry of a topic, which is made where it does not exist."""
 
+    def last(self, topic: str) -> int | None:
+        """The number of the last entry of a topic that exists."""
+        extent = self.extent(topic)
+        return None if extent is None else extent.last
+
     @abstractmethod
     def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
         """What is stored now, from the entry `first` on, or from about a publish time. Nothing of a topic that does not exist."""
+
+    def get(self, topic: str, at: int) -> Entry | None:
+        """One entry of a topic that exists; None when it is gone."""
+        entry = next(self.scan(topic, at), None)
+        return entry if entry is not None and entry.at == at else None
 
     @abstractmethod
     def discard(self, topic: str, before: int) -> None:

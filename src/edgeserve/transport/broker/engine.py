@@ -33,6 +33,15 @@ _COUNTED_ENTRIES = 512
 _COUNTED_BYTES = 32 << 20
 
 
+def _part(entry: Entry | None) -> bytes | memoryview:
+    """The part that an entry holds; none where it is gone or cannot be read."""
+    try:
+        items = [] if entry is None else unwrap(entry.data, 0)[1]
+    except MessageError:
+        return b""
+    return b"".join(item for item in items if not isinstance(item, Reference))
+
+
 class BrokerEngine(Transport):
     """A transport whose topics are a broker's."""
 
@@ -114,13 +123,7 @@ class BrokerEngine(Transport):
         """A frame, gathered from its parts if it is only a reference."""
         if not isinstance(item, Reference):
             return item
-        found = []
-        for at in item.parts:
-            for entry in self.driver.scan(parts_topic(topic), at):
-                if entry.at == at:
-                    found.append(unwrap(entry.data, 0)[1][0])
-                break
-        frame = b"".join(found)  # type: ignore[arg-type]  # a part is never a reference
+        frame = b"".join(_part(self.driver.get(parts_topic(topic), at)) for at in item.parts)
         if not item.check(frame):
             raise StoreDamaged(
                 f"a message of {item.size} bytes on topic {topic!r} cannot be put together: its parts on {parts_topic(topic)!r} are gone "

@@ -32,6 +32,7 @@ INDEX_MASK = MOST_FRAMES - 1
 _HEAD = struct.Struct("<2sBBIQQ")
 _MAGIC = b"\xedB"
 _PARTS = 1
+PARTS = ".parts"
 _LARGE_FRAME_BYTES = 4096
 _MASK = 2**64 - 1
 _encode = msgspec.msgpack.Encoder().encode
@@ -59,7 +60,7 @@ Item: TypeAlias = "bytes | memoryview | Reference"
 
 def parts_topic(topic: str) -> str:
     """Where the parts of a topic's largest frames lie."""
-    return f"{topic}.parts"
+    return topic + PARTS
 
 
 def position(at: int, index: int) -> int:
@@ -119,6 +120,7 @@ __all__ = (
     "INDEX_BITS",
     "INDEX_MASK",
     "MOST_FRAMES",
+    "PARTS",
     "Item",
     "Reference",
     "parts_topic",

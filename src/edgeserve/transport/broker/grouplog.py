@@ -41,11 +41,11 @@ class MemberState(msgspec.Struct, array_like=True):
 
 
 class Joined(msgspec.Struct, tag="j", array_like=True):
-    """A member comes."""
+    """A member comes. `start_at`: with which entry the group begins, should it be the first."""
 
     name: str
     member: MemberState
-    start_ns: int = 0
+    start_at: int = 0
 
 
 class Beat(msgspec.Struct, tag="b", array_like=True):
@@ -100,7 +100,7 @@ class Snapshot(msgspec.Struct, tag="z", array_like=True):
     members: dict[str, MemberState]
     leader: str
     epoch: int
-    start_ns: int
+    start_at: int
     attributes: dict[str, bytes]
     partial: Partial
     worked: dict[str, list[int]]
@@ -165,7 +165,7 @@ class GroupLog:
         checkpoint: the newest known.
         ids: settled ids that were not taken by `take_ids` yet, oldest first.
         at: the last record that was applied.
-        start_ns: publish time that the group began with; 0: none.
+        start_at: the entry of the topic that the group began with; 0: the first.
         known: whether the group has ever had a member.
         refused: entries with settlements of one that had lost the lead.
     """
@@ -181,7 +181,7 @@ class GroupLog:
         self.checkpoint: Checkpoint | None = None
         self.ids: list[bytes] = []
         self.at = -1
-        self.start_ns = 0
+        self.start_at = 0
         self.known = False
         self.refused: set[int] = set()
         self._told = False
@@ -201,7 +201,7 @@ class GroupLog:
         self.attributes, self.worked = dict(snapshot.attributes), {t: list(w) for t, w in snapshot.worked.items()}
         self.partial = {topic: dict(entries) for topic, entries in snapshot.partial.items()}
         self.doubt = dict(snapshot.doubt)
-        self.start_ns, self.known, self.refused = snapshot.start_ns, True, set(snapshot.refused)
+        self.start_at, self.known, self.refused = snapshot.start_at, True, set(snapshot.refused)
         self.checkpoint = Checkpoint(at, snapshot.upto, snapshot.ids_after)
 
     def apply(self, line: Line, at: int, *, ids_only: bool = False) -> None:
@@ -245,7 +245,7 @@ class GroupLog:
             record.member.joined_at = at
             self.members[record.name] = record.member
             if not self.known:
-                self.start_ns, self.known = record.start_ns, True
+                self.start_at, self.known = record.start_at, True
         elif type(record) is Left:
             if self.members.pop(record.name, None) is not None:
                 for topic, at_ in record.doubt.items():
@@ -318,7 +318,7 @@ class GroupLog:
             self.members,
             self.leader,
             self.epoch,
-            self.start_ns,
+            self.start_at,
             self.attributes,
             self.partial,
             self.worked,

@@ -16,6 +16,7 @@ from edgeserve.transport.broker.engine import BrokerEngine
 from edgeserve.transport.broker.envelope import INDEX_BITS
 from edgeserve.transport.broker.flow import Teller
 from edgeserve.transport.broker.grouplog import Record
+from edgeserve.transport.broker.lookout import Lookout
 from edgeserve.transport.broker.membership import BEAT_S
 from edgeserve.transport.broker.places import Places
 from edgeserve.transport.broker.publisher import Appender, BrokerFence, frames_of
@@ -25,7 +26,6 @@ from edgeserve.transport.broker.settlements import Settlement, Settlements
 _log = logging.getLogger("edgeserve")
 
 _RETRY_S = 0.05
-_SHORTEN_S = 0.2
 _CLOSE_S = 10.0
 _DECIDED = "\0decided:"
 _LEADS = (GroupKind.FAILOVER,)
@@ -53,7 +53,7 @@ class BrokerSubscription(Subscription):
         self._appenders: dict[str, Appender] = {}
         self._error: Exception | None = None
         self._closed = self._ended = False
-        self._retry_at = self._short_at = 0.0
+        self._retry_at = 0.0
         self._returns: list[tuple[float, int, partial[None]]] = []
         self._trouble = engine.trouble
         # A join holds its inputs for as long as it must.
@@ -67,6 +67,7 @@ class BrokerSubscription(Subscription):
         )
         self._places.join(kind, signature, start if isinstance(start, int) else 0)
         self._keeper = threading.Thread(target=self._keep, name=f"edgeserve-member-{group}", daemon=True)
+        self._lookout = Lookout(f"group {self._group!r}", self._places.bury_the_dead, self._shorten, fail=self._fail_unforeseen)
         try:
             if kind in _LEADS:
                 self._places.lead(wait=True)
@@ -76,6 +77,7 @@ class BrokerSubscription(Subscription):
             self._leave({})
             raise
         self._keeper.start()
+        self._lookout.start()
 
     def _hear(self, topic: str, record: Record) -> None:
         self._reception.hear(topic, record)
@@ -87,6 +89,11 @@ class BrokerSubscription(Subscription):
 
     def _told_to_stop(self) -> bool:
         return self.giving_up is not None and self.giving_up()
+
+    def _fail_unforeseen(self, exc: Exception) -> None:
+        error = TransportError(f"a member of group {self._group!r} cannot go on: {type(exc).__name__}: {exc}")
+        error.__cause__ = exc
+        self._fail(error)
 
     # --- what is known of the group -----------------------------------------------------------------------------
 
@@ -252,7 +259,14 @@ class BrokerSubscription(Subscription):
     # --- the keeper ---------------------------------------------------------------------------------------------
 
     def _keep(self) -> None:
-        """The member's thread: records and acknowledges settlements, shows that the member lives, takes the lead when it has to."""
+        """The member's thread."""
+        try:
+            self._keep_going()
+        except Exception as exc:
+            self._fail_unforeseen(exc)
+
+    def _keep_going(self) -> None:
+        """Records and acknowledges settlements, shows that the member lives, takes the lead when it has to."""
         looked = 0.0
         while True:
             with self._lock:
@@ -280,15 +294,14 @@ class BrokerSubscription(Subscription):
             except EdgeServeError as exc:
                 self._fail(exc)
             try:
-                if now >= self._short_at:
-                    self._short_at = now + _SHORTEN_S  # should it fail
-                    self._places.keep_short(lambda topic: self.floor(topic) >> INDEX_BITS)
-                    self._short_at = 0.0
+                if self._places.wants_snapshot:
+                    self._lookout.wake()
                 if now - looked >= BEAT_S:
                     looked = now
                     self._trouble.say(now)
                     self._tell({})
                     self._places.show_life(self._kind, self._signature)
+                    self._lookout.wake()
                     self._reception.take_back(now)
                 if self._kind in _LEADS and now >= self._retry_at:
                     self._retry_at = now + _RETRY_S
@@ -310,6 +323,9 @@ class BrokerSubscription(Subscription):
         for topic, teller in list(self._tellers.items()):
             if self._reception.attached and not self._closed:
                 teller.tell(done.get(topic, []))
+
+    def _shorten(self) -> None:
+        self._places.keep_short(lambda topic: self.floor(topic) >> INDEX_BITS)
 
     def _restless(self) -> bool:
         return self._places.nobody_leads or self._places.leads != self._reception.attached
@@ -358,6 +374,7 @@ class BrokerSubscription(Subscription):
             with self._lock:
                 self._ended = True
                 self._lock.notify_all()
+            self._lookout.close()
             if self._keeper.is_alive() and threading.current_thread() is not self._keeper:
                 self._keeper.join()
             self._places.close()

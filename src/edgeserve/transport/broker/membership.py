@@ -30,6 +30,7 @@ from edgeserve.transport.broker.grouplog import (
     group_topic,
 )
 from edgeserve.transport.broker.patience import Grace, PatientOutlet
+from edgeserve.transport.broker.start import entry_since
 from edgeserve.transport.broker.trouble import Silence
 from edgeserve.transport.broker.watch import Watch
 from edgeserve.transport.groups import refuse
@@ -109,8 +110,9 @@ class Membership:
     def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
         """Comes into the group, or is refused."""
         try:
-            self._follow()
-            self.write([Joined(self.name, _this_process(kind, signature), start_ns)], wait=True)
+            founds = self._follow()
+            start_at = entry_since(self._driver, self.data_topic, start_ns) if start_ns and founds else 0
+            self.write([Joined(self.name, _this_process(kind, signature), start_at)], wait=True)
             self._settle_in(kind, signature)
         except BaseException:
             self.close()
@@ -122,7 +124,8 @@ class Membership:
             _log.warning("a member of group %r was silent for too long and joins again", self._group)
             self.write([Joined(self.name, _this_process(kind, signature))])
 
-    def _follow(self) -> None:
+    def _follow(self) -> bool:
+        """Whether the log is new."""
         newest = self._driver.newest(self.topic)
         checkpoint: Checkpoint | None = None if newest is None else decode_line(self._group, newest.data).checkpoint
         if newest is not None and checkpoint is not None and checkpoint.at >= newest.at:
@@ -137,6 +140,7 @@ class Membership:
             after = checkpoint.ids_after if checkpoint.ids_after >= 0 else None
         self._upto = -1 if checkpoint is None else checkpoint.upto
         self._tail = self._driver.tail(self.topic, after, self._deliver)
+        return newest is None
 
     def settle(self, record: Settled, done: Callable[[Exception | None], None]) -> None:
         """Appends a settlement. `done` is called when it is durable, under a lead when it is known to count: the log is read up to it."""
@@ -337,9 +341,9 @@ class Membership:
             if not dead or (not whoever and self.name in living and self.log.first_of(living) != self.name):
                 return []  # one is enough; if that one is dead too, this member is the first by then
         doubt = {}
-        extent = self._driver.extent(self.data_topic)
-        if extent is not None and extent.last is not None:
-            doubt[self.data_topic] = extent.last
+        last = self._driver.last(self.data_topic)
+        if last is not None:
+            doubt[self.data_topic] = last
         for name in dead:
             _log.warning("member %r of group %r is gone", shown(name), self._group)
         self.write([Left(name, self.name, {}, doubt) for name in dead], wait=wait)
@@ -373,10 +377,9 @@ class Membership:
         with self._lock:
             if self._shortening or not self.log.wants_snapshot or self.log.first_of(self.log.members) != self.name:
                 return
-        unsettled, extent = floor(), self._driver.extent(self.data_topic)
+        unsettled, newest = floor(), self._driver.last(self.data_topic)
         with self._lock:
-            newest = -1 if extent is None or extent.last is None else extent.last
-            records = self.log.snapshot(newest, unsettled)
+            records = self.log.snapshot(-1 if newest is None else newest, unsettled)
             self._shortening = True
         self.write(records)
         snapshot = records[-1]

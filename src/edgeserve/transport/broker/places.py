@@ -103,11 +103,20 @@ class Places:
             place.barrier(stopping)
 
     def show_life(self, kind: GroupKind, signature: str) -> None:
-        """To be called about every second: this member lives, and those that are dead are buried."""
+        """To be called about every second: this member lives."""
         for place in self.of.values():
             place.come_back_if_buried(kind, signature)
             place.beat()
+
+    def bury_the_dead(self) -> None:
+        """To be called about every second: writes down who is dead."""
+        for place in self.of.values():
             place.bury_the_dead()
+
+    @property
+    def wants_snapshot(self) -> bool:
+        """Whether `keep_short` has something to do."""
+        return any(place.log.wants_snapshot for place in self.of.values())
 
     def keep_short(self, floor: Callable[[str], int]) -> None:
         """Writes snapshots where it is time for them. `floor`: of a topic, the oldest entry not settled."""

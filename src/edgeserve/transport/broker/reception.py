@@ -63,6 +63,8 @@ class Reception:
         self._woken = self.closed = False
         self.attached = False
         self._took = 0.0
+        # From before the group's start, and not told of yet.
+        self._skipped = 0
         # When this member last asked for messages, and when it last gave some back because their time was up.
         self._asked = self._late = 0.0
 
@@ -155,6 +157,7 @@ class Reception:
         publish_ns, items = self._engine.unwrap(topic, entry)
         frames = [item if isinstance(item, bytes) else self._whole(topic, item) for item in items]
         place = self._places.of[topic]
+        self._count_skipped(entry, len(frames), place.log.start_at)
         if not place.alone:
             # Where entries come one after the other in their order, hardly one of them was another's.
             now, before = time.monotonic(), self._took
@@ -170,7 +173,7 @@ class Reception:
                 place.forget_entries()
             begun = entry.at in log.worked.get(topic, ()) or entry.at <= log.doubt.get(topic, -1)
             again = max(entry.deliveries, int(begun))
-            done = log.partial.get(topic, {}).get(entry.at, ()) if publish_ns >= log.start_ns else range(len(frames))
+            done = log.partial.get(topic, {}).get(entry.at, ()) if entry.at >= log.start_at else range(len(frames))
             opened = Open(entry, publish_ns, frames, again, done, 0.0)
             opened.named = opened.named or entry.at in log.worked.get(topic, ())
             kept = desk.add(opened)
@@ -179,6 +182,13 @@ class Reception:
         if not kept:
             inlet.acknowledge(entry)
         return len(frames)
+
+    def _count_skipped(self, entry: Entry, count: int, start_at: int) -> None:
+        if entry.at < start_at:
+            self._skipped += count
+        elif self._skipped:
+            _log.info("group %r begins at a time: %d messages that were older were left out", self._group, self._skipped)
+            self._skipped = 0
 
     def _whole(self, topic: str, item: Item) -> bytes | memoryview:
         try:

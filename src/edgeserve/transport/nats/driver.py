@@ -83,7 +83,7 @@ class NatsDriver(Driver):
 
         while (page := self._connection.call(lambda: turn(pages))) is not None:
             for stored in page:
-                yield Entry(stored.at, stored.data)
+                yield Entry(stored.at, stored.data, stored_ns=stored.time_ns)
 
     def topics(self) -> list[str]:
         return self._connection.call(self._admin.topics)

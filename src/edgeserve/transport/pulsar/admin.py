@@ -8,8 +8,10 @@ import re
 import urllib.error
 import urllib.request
 from itertools import pairwise
-from typing import Any
-from urllib.parse import quote, unquote_plus
+from typing import Annotated, Any, TypeAlias
+from urllib.parse import quote, unquote_plus, urlsplit
+
+import msgspec
 
 from edgeserve.core.errors import TransportError
 from edgeserve.transport.broker.driver import Extent
@@ -19,6 +21,38 @@ from edgeserve.transport.pulsar.settings import Settings
 _TIMEOUT_S = 8.0
 _RANGE = re.compile(r"\((-?\d+:-?\d+)..(-?\d+:-?\d+)\]")
 
+# A position in a topic: ledger and entry.
+_Position: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^-?\d+:-?\d+$")]
+
+
+class _Ledger(msgspec.Struct, rename="camel"):
+    ledger_id: int
+    entries: int
+
+
+class _Cursor(msgspec.Struct, rename="camel"):
+    mark_delete_position: _Position
+    read_position: _Position
+    individually_deleted_messages: str = ""
+
+
+class Internal(msgspec.Struct, rename="camel"):
+    """What the broker knows of a topic: its ledgers, and a cursor for each subscription and reader."""
+
+    ledgers: list[_Ledger]
+    cursors: dict[str, _Cursor]
+    last_confirmed_entry: _Position
+    total_size: int
+
+
+class _Subscription(msgspec.Struct, rename="camel"):
+    durable: bool = True
+    unacked_messages: int = 0
+
+
+class _Stats(msgspec.Struct):
+    subscriptions: dict[str, _Subscription] = {}
+
 
 def _numbers(position: str) -> tuple[int, int]:
     """Ledger and entry."""
@@ -26,19 +60,49 @@ def _numbers(position: str) -> tuple[int, int]:
     return int(ledger), int(entry)
 
 
+def _behind(stats: Internal, position: str) -> int:
+    """The entry behind a position."""
+    ledger, entry = _numbers(position)
+    for each, following in pairwise(stats.ledgers):
+        # Positions are compared: behind the last entry of a ledger comes the first of the next one.
+        if each.ledger_id == ledger and entry + 1 >= each.entries:
+            return entry_number(following.ledger_id, 0)
+    return entry_number(ledger, entry + 1)
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """A broker sends who asks for a topic to the broker that owns it: whatever was asked goes there as it is, not only a GET."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        before, after = urlsplit(req.full_url), urlsplit(newurl)
+        if code not in (307, 308) and req.get_method() != "GET":
+            return None
+        if after.scheme not in ("http", "https") or (before.scheme, after.scheme) == ("https", "http"):
+            raise TransportError(
+                f"Pulsar's admin API at {before.scheme}://{before.netloc} sends to {after.scheme}://{after.netloc}, which is no https: its "
+                "brokers must know each other's, by webServicePortTls"
+            )
+        kept = {name: value for name, value in req.headers.items() if name != "Authorization" or before.scheme == after.scheme}
+        return urllib.request.Request(newurl, req.data, kept, method=req.get_method(), unverifiable=True)
+
+
 class Admin:
     """Calls of the admin API."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _Redirects()]
         context = settings.tls_context()
         if context is not None:
             handlers.append(urllib.request.HTTPSHandler(context=context))
         self._opener = urllib.request.build_opener(*handlers)
 
-    def call(self, path: str, method: str = "GET", body: Any = None, *, absent: Any = None, needed_for: str = "this") -> Any:
-        """The answer's JSON; `absent` where there is no such thing."""
+    def call(
+        self, path: str, method: str = "GET", body: Any = None, *, absent: Any = None, needed_for: str = "this", type: Any = Any
+    ) -> Any:
+        """The answer's JSON, as a `type`; `absent` where there is no such thing."""
         request = urllib.request.Request(f"{self._settings.admin}/admin/v2/{path}", method=method)  # http(s) by construction
         request.add_header("Accept", "application/json")
         if self._settings.token:
@@ -56,11 +120,17 @@ class Admin:
             reason = exc.read(500).decode(errors="replace")
             hint = "its token has no right to it" if exc.code in (401, 403) else reason
             raise TransportError(f"Pulsar's admin API at {self._settings.admin} refused {method} {path} ({exc.code}): {hint}") from exc
-        except (OSError, http.client.HTTPException) as exc:
+        except (OSError, ValueError, http.client.HTTPException) as exc:
             raise TransportError(
                 f"Pulsar's admin API at {self._settings.admin} does not answer ({exc}); {needed_for} needs it: give its URL by admin="
             ) from exc
-        return json.loads(raw) if raw else absent
+        try:
+            return msgspec.json.decode(raw, type=type) if raw else absent
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise TransportError(
+                f"what answers at {self._settings.admin} is not Pulsar's admin API, or a version that is not known ({exc}; it began with "
+                f"{raw[:40]!r}); {needed_for} needs it: give its URL by admin="
+            ) from exc
 
     def topic_path(self, full: str) -> str:
         """The path of a topic."""
@@ -70,18 +140,23 @@ class Admin:
 
     def topics(self, space: str) -> list[str]:
         """Full names of a namespace's topics."""
-        found = self.call(f"persistent/{space}", needed_for="listing topics")
+        found: list[str] | None = self.call(f"persistent/{space}", needed_for="listing topics", type=list[str])
         if found is None:
             raise TransportError(f"Pulsar has no namespace {space!r}: `pulsar-admin namespaces create {space}` makes it")
-        return [str(name) for name in found]
+        return found
 
-    def internal(self, full: str) -> dict[str, Any] | None:
+    def internal(self, full: str) -> Internal | None:
         """A topic's ledgers and cursors; None where there is no such topic."""
-        found: dict[str, Any] | None = self.call(f"{self.topic_path(full)}/internalStats", needed_for="what a topic holds")
+        path = f"{self.topic_path(full)}/internalStats"
+        found: Internal | None = self.call(path, needed_for="what a topic holds", type=Internal)
         if found is not None:
             # Here, and only here, the names of subscriptions come encoded once more.
-            found["cursors"] = {unquote_plus(name): cursor for name, cursor in found["cursors"].items()}
+            found.cursors = {unquote_plus(name): cursor for name, cursor in found.cursors.items()}
         return found
+
+    def _cursor(self, full: str, subscription: str) -> _Cursor | None:
+        stats = self.internal(full)
+        return None if stats is None else stats.cursors.get(subscription)
 
     def extent(self, full: str) -> Extent | None:
         """What a topic holds."""
@@ -89,42 +164,40 @@ class Admin:
         if stats is None:
             return None
         first = last = None
-        ledger, _, entry = str(stats["lastConfirmedEntry"]).partition(":")
-        for each in stats["ledgers"]:
-            count = int(each["entries"]) or (int(entry) + 1 if str(each["ledgerId"]) == ledger else 0)
+        ledger, entry = _numbers(stats.last_confirmed_entry)
+        for each in stats.ledgers:
+            count = each.entries or (entry + 1 if each.ledger_id == ledger else 0)
             if count:
-                first = entry_number(int(each["ledgerId"]), 0) if first is None else first
-                last = entry_number(int(each["ledgerId"]), count - 1)
-        return Extent(first, last, int(stats["totalSize"]))
+                first = entry_number(each.ledger_id, 0) if first is None else first
+                last = entry_number(each.ledger_id, count - 1)
+        return Extent(first, last, stats.total_size)
 
-    def subscriptions(self, full: str) -> dict[str, Any]:
-        """What is known of a topic's durable subscriptions."""
-        stats = self.call(f"{self.topic_path(full)}/stats", absent={}, needed_for="listing groups")
-        return {name: s for name, s in stats.get("subscriptions", {}).items() if s.get("durable", True)}
+    def subscriptions(self, full: str) -> dict[str, int]:
+        """A topic's durable subscriptions, and how many entries are in their consumers' hands."""
+        stats = self.call(f"{self.topic_path(full)}/stats", absent=_Stats(), needed_for="listing groups", type=_Stats)
+        return {name: one.unacked_messages for name, one in stats.subscriptions.items() if one.durable}
 
     def floor(self, full: str, subscription: str) -> int:
         """Every entry below is acknowledged."""
-        stats = self.internal(full) or {"cursors": {}}
-        cursor = stats["cursors"].get(subscription)
-        if cursor is None:
-            return 0
-        ledger, entry = _numbers(cursor["markDeletePosition"])
-        for each, following in pairwise(stats["ledgers"]):
-            # Positions are compared: behind the last entry of a ledger comes the first of the next one.
-            if int(each["ledgerId"]) == ledger and entry + 1 >= int(each["entries"]):
-                return entry_number(int(following["ledgerId"]), 0)
-        return entry_number(ledger, entry + 1)
+        stats = self.internal(full)
+        cursor = None if stats is None else stats.cursors.get(subscription)
+        return 0 if stats is None or cursor is None else _behind(stats, cursor.mark_delete_position)
+
+    def floors(self, full: str) -> list[int]:
+        """The same of each subscription and reader of a topic."""
+        stats = self.internal(full)
+        return [] if stats is None else [_behind(stats, cursor.mark_delete_position) for cursor in stats.cursors.values()]
 
     def delivered(self, full: str, subscription: str) -> int:
         """The newest entry that was given to anybody."""
-        cursor = (self.internal(full) or {"cursors": {}})["cursors"].get(subscription)
-        return -1 if cursor is None else entry_number(*_numbers(cursor["readPosition"])) - 1
+        cursor = self._cursor(full, subscription)
+        return -1 if cursor is None else entry_number(*_numbers(cursor.read_position)) - 1
 
     def acknowledged(self, full: str, subscription: str) -> list[tuple[int, int]]:
         """Entries above the floor that are acknowledged, too: from the first to the last of each range."""
-        cursor = (self.internal(full) or {"cursors": {}})["cursors"].get(subscription, {})
+        cursor = self._cursor(full, subscription)
         found = []
-        for after, last in _RANGE.findall(cursor.get("individuallyDeletedMessages", "")):
+        for after, last in _RANGE.findall("" if cursor is None else cursor.individually_deleted_messages):
             ledger, entry = _numbers(after)
             found.append((entry_number(ledger, entry + 1), entry_number(*_numbers(last))))
         return found

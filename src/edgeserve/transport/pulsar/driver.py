@@ -18,30 +18,27 @@ from typing import Any, TypeVar
 
 import pulsar
 
-from edgeserve.core.errors import ClosedError, ConfigurationError, GroupBusy, TransportError
+from edgeserve.core.errors import ClosedError, ConfigurationError, GroupBusy, TooLarge, TransportError
 from edgeserve.transport.base import Start
-from edgeserve.transport.broker.driver import Channel, Deliver, Done, Driver, Entry, Extent, Inlet, Outlet, Tail
+from edgeserve.transport.broker.driver import Channel, Deliver, Driver, Entry, Extent, Inlet, Outlet, Tail
+from edgeserve.transport.broker.envelope import PARTS
 from edgeserve.transport.pulsar.admin import Admin
-from edgeserve.transport.pulsar.errors import failed, named
-from edgeserve.transport.pulsar.names import (
-    channel_name,
-    entry_number,
-    group_name,
-    ledger_and_entry,
-    subscription_name,
-    topic_name,
-    user_name,
-)
-from edgeserve.transport.pulsar.probe import refusal
+from edgeserve.transport.pulsar.ends import PulsarChannel, PulsarInlet, PulsarOutlet, PulsarTail, id_of, number_of, quietly
+from edgeserve.transport.pulsar.errors import named
+from edgeserve.transport.pulsar.names import channel_name, group_name, subscription_name, topic_name, user_name
+from edgeserve.transport.pulsar.parts import Parts
+from edgeserve.transport.pulsar.probe import greet
 from edgeserve.transport.pulsar.settings import BrokerAway, Settings
 
 _log = logging.getLogger("edgeserve")
 _T = TypeVar("_T")
 
 KEEP = "edgeserve-keep"
-"""The subscription that keeps what a log still needs."""
+"""The subscription that keeps what a log, or a topic of parts, still needs."""
 
-_MAX_BYTES = 5 * 1024 * 1024 - 64 * 1024
+_MAX_BYTES = 5 * 1024 * 1024
+# Of what a broker takes, so much is for what it adds itself.
+_SPARE_BYTES = 64 * 1024
 _QUEUE = 16
 _RECEIVE_MS = 1_000
 _OPERATION_S = 5
@@ -62,34 +59,26 @@ _PASSES = (
 )
 
 
-def number_of(message_id: Any) -> int:
-    """The number of the entry that a message id names."""
-    return entry_number(message_id.ledger_id(), message_id.entry_id())
-
-
-def id_of(at: int) -> pulsar.MessageId:
-    """The message id of an entry."""
-    ledger, entry = ledger_and_entry(at)
-    return pulsar.MessageId(-1, ledger, entry, -1)
-
-
 class PulsarDriver(Driver):
     """A connection to a Pulsar cluster."""
 
     what = "Pulsar"
-    max_bytes = _MAX_BYTES
+    max_bytes = _MAX_BYTES - _SPARE_BYTES
     precision_ms = 150
 
     def __init__(self, settings: Settings) -> None:
         self.settings, self.deadline_s = settings, settings.deadline_s
         self.admin = Admin(settings)
+        self._parts = Parts(self)
         self._closed = threading.Event()
+        self._knows_size = False
+        self._exist: set[str] = set()
         self._ends: weakref.WeakSet[Any] = weakref.WeakSet()
         self._client = pulsar.Client(
             settings.service,
             authentication=_authentication(settings),
             operation_timeout_seconds=_OPERATION_S,
-            tls_trust_certs_file_path=settings.tls_ca,
+            tls_trust_certs_file_path=settings.ca_file if settings.tls else None,
             tls_validate_hostname=settings.tls,
             logger=pulsar.FileLogger(pulsar.LoggerLevel.Warn, os.environ.get("EDGESERVE_PULSAR_LOG", os.devnull)),
         )
@@ -108,7 +97,7 @@ class PulsarDriver(Driver):
             try:
                 return do()
             except _PASSES as exc:
-                refused = refusal(self.settings)
+                refused = greet(self.settings).refusal
                 if refused is not None:
                     raise TransportError(f"{self.settings.shown}: {refused}") from exc
                 now = time.monotonic()
@@ -178,31 +167,53 @@ class PulsarDriver(Driver):
 
     def _client_end(self, what: str, topic: str, make: Callable[[], _T]) -> _T:
         end = self.patiently(what, topic, make)
+        self._exist.add(topic)
         self._ends.add(end)
         return end
 
     def outlet(self, topic: str) -> Outlet:
-        outlet = _Outlet(self, topic, self.producer(topic))
+        outlet = PulsarOutlet(self, topic, self.producer(topic))
+        if not self._knows_size:
+            self._learn_size()
+        if topic.endswith(PARTS):
+            self._keep(topic)
+            self._parts.use(topic.removesuffix(PARTS))
         if self.settings.retention_mb is not None or self.settings.retention_s is not None:
             self.admin.keep(self.full(topic), self.settings.retention_mb, self.settings.retention_s)
         return outlet
 
+    def _learn_size(self) -> None:
+        self._knows_size = True
+        most = greet(self.settings).most_bytes
+        if most is not None:
+            self.max_bytes = most - min(_SPARE_BYTES, most // 16)
+
+    def too_large(self, topic: str, size: int) -> TooLarge:
+        """The broker takes less than it was thought to: what comes next is cut accordingly."""
+        self._learn_size()
+        if self.max_bytes >= size:
+            self.max_bytes = size // 2  # it does not say
+        return TooLarge(
+            f"topic {topic!r}: {self.settings.shown} takes no message of {size} bytes (maxMessageSize in its settings), and this one "
+            f"was not sent; from now on what is larger than {self.max_bytes} bytes goes in parts"
+        )
+
     def fenced_outlet(self, topic: str) -> Outlet:
         producer = self.producer(topic, pulsar.ProducerAccessMode.ExclusiveWithFencing)
         self._keep(topic)
-        return _Outlet(self, topic, producer)
+        return PulsarOutlet(self, topic, producer)
 
     def inlet(self, topic: str, group: str, start: Start, *, exclusive: bool) -> Inlet:
         begin = pulsar.InitialPosition.Latest if start == "latest" else pulsar.InitialPosition.Earliest
         kind = pulsar.ConsumerType.Exclusive if exclusive else pulsar.ConsumerType.Shared
-        return _Inlet(self, self.consumer(topic, subscription_name(group), kind, begin))
+        return PulsarInlet(self, self.consumer(topic, subscription_name(group), kind, begin))
 
     def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
         self._keep(topic)
-        return _Tail(self, self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
+        return PulsarTail(self, self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
 
     def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel:
-        return _Channel(self, self._client, channel_name(self.full(topic)), hear)
+        return PulsarChannel(self, self._client, channel_name(self.full(topic)), hear)
 
     def newest(self, topic: str) -> Entry | None:
         reader = self.reader(topic, pulsar.MessageId.latest, inclusive=True)
@@ -215,9 +226,19 @@ class PulsarDriver(Driver):
         finally:
             reader.close()
 
+    def last(self, topic: str) -> int | None:
+        """Does without the admin API."""
+        reader = self.reader(topic, pulsar.MessageId.latest, inclusive=True)
+        try:
+            if not self.patiently("read", topic, reader.has_message_available):
+                return None
+            return number_of(self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS)).message_id())
+        finally:
+            reader.close()
+
     def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
-        extent = self.extent(topic)
-        if extent is None or extent.last is None or (first is not None and first > extent.last):
+        last = self._last_of_any(topic)
+        if last is None or (first is not None and first > last):
             return
         reader = self.reader(topic, pulsar.MessageId.earliest if first is None else id_of(first), inclusive=True)
         try:
@@ -226,9 +247,30 @@ class PulsarDriver(Driver):
             while self.patiently("read", topic, reader.has_message_available):
                 message = self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS))
                 at = number_of(message.message_id())
-                yield Entry(at, message.data())
-                if at >= extent.last:
+                yield Entry(at, message.data(), stored_ns=message.publish_timestamp() * 1_000_000)
+                if at >= last:
                     return
+        finally:
+            reader.close()
+
+    def _last_of_any(self, topic: str) -> int | None:
+        # The client would make a topic that does not exist; only the admin API tells whether it does.
+        if topic in self._exist:
+            return self.last(topic)
+        extent = self.extent(topic)
+        return None if extent is None else extent.last
+
+    def get(self, topic: str, at: int) -> Entry | None:
+        """Does without the admin API, and so makes a topic that does not exist."""
+        if topic.endswith(PARTS):
+            self._parts.use(topic.removesuffix(PARTS))
+        reader = self.reader(topic, id_of(at), inclusive=True)
+        try:
+            if not self.patiently("read", topic, reader.has_message_available):
+                return None
+            message = self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS))
+            found = number_of(message.message_id())
+            return Entry(found, message.data()) if found == at else None
         finally:
             reader.close()
 
@@ -242,12 +284,16 @@ class PulsarDriver(Driver):
             return  # another member is at it
         if from_ is not None:
             # The id need not be one of an entry: what is acknowledged is all up to it.
-            _quietly(partial(keeper.acknowledge_cumulative, id_of(from_ - 1)))
+            quietly(partial(keeper.acknowledge_cumulative, id_of(from_ - 1)))
         self.forget(keeper)
-        _quietly(keeper.close)
+        quietly(keeper.close)
 
     def discard(self, topic: str, before: int) -> None:
         self._keep(topic, before)
+
+    def needed_from(self, topic: str) -> int | None:
+        """Everything below is acknowledged by all of a topic's groups; None: it has none."""
+        return min(self.admin.floors(self.full(topic)), default=None)
 
     def topics(self) -> list[str]:
         return [user_name(self.settings.space, name) for name in self.admin.topics(self.settings.space)]
@@ -268,12 +314,13 @@ class PulsarDriver(Driver):
         return self.admin.delivered(self.full(topic), subscription_name(group))
 
     def claimed(self, topic: str, group: str) -> int:
-        return int(self.admin.subscriptions(self.full(topic)).get(subscription_name(group), {}).get("unackedMessages", 0))
+        return self.admin.subscriptions(self.full(topic)).get(subscription_name(group), 0)
 
     def delete_group(self, topic: str, group: str) -> None:
         self.admin.delete_subscription(self.full(topic), subscription_name(group))
 
     def delete_topic(self, topic: str) -> None:
+        self._exist.discard(topic)
         self.admin.delete_topic(self.full(topic))
 
     def trouble(self) -> str | None:
@@ -288,128 +335,11 @@ class PulsarDriver(Driver):
 
     def close(self) -> None:
         self._closed.set()
+        self._parts.close()
         try:
             self._client.close()
         except pulsar.PulsarException as exc:
             _log.debug("%s was not closed in order: %s", self.settings.shown, exc)
-
-
-class _Outlet(Outlet):
-    def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
-        self._driver, self._topic, self._producer = driver, topic, producer
-
-    def send(self, data: bytes, done: Done) -> None:
-        driver, topic = self._driver, self._topic
-
-        def confirm(result: Any, message_id: Any) -> None:
-            if result == pulsar.Result.Ok:
-                done(number_of(message_id), None)
-            else:
-                done(None, failed(driver.settings, result, topic))
-
-        try:
-            self._producer.send_async(data, confirm)
-        except pulsar.PulsarException as exc:
-            raise named(driver.settings, exc, "write to", topic) from exc
-
-    def close(self) -> None:
-        self._driver.forget(self._producer)
-        _quietly(self._producer.close)
-
-
-class _Inlet(Inlet):
-    def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer) -> None:
-        self._driver, self._consumer = driver, consumer
-        self._closed = False
-
-    def poll(self, seconds: float) -> Entry | None:
-        return None if self._closed else _next(self._consumer.receive, seconds)
-
-    def acknowledge(self, entry: Entry) -> None:
-        # When it fails the entry comes back, and the desk says again that it is done.
-        _quietly(partial(self._consumer.acknowledge, entry.token))
-
-    def give_back(self, entry: Entry) -> None:
-        _quietly(partial(self._consumer.negative_acknowledge, entry.token))
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._driver.forget(self._consumer)
-        _quietly(self._consumer.close)
-
-
-class _Tail(Tail):
-    def __init__(self, driver: PulsarDriver, reader: pulsar.Reader, deliver: Deliver, topic: str) -> None:
-        self._driver, self._reader, self._deliver = driver, reader, deliver
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"edgeserve-tail-{topic[:40]}", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._closed:
-            entry = _next(self._reader.read_next, _RECEIVE_MS / 1000)
-            if entry is not None:
-                self._deliver(entry)
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._driver.forget(self._reader)
-        _quietly(self._reader.close)
-        if threading.current_thread() is not self._thread:
-            self._thread.join()
-
-
-class _Channel(Channel):
-    def __init__(self, driver: PulsarDriver, client: pulsar.Client, name: str, hear: Callable[[bytes], None]) -> None:
-        self._hear, self._closed = hear, False
-        # Not among the driver's ends: whether it is connected is no trouble.
-        self._consumer = driver.patiently(
-            "listen to", name, lambda: client.subscribe(name, uuid.uuid4().hex, consumer_type=pulsar.ConsumerType.Exclusive)
-        )
-        self._producer = driver.patiently("write to", name, lambda: client.create_producer(name, batching_enabled=False))
-        self._thread = threading.Thread(target=self._run, name="edgeserve-channel", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._closed:
-            entry = _next(self._consumer.receive, _RECEIVE_MS / 1000)
-            if entry is not None:
-                self._hear(entry.data)
-
-    def say(self, data: bytes) -> None:
-        _quietly(partial(self._producer.send_async, data, lambda *_: None))
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        _quietly(self._producer.close)
-        _quietly(self._consumer.close)
-
-
-def _next(receive: Callable[[int], Any], seconds: float) -> Entry | None:
-    """What the client has received next; None when nothing came in time."""
-    began = time.monotonic()
-    try:
-        message = receive(int(seconds * 1000))
-    except pulsar.Timeout:
-        return None
-    except pulsar.PulsarException as exc:
-        _log.debug("a receive failed: %s", exc)
-        time.sleep(max(0.0, min(_PAUSE_S, began + seconds - time.monotonic())))
-        return None
-    return Entry(number_of(message.message_id()), message.data(), message.redelivery_count(), message)
-
-
-def _quietly(do: Callable[[], object]) -> None:
-    try:
-        do()
-    except pulsar.PulsarException as exc:
-        _log.debug("%s", exc)
 
 
 def _authentication(settings: Settings) -> pulsar.Authentication | None:

@@ -1,4 +1,5 @@
-"""Why a broker does not want us. The client tries for ever again whatever the reason is, so the first words of the protocol are said here.
+"""What a broker says to us first: why it does not want us, and how large a message may be. The client tells neither, and tries for ever
+again whatever the reason is, so the first words of the protocol are said here.
 
 The binary protocol's CONNECT command and its answer, as https://pulsar.apache.org/docs/developing-binary-protocol/ states them.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+from typing import NamedTuple
 
 from edgeserve.transport.pulsar.settings import Settings
 
@@ -15,32 +17,48 @@ _TIMEOUT_S = 3.0
 _MOST_BYTES = 1 << 20
 _CONNECT, _CONNECTED, _ERROR = 2, 3, 14
 _PROTOCOL = 19
+_MAX_MESSAGE_SIZE = 3
 
 
-def refusal(settings: Settings) -> str | None:
-    """Why the broker refuses this client; None when it takes it, or when nobody answers at all."""
-    host, _, port = settings.service.partition("://")[2].partition(",")[0].rpartition(":")
-    if not host:
-        host, port = port, ""
+class Greeting(NamedTuple):
+    """`refusal`: why the broker refuses this client, None when it takes it, or when nobody answers at all. `most_bytes`: how large a
+    message may be, None when that is not known."""
+
+    refusal: str | None = None
+    most_bytes: int | None = None
+
+
+_UNKNOWN = Greeting()
+
+
+def greet(settings: Settings) -> Greeting:
+    """Says hello to the first of the brokers that answers."""
+    for host, port in settings.addresses:
+        try:
+            with socket.create_connection((host, port), _TIMEOUT_S) as raw:
+                return _greet_secured(raw, host, settings) if settings.tls else _greet(raw, settings)
+        except OSError:
+            continue
+    return _UNKNOWN
+
+
+def _greet_secured(raw: socket.socket, host: str, settings: Settings) -> Greeting:
+    context = settings.tls_context()
+    assert context is not None
     try:
-        with socket.create_connection((host, int(port or (6651 if settings.tls else 6650))), _TIMEOUT_S) as raw:
-            if not settings.tls:
-                return _greet(raw, settings)
-            context = settings.tls_context()
-            assert context is not None
-            try:
-                secured = context.wrap_socket(raw, server_hostname=host)
-            except ssl.SSLError as exc:
-                return f"its certificate is refused, or it speaks no TLS on this port ({exc}): name the certificate's authority by tls_ca="
-            with secured:
-                return _greet(secured, settings)
-    except OSError:
-        return None
+        secured = context.wrap_socket(raw, server_hostname=host)
+    except ssl.SSLError as exc:
+        return Greeting(
+            f"its certificate is refused, or it speaks no TLS on this port ({exc}): name the certificate's authority by tls_ca= "
+            f"(trusted now: those in {settings.ca_file})"
+        )
+    with secured:
+        return _greet(secured, settings)
 
 
-def _greet(connection: socket.socket, settings: Settings) -> str | None:
+def _greet(connection: socket.socket, settings: Settings) -> Greeting:
     if settings.oauth2 is not None:
-        return None
+        return _UNKNOWN
     method, data = ("token", settings.token) if settings.token else ("tls", "") if settings.tls_cert else ("", "")
     connect = _bytes(1, b"edgeserve") + _number(4, _PROTOCOL)
     if method:
@@ -51,19 +69,25 @@ def _greet(connection: socket.socket, settings: Settings) -> str | None:
         size = _exactly(connection, 8)
         total, length = struct.unpack(">II", size) if len(size) == 8 else (0, 0)
         if not 0 < length <= total - 4 < _MOST_BYTES:
-            return None if not size else "what answers there is no Pulsar broker, or expects TLS: use pulsar+ssl://"
+            return Greeting("what answers there is no Pulsar broker, or expects TLS: use pulsar+ssl://") if size else _UNKNOWN
         answer = _fields(_exactly(connection, length))
+        return _read(answer)
     except TimeoutError:
-        return None
+        return _UNKNOWN
     except (ValueError, IndexError):
-        return "what answers there is no Pulsar broker"
+        return Greeting("what answers there is no Pulsar broker")
+
+
+def _read(answer: dict[int, int | bytes]) -> Greeting:
     if answer.get(1) == _CONNECTED:
-        return None
+        connected = answer.get(_CONNECTED)
+        most = _fields(connected).get(_MAX_MESSAGE_SIZE) if isinstance(connected, bytes) else None
+        return Greeting(most_bytes=most if isinstance(most, int) and most > 0 else None)
     if answer.get(1) == _ERROR and isinstance(error := answer.get(_ERROR), bytes):
         message = _fields(error).get(3)
         text = message.decode(errors="replace") if isinstance(message, bytes) else "no reason given"
-        return f"it does not know this client ({text}): see token=, token_file=, tls_cert=, oauth2="
-    return "what answers there is no Pulsar broker"
+        return Greeting(f"it does not know this client ({text}): see token=, token_file=, tls_cert=, oauth2=")
+    return Greeting("what answers there is no Pulsar broker")
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
@@ -124,4 +148,4 @@ def _fields(data: bytes) -> dict[int, int | bytes]:
     return found
 
 
-__all__ = ("refusal",)
+__all__ = ("Greeting", "greet")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass, field
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
 from edgeserve.core.errors import ConfigurationError, TransportError
 from edgeserve.transport.url import NodeURL
@@ -13,6 +13,13 @@ from edgeserve.transport.url import NodeURL
 _KNOWN = ("token", "token_file", "oauth2", "tls_ca", "tls_cert", "tls_key", "admin", "deadline_s", "retention_mb", "retention_s")
 _SECRET = ("token",)
 _ENVIRONMENT = "EDGESERVE_PULSAR_"
+# Where Debian, Red Hat, SUSE and Alpine keep them: a Python of one's own does not always know.
+_SYSTEM_CA = (
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+)
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,25 @@ class Settings:
     tls_cert: str | None = None
     tls_key: str | None = None
 
+    @property
+    def addresses(self) -> list[tuple[str, int]]:
+        """Host and port of each broker."""
+        usual = 6651 if self.tls else 6650
+        found = (_host_and_port(where) for where in self.service.partition("://")[2].split(","))
+        return [(host, port or usual) for host, port in found]
+
+    @property
+    def ca_file(self) -> str | None:
+        """The authorities that are trusted. Pulsar's client, told none, trusts those of the package certifi, and not what an organization
+        has added to the system's."""
+        usual = (ssl.get_default_verify_paths().cafile, *_SYSTEM_CA)
+        return self.tls_ca or next((path for path in usual if path is not None and os.path.isfile(path)), None)
+
     def tls_context(self) -> ssl.SSLContext | None:
         """For what speaks TLS beside the client."""
         if not self.tls and not self.admin.startswith("https"):
             return None
-        context = ssl.create_default_context(cafile=self.tls_ca)
+        context = ssl.create_default_context(cafile=self.ca_file)
         if self.tls_cert:
             context.load_cert_chain(self.tls_cert, self.tls_key)
         return context
@@ -76,7 +97,12 @@ def settings_from(url: NodeURL) -> Settings:
     admin = setting("admin")
     if admin is not None and not admin.startswith(("http://", "https://")):
         raise ConfigurationError(f"{url.scheme}://{host}: admin={admin} is no URL of an admin API: write admin=http://{admin}")
-    first = host.partition(",")[0].partition(":")[0]
+    try:
+        first, *_ = [_host_and_port(where)[0] for where in host.split(",")]
+    except ValueError as exc:
+        text = f"{url.scheme}://: a host is a name or an address with a port, as in {url.scheme}://[::1]:6650: {exc}"
+        raise ConfigurationError(text) from exc
+    first = f"[{first}]" if ":" in first else first
     kept = {k: v for k, v in given.items() if k not in _SECRET}
     for name in ("tls_ca", "tls_cert", "tls_key"):
         path_ = setting(name)
@@ -97,6 +123,14 @@ def settings_from(url: NodeURL) -> Settings:
         tls_cert=setting("tls_cert"),
         tls_key=setting("tls_key"),
     )
+
+
+def _host_and_port(where: str) -> tuple[str, int | None]:
+    """Of one broker; `ValueError` when it is none."""
+    parts = urlsplit(f"//{where}")
+    if not parts.hostname:
+        raise ValueError("one of the brokers has no name")
+    return parts.hostname, parts.port
 
 
 def _read(path: str, what: str) -> str:
