@@ -32,8 +32,10 @@ NATS_LEAST, NATS_MOST_MS = 5_000, 3.0
 def raw(script: Path, node: str, mode: str, size: int, messages: int, rate: float) -> dict[str, float]:
     """One run of the raw client, in the words of `measure`."""
     # Its client takes no parameters of ours.
-    command = [sys.executable, str(script), "--node", node.partition("?")[0], "--mode", mode, "--size", str(size), "--messages", str(messages)]
-    done = subprocess.run([*command, "--rate", str(rate)], capture_output=True, text=True, timeout=300, check=True)
+    command = [sys.executable, str(script), "--node", node.partition("?")[0], "--mode", mode, "--size", str(size)]
+    done = subprocess.run(
+        [*command, "--messages", str(messages), "--rate", str(rate)], capture_output=True, text=True, timeout=300, check=True
+    )
     found = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
     return {"per_s": found["messages_per_s"], "p50_ms": found["p50_ms"], "p99_ms": found["p99_ms"]}
 
