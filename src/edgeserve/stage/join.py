@@ -351,6 +351,9 @@ class Join(Stage):
                 self._take_over()
             else:
                 self._ends.learn(self._subscription.attributes())
+        elif self._holding.ends.held and not self._ready:
+            # What comes before an end may only now be settled for the engine, too: a broker takes its time.
+            self._holding.write_ends(idle=True)
         return self._until_end and self._finished()
 
 

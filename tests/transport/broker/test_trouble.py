@@ -55,7 +55,7 @@ def test_a_broker_that_is_away_is_said_once_for_all_who_wait(clock: _Clock, capl
     driver = _driver("no connection to nats://x")
     away = Trouble(driver)
     waiting = [Silence(driver, away, topic) for topic in ("in", "out")]
-    for _ in range(7):
+    for _ in range(8):
         clock.now += 1
         for silence in waiting:
             silence.say(1)
@@ -63,7 +63,7 @@ def test_a_broker_that_is_away_is_said_once_for_all_who_wait(clock: _Clock, capl
     for silence in waiting:
         silence.heard()
     assert [r.message for r in caplog.records] == [
-        "NATS has been away for 0 s, waiting: no connection to nats://x",
-        "NATS has been away for 5 s, waiting: no connection to nats://x",
-        "NATS is back after 6 s",
+        "NATS has been away for 1 s, waiting: no connection to nats://x",
+        "NATS has been away for 6 s, waiting: no connection to nats://x",
+        "NATS is back after 7 s",
     ]

@@ -12,6 +12,8 @@ _log = logging.getLogger("edgeserve")
 
 _SAY_EVERY_S = 5.0
 _SILENT_S = 5.0
+_AWAY_S = 1.0
+"""A connection that is only being made is no trouble."""
 
 
 class Trouble:
@@ -25,7 +27,7 @@ class Trouble:
     @property
     def said(self) -> bool:
         """Whether it was said that the broker is away, and not yet that it is back."""
-        return self._since > 0
+        return self._said > 0
 
     def say(self, now: float) -> None:
         """To be called about every second. Any thread."""
@@ -35,12 +37,12 @@ class Trouble:
     def _say(self, now: float) -> None:
         trouble = self._driver.trouble()
         if trouble is None:
-            if self._since:
+            if self._said:
                 _log.warning("%s is back after %.0f s", self._driver.what, now - self._since)
             self._since = self._said = 0.0
             return
         self._since = self._since or now
-        if now - self._said >= _SAY_EVERY_S:
+        if now - self._since >= _AWAY_S and now - self._said >= _SAY_EVERY_S:
             self._said = now
             _log.warning("%s has been away for %.0f s, waiting: %s", self._driver.what, now - self._since, trouble)
 
@@ -75,6 +77,8 @@ class Silence:
     def say(self, count: int, of: str = "messages") -> None:
         """To be called about every second while `count` messages are not confirmed."""
         now = time.monotonic()
+        if now - self._heard < _AWAY_S:
+            return  # asked for every batch: to ask the driver would cost more than to send
         if self._trouble is not None:
             self._trouble.say(now)
         if now - self._heard < _SILENT_S or now - self._said < _SAY_EVERY_S or self._driver.trouble() is not None:

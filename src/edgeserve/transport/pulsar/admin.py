@@ -23,6 +23,8 @@ _RANGE = re.compile(r"\((-?\d+:-?\d+)..(-?\d+:-?\d+)\]")
 
 # A position in a topic: ledger and entry.
 _Position: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^-?\d+:-?\d+$")]
+# A cursor that is only being made has none yet.
+_PositionOrNone: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^(-?\d+:-?\d+|null)$")] | None
 
 
 class _Ledger(msgspec.Struct, rename="camel"):
@@ -31,8 +33,8 @@ class _Ledger(msgspec.Struct, rename="camel"):
 
 
 class _Cursor(msgspec.Struct, rename="camel"):
-    mark_delete_position: _Position
-    read_position: _Position
+    mark_delete_position: _PositionOrNone = None
+    read_position: _PositionOrNone = None
     individually_deleted_messages: str = ""
 
 
@@ -52,6 +54,10 @@ class _Subscription(msgspec.Struct, rename="camel"):
 
 class _Stats(msgspec.Struct):
     subscriptions: dict[str, _Subscription] = {}
+
+
+def _given(position: str | None) -> str | None:
+    return None if position == "null" else position
 
 
 def _numbers(position: str) -> tuple[int, int]:
@@ -181,17 +187,20 @@ class Admin:
         """Every entry below is acknowledged."""
         stats = self.internal(full)
         cursor = None if stats is None else stats.cursors.get(subscription)
-        return 0 if stats is None or cursor is None else _behind(stats, cursor.mark_delete_position)
+        at = None if cursor is None else _given(cursor.mark_delete_position)
+        return 0 if stats is None or at is None else _behind(stats, at)
 
     def floors(self, full: str) -> list[int]:
         """The same of each subscription and reader of a topic."""
         stats = self.internal(full)
-        return [] if stats is None else [_behind(stats, cursor.mark_delete_position) for cursor in stats.cursors.values()]
+        cursors = () if stats is None else stats.cursors.values()
+        return [0 if stats is None or (at := _given(c.mark_delete_position)) is None else _behind(stats, at) for c in cursors]
 
     def delivered(self, full: str, subscription: str) -> int:
         """The newest entry that was given to anybody."""
         cursor = self._cursor(full, subscription)
-        return -1 if cursor is None else entry_number(*_numbers(cursor.read_position)) - 1
+        at = None if cursor is None else _given(cursor.read_position)
+        return -1 if at is None else entry_number(*_numbers(at)) - 1
 
     def acknowledged(self, full: str, subscription: str) -> list[tuple[int, int]]:
         """Entries above the floor that are acknowledged, too: from the first to the last of each range."""
