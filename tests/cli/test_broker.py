@@ -25,8 +25,9 @@ from edgeserve.cli.brokers import distribution, manage
 from edgeserve.cli.brokers.engine import Wish
 from edgeserve.cli.brokers.manage import free_port
 from edgeserve.cli.brokers.pulsar import SUITING, configuration
-from edgeserve.cli.brokers.record import Shelf, born
+from edgeserve.cli.brokers.record import Shelf
 from edgeserve.cli.output import CommandError
+from edgeserve.core.process import born
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 
 from edgeserve.core.errors import ClosedError, GroupConflict, MessageError, StoreDamaged, TransportError, UsedAfterFork
+from edgeserve.core.process import lives, this_host
 from edgeserve.transport.base import (
     SEND_WINDOW,
     Capabilities,
@@ -24,7 +25,7 @@ from edgeserve.transport.base import (
 from edgeserve.transport.broker.driver import Driver, Entry
 from edgeserve.transport.broker.envelope import INDEX_BITS, Item, Reference, parts_topic, position, unwrap
 from edgeserve.transport.broker.grouplog import GroupLog, Snapshot, decode_line, group_topic
-from edgeserve.transport.broker.membership import BEAT_S, process_name, shown, this_host
+from edgeserve.transport.broker.membership import BEAT_S, given_name
 from edgeserve.transport.broker.publisher import BrokerFence, BrokerPublisher, unstamped
 from edgeserve.transport.broker.trouble import Trouble
 from edgeserve.transport.checks import check_name, check_subscription, check_window
@@ -158,9 +159,9 @@ class BrokerEngine(Transport):
                     backlog = backlog * max(1, extent.last - floor) // _COUNTED_ENTRIES
                 break
             backlog += len(self.unwrap(topic, entry)[1]) - len(partial.get(entry.at, ()))
-        members = tuple(shown(name) for name in log.members)
+        members = tuple(given_name(name) for name in log.members)
         kind = next((m.kind for m in log.members.values()), GroupKind.SHARED)
-        active = (shown(log.leader) or None) if kind is GroupKind.FAILOVER else None
+        active = (given_name(log.leader) or None) if kind is GroupKind.FAILOVER else None
         return GroupInfo(kind, members, active, backlog, self.driver.claimed(topic, group), log.epoch)
 
     def replay(self, topic: str, group: str) -> GroupLog:
@@ -181,7 +182,7 @@ class BrokerEngine(Transport):
         for entry in driver.scan(name, begin):
             log.apply(decode_line(group, entry.data), entry.at)
         for member, state in list(log.members.items()):
-            if state.host == this_host() and process_name(int(state.process.partition("-")[0] or 0)) != state.process:
+            if lives(state.host, state.process) is False:
                 del log.members[member]
         return log
 
@@ -197,7 +198,7 @@ class BrokerEngine(Transport):
             if after.at == before.at:
                 before.members = {n: m for n, m in before.members.items() if m.host == this_host()}
         if before.members:
-            live = ", ".join(shown(n) for n in before.members)
+            live = ", ".join(given_name(n) for n in before.members)
             raise GroupConflict(f"group {group!r} of topic {topic!r} has live members: {live}; stop them first")
         self.driver.delete_group(topic, group)
         self.driver.delete_topic(group_topic(topic, group))
