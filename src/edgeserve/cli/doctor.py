@@ -15,11 +15,12 @@ from pathlib import Path
 import click
 
 from edgeserve import __version__
-from edgeserve.cli.checks import Check, shown, without_secrets
+from edgeserve.cli.checks import Check
 from edgeserve.cli.engine_checks import engine_checks
 from edgeserve.cli.options import command
 from edgeserve.cli.output import CommandError, Output
 from edgeserve.core.settings import state_directory
+from edgeserve.transport.url import scrubbed, without_secrets
 
 DISTRIBUTION = "edgeserve-streams"
 _NEEDED = ("click", "lmdb", "msgspec", "numpy", "pulsar", "rich", "xxhash")
@@ -133,10 +134,10 @@ def _node(url: str) -> Iterator[Check]:
         finally:
             disconnect(transport)
     except Exception as exc:
-        reason = without_secrets(" ".join(str(exc).split()), url)
-        yield Check("FAIL", "node", f"{shown(url)}: {reason}", "start the server, or correct the URL")
+        reason = scrubbed(" ".join(str(exc).split()), url)
+        yield Check("FAIL", "node", f"{without_secrets(url)}: {reason}", "start the server, or correct the URL")
         return
-    yield Check("PASS", "node", f"{shown(url)} answers: {count} topics")
+    yield Check("PASS", "node", f"{without_secrets(url)} answers: {count} topics")
 
 
 def examine(node: str | None = None) -> Iterator[Check]:
@@ -156,7 +157,7 @@ def examine(node: str | None = None) -> Iterator[Check]:
         try:
             yield from probe()
         except Exception as exc:
-            seen = f"the check itself failed: {type(exc).__name__}: {without_secrets(str(exc), node or '')}"
+            seen = f"the check itself failed: {type(exc).__name__}: {scrubbed(str(exc), node or '')}"
             yield Check("FAIL", name, seen, "please report this with the line above")
 
 

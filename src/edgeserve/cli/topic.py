@@ -14,14 +14,13 @@ from typing import Any
 
 import click
 
-from edgeserve.cli.checks import shown
 from edgeserve.cli.messages import Seen, dead_letter, look, plain
 from edgeserve.cli.options import command, node_option
 from edgeserve.cli.output import CommandError, Output
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
 from edgeserve.transport.local.engine import directory_of
 from edgeserve.transport.local.lmdbkv import DATA
-from edgeserve.transport.url import parse
+from edgeserve.transport.url import parse, without_secrets
 
 _WHERE = "edgeserve {command} --node {node}"
 _FOLLOW_S = 0.1
@@ -36,8 +35,8 @@ def topic() -> None:
 def _refuse_memory(node: str) -> None:
     if parse(node).scheme == "memory":
         raise CommandError(
-            f"{node} is the memory of one process, and this command is another: there is nothing to see of it from here",
-            node,
+            f"{without_secrets(node)} is the memory of one process, and this command is another: there is nothing to see of it from here",
+            without_secrets(node),
             "name a store that processes share, for example --node local://",
         )
 
@@ -47,7 +46,9 @@ def _connected(node: str) -> Iterator[Transport]:
     """A connection for looking: it makes no store where there is none."""
     _refuse_memory(node)
     if (url := parse(node)).scheme == "local" and not ((root := directory_of(url)) / DATA).is_dir():
-        raise CommandError(f"there is no store in {root}", node, "check the path; a store is made by the first node that connects to it")
+        raise CommandError(
+            f"there is no store in {root}", url.shown, "check the path; a store is made by the first node that connects to it"
+        )
     transport = connect(node)
     try:
         yield transport
@@ -84,7 +85,7 @@ def list_topics(out: Output, node: str) -> None:
     if out.as_json:
         out.document(found)
     elif not found:
-        out.line(f"no topics on {shown(node)}")
+        out.line(f"no topics on {without_secrets(node)}")
     else:
         columns = ("TOPIC", "MESSAGES", "BYTES", "GROUPS", "BACKLOG")
         rows = [(t["topic"], t["messages"], t["stored_bytes"], len(t["groups"]), max(_backlogs(t), default=0)) for t in found]

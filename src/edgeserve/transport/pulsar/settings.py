@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass, field
-from urllib.parse import urlencode
 
 from edgeserve.core.errors import ConfigurationError, TransportError
 from edgeserve.transport.url import NodeURL
 
 _KNOWN = ("token", "token_file", "oauth2", "tls_ca", "tls_cert", "tls_key", "admin", "deadline_s", "retention_mb", "retention_s")
-_SECRET = ("token",)
 _ENVIRONMENT = "EDGESERVE_PULSAR_"
 
 
@@ -55,14 +53,14 @@ class Settings:
 def settings_from(url: NodeURL) -> Settings:
     """The settings that a URL and the environment give."""
     url.only(*_KNOWN)
-    host, slash, path = url.path.partition("/")
+    host, _, path = url.path.partition("/")
     if not host:
         raise ConfigurationError(f"{url.scheme}:// needs a host, as in {url.scheme}://server-address:6650")
     if "@" in host:
         raise ConfigurationError(f"{url.scheme}://: Pulsar has no user names; give a token by token= or {_ENVIRONMENT}TOKEN")
     space = path.strip("/") or "public/default"
     if space.count("/") != 1:
-        raise ConfigurationError(f"{url.scheme}://{host}/{path}: the path is a tenant and a namespace, as in /public/default")
+        raise ConfigurationError(f"{url.shown}: the path is a tenant and a namespace, as in /public/default")
     given = url.parameters
 
     def setting(name: str) -> str | None:
@@ -74,14 +72,15 @@ def settings_from(url: NodeURL) -> Settings:
     oauth2 = setting("oauth2")
     tls = url.scheme == "pulsar+ssl"
     first = host.partition(",")[0].partition(":")[0]
-    kept = {k: v for k, v in given.items() if k not in _SECRET}
+    if "@" in (setting("admin") or ""):
+        raise ConfigurationError(f"{url.shown}: admin= and {_ENVIRONMENT}ADMIN take no user: give a token by token= or {_ENVIRONMENT}TOKEN")
     for name in ("tls_ca", "tls_cert", "tls_key"):
         path_ = setting(name)
         if path_ is not None and not os.path.isfile(path_):
             raise ConfigurationError(f"{name}={path_}: there is no such file")
     return Settings(
         service=f"{url.scheme}://{host}",
-        shown=f"{url.scheme}://{host}{slash}{path}" + ("?" if kept else "") + urlencode(kept, safe=":/"),
+        shown=url.shown,
         space=space,
         admin=(setting("admin") or (f"https://{first}:8443" if tls else f"http://{first}:8080")).rstrip("/"),
         tls=tls,
