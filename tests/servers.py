@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,7 +34,8 @@ def given(engine: str) -> str | None:
 def fetch(engine: str) -> None:
     """Brings a server to this machine ahead of the first test that needs it, which has a timeout. What goes wrong shows when it starts."""
     try:
-        ENGINES[engine].fetch(Wish(), print)
+        with tempfile.TemporaryDirectory() as place:
+            ENGINES[engine].prepare(Wish(), Shelf(Path(place)), free_port(), free_port(), Path(place), print)
     except CommandError:
         return
 

@@ -25,8 +25,9 @@ from edgeserve.cli.brokers import distribution, manage
 from edgeserve.cli.brokers.engine import Wish
 from edgeserve.cli.brokers.manage import free_port
 from edgeserve.cli.brokers.pulsar import SUITING, configuration
-from edgeserve.cli.brokers.record import Record, Shelf, born
+from edgeserve.cli.brokers.record import Record, Shelf
 from edgeserve.cli.output import CommandError
+from edgeserve.core.process import born
 
 
 @pytest.fixture
@@ -310,7 +311,10 @@ elif words[0] == "run":
             self.end_headers()
             self.wfile.write(b"ok")
     open(pid, "w").write(str(os.getpid()))
-    port = [w for w in words if w.startswith("PULSAR_PREFIX_webServicePort=")][0].partition("=")[2]
+    given = words[words.index("--env-file") + 1]
+    open(place + "/mode", "w").write(oct(os.stat(given).st_mode & 0o777))
+    variables = dict(line.split("=", 1) for line in open(given).read().splitlines())
+    port = variables["PULSAR_PREFIX_webServicePort"]
     http.server.HTTPServer(("127.0.0.1", int(port)), Healthy).serve_forever()
 """
 
@@ -323,14 +327,17 @@ def test_with_docker_the_official_image_runs_behind_ports_of_the_loopback(edgese
     (place / "docker").chmod(0o755)
     env = {"PATH": f"{place}{os.pathsep}{os.environ['PATH']}"}
     port, admin = free_port(), free_port()
-    found = told(edgeserve("broker", "start", "--json", "--port", str(port), "--admin-port", str(admin), env=env))
+    secret = ("--set", "brokerClientAuthenticationParameters=token:s3 cr=et")
+    found = told(edgeserve("broker", "start", "--json", "--port", str(port), "--admin-port", str(admin), *secret, env=env))
     assert found["source"] == "apachepulsar/pulsar:4.0.8"
     assert found["pid"] == int((place / "pid").read_text())
     words = next(words for line in (place / "said").read_text().splitlines() if (words := json.loads(line))[0] == "run")
     assert [words[i + 1] for i, word in enumerate(words) if word == "--publish"] == [f"127.0.0.1:{each}:{each}" for each in (port, admin)]
     assert words[words.index("--volume") + 1] == f"{home / 'pulsar' / 'data'}:/pulsar/data"
-    assert {f"PULSAR_PREFIX_{name}={value}" for name, value in SUITING.items()} <= set(words)
-    assert "PULSAR_PREFIX_advertisedAddress=127.0.0.1" in words
+    variables = (home / "pulsar" / "container.env").read_text().splitlines()
+    assert {f"PULSAR_PREFIX_{name}={value}" for name, value in SUITING.items()} <= set(variables)
+    assert {"PULSAR_PREFIX_advertisedAddress=127.0.0.1", f"PULSAR_PREFIX_{secret[1]}"} <= set(variables)
+    assert "s3 cr" not in (place / "said").read_text() and (place / "mode").read_text() == "0o600"
     assert edgeserve("broker", "status", "pulsar", env=env).returncode == 0
     assert told(edgeserve("broker", "stop", "--json", env=env)) == {"stopped": ["pulsar"]}
     until = time.monotonic() + 10

@@ -291,7 +291,7 @@ def test_a_restart_of_the_machine_is_noticed(root: Path, tmp_path: Path, monkeyp
         publish(transport, "a", [b"1"])
         copies[durability] = killed_copy(Path(f"{root}-{durability}"), tmp_path / durability)
         disconnect(transport)
-    monkeypatch.setattr("edgeserve.transport.local.recovery._machine", lambda: "after the power cut")
+    monkeypatch.setattr("edgeserve.transport.local.recovery.boot", lambda: "after the power cut")
     assert content(copies["disk"]) == [b"1"]
     with pytest.warns(StoreDamagedWarning, match="restarted"):
         assert content(copies["process"]) == [b"1"]

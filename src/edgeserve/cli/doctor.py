@@ -16,13 +16,13 @@ from pathlib import Path
 import click
 
 from edgeserve import __version__
-from edgeserve.cli.checks import Check, shown, without_secrets
+from edgeserve.cli.checks import Check
 from edgeserve.cli.engine_checks import engine_checks
 from edgeserve.cli.options import command, with_deadline
 from edgeserve.cli.output import CommandError, Output, explain
 from edgeserve.core.errors import ConfigurationError, MissingExtra
 from edgeserve.core.settings import state_directory
-from edgeserve.transport.url import parse
+from edgeserve.transport.url import parse, scrubbed, without_secrets
 
 DISTRIBUTION = "edgeserve-streams"
 _NEEDED = ("click", "lmdb", "msgspec", "numpy", "pulsar", "rich", "xxhash")
@@ -138,14 +138,16 @@ def _node(url: str) -> Iterator[Check]:
         finally:
             disconnect(transport)
     except Exception as exc:
-        reason = without_secrets(" ".join(str(exc).split()), url)
+        reason = scrubbed(" ".join(str(exc).split()), url)
         known = isinstance(exc, (MissingExtra, ConfigurationError))
-        yield Check("FAIL", "node", f"{shown(url)}: {reason}", explain(exc, "").to_do if known else "start the server, or correct the URL")
+        to_do = explain(exc, "").to_do if known else "start the server, or correct the URL"
+        yield Check("FAIL", "node", f"{without_secrets(url)}: {reason}", to_do)
         return
     if silent:
-        yield Check("FAIL", "node", f"{shown(url)}: {silent}", "start the broker, or correct the host and port in the URL")
+        seen = f"{without_secrets(url)}: {scrubbed(silent, url)}"
+        yield Check("FAIL", "node", seen, "start the broker, or correct the host and port in the URL")
     else:
-        yield Check("PASS", "node", f"{shown(url)} answers: {count} topics")
+        yield Check("PASS", "node", f"{without_secrets(url)} answers: {count} topics")
 
 
 def _silent_port(url: str) -> str:
@@ -185,7 +187,7 @@ def examine(node: str | None = None) -> Iterator[Check]:
         try:
             yield from probe()
         except Exception as exc:
-            seen = f"the check itself failed: {type(exc).__name__}: {without_secrets(str(exc), node or '')}"
+            seen = f"the check itself failed: {type(exc).__name__}: {scrubbed(str(exc), node or '')}"
             yield Check("FAIL", name, seen, "please report this with the line above")
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import http.client
-import json
-import os
-import ssl
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from edgeserve.cli.brokers.nats import read_info
-from edgeserve.cli.checks import Check, shown, without_secrets
+from edgeserve.cli.checks import Check
+from edgeserve.core.errors import ConfigurationError, TransportError
+from edgeserve.transport.nats.greeting import Away, Refused
+from edgeserve.transport.nats.settings import Settings, settings_from
+from edgeserve.transport.url import NodeURL, parse, scrubbed
+
+if TYPE_CHECKING:
+    from edgeserve.transport.pulsar.admin import Admin
 
 _ANSWER_S = 5.0
 _KIB, _MIB = 1024, 1024 * 1024
@@ -23,100 +24,49 @@ _IN_CONF = "set {name}={value} in the broker's broker.conf (or standalone.conf) 
 
 
 def engine_checks(url: str) -> Iterator[Check]:
-    """Looks at the broker behind a node URL; nothing where there is none."""
-    look = _BY_SCHEME.get(urlsplit(url).scheme)
-    if look is None:
+    """Looks at the broker behind a node URL; nothing where there is none, or where the URL is wrong, which the check of the node says."""
+    try:
+        node = parse(url)
+        look = _BY_SCHEME.get(node.scheme)
+        for check in look(node) if look is not None else ():
+            yield Check(check.status, check.name, scrubbed(check.seen, url), scrubbed(check.to_do, url))
+    except ConfigurationError:
         return
-    for check in look(url):
-        yield Check(check.status, check.name, without_secrets(check.seen, url), without_secrets(check.to_do, url))
-
-
-def _given(url: str, name: str, environment: str) -> str:
-    return dict(parse_qsl(urlsplit(url).query)).get(name) or os.environ.get(environment + name.upper(), "")
 
 
 # --- Pulsar ---------------------------------------------------------------------------------------------------
 
 
-def admin_url(url: str) -> str:
-    """Base URL of Pulsar's admin API: `admin=`, else EDGESERVE_PULSAR_ADMIN, else the broker's host and the usual port.
+def _pulsar(node: NodeURL) -> Iterator[Check]:
+    # Only here: they load the client, and a doctor has to get up without it.
+    from edgeserve.transport.pulsar.admin import Admin
+    from edgeserve.transport.pulsar.settings import settings_from
 
-    >>> admin_url("pulsar://a.example:6650,b.example:6650/public/default?token=x")
-    'http://a.example:8080'
-    >>> admin_url("pulsar+ssl://broker.example:6651")
-    'https://broker.example:8443'
-    """
-    given = _given(url, "admin", "EDGESERVE_PULSAR_")
-    if given:
-        return given.rstrip("/")
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2].partition(",")[0]
-    host = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
-    return f"https://{host}:8443" if parts.scheme == "pulsar+ssl" else f"http://{host}:8080"
-
-
-def _namespace(url: str) -> str:
-    return urlsplit(url).path.strip("/") or "public/default"
-
-
-class _Admin:
-    """Questions to Pulsar's admin API."""
-
-    def __init__(self, url: str) -> None:
-        self.base = admin_url(url)
-        self._token = _given(url, "token", "EDGESERVE_PULSAR_")
-        file = _given(url, "token_file", "EDGESERVE_PULSAR_")
-        if not self._token and file:
-            with open(file, encoding="utf-8") as opened:
-                self._token = opened.read().strip()
-        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-        if self.base.startswith("https:"):
-            context = ssl.create_default_context(cafile=_given(url, "tls_ca", "EDGESERVE_PULSAR_") or None)
-            certificate = _given(url, "tls_cert", "EDGESERVE_PULSAR_")
-            if certificate:
-                context.load_cert_chain(certificate, _given(url, "tls_key", "EDGESERVE_PULSAR_") or None)
-            handlers.append(urllib.request.HTTPSHandler(context=context))
-        self._opener = urllib.request.build_opener(*handlers)
-
-    def ask(self, path: str) -> Any:
-        """The answer; None for an empty one."""
-        request = urllib.request.Request(f"{self.base}/admin/v2/{path}", headers={"Accept": "application/json"})
-        if self._token:
-            request.add_header("Authorization", f"Bearer {self._token}")
-        with self._opener.open(request, timeout=_ANSWER_S) as answer:
-            text = answer.read()
-        return json.loads(text) if text.strip() else None
-
-
-def _pulsar(url: str) -> Iterator[Check]:
-    base = admin_url(url)
+    settings = settings_from(node)
     try:
-        admin = _Admin(url)
-        settings = admin.ask("brokers/configuration/runtime")
-        if not isinstance(settings, dict):
+        admin = Admin(settings)
+        found = admin.call("brokers/configuration/runtime", needed_for="what the broker is set to")
+        if not isinstance(found, dict):
             raise ValueError("the answer is not what Pulsar says")
-    except (OSError, ValueError, http.client.HTTPException) as exc:
-        yield Check("WARN", "pulsar admin", f"{shown(base)} does not tell the broker's settings: {_reason(exc)}", _admin_to_do(exc))
+    except (TransportError, OSError, ValueError) as exc:
+        yield Check("WARN", "pulsar admin", f"{settings.admin} does not tell the broker's settings: {_reason(exc)}", _admin_to_do(exc))
         return
-    yield Check("PASS", "pulsar admin", f"{shown(base)} answers")
-    yield from _pulsar_settings(settings)
+    yield Check("PASS", "pulsar admin", f"{settings.admin} answers")
+    yield from _pulsar_settings(found)
     try:
-        yield from _retention(admin, settings, _namespace(url))
-    except (OSError, ValueError, http.client.HTTPException) as exc:
+        yield from _retention(admin, found, settings.space)
+    except (TransportError, OSError, ValueError) as exc:
         yield Check("WARN", "pulsar retention", f"cannot be told: {_reason(exc)}", _admin_to_do(exc))
 
 
 def _reason(exc: Exception) -> str:
-    if isinstance(exc, urllib.error.HTTPError):
-        return f"status {exc.code}"
-    return " ".join(str(getattr(exc, "reason", exc)).split())
+    return " ".join(str(exc).split()) or type(exc).__name__
 
 
 def _admin_to_do(exc: Exception) -> str:
-    if isinstance(exc, urllib.error.HTTPError) and exc.code in (401, 403):
+    cause = exc.__cause__
+    if isinstance(cause, urllib.error.HTTPError) and cause.code in (401, 403):
         return "the broker's settings are for its administrators: run it with a token of one, or ask them to"
-    if isinstance(exc, urllib.error.HTTPError) and exc.code == 404:
-        return "the namespace is not there: bin/pulsar-admin namespaces create TENANT/NAMESPACE"
     return "name the admin API in the node URL, as in pulsar://host:6650?admin=http://host:8080; listing topics needs it, too"
 
 
@@ -156,8 +106,8 @@ def _pulsar_settings(settings: dict[str, Any]) -> Iterator[Check]:
         yield Check("WARN", "pulsar message size", seen, _IN_CONF.format(name="maxMessageSize", value=5 * _MIB))
 
 
-def _retention(admin: _Admin, settings: dict[str, Any], space: str) -> Iterator[Check]:
-    policy = admin.ask(f"namespaces/{space}/retention")
+def _retention(admin: Admin, settings: dict[str, Any], space: str) -> Iterator[Check]:
+    policy = admin.call(f"namespaces/{space}/retention")
     names = ("retentionTimeInMinutes", "retentionSizeInMB")
     if isinstance(policy, dict):
         minutes, megabytes = (_number(policy, name) for name in names)
@@ -172,7 +122,7 @@ def _retention(admin: _Admin, settings: dict[str, Any], space: str) -> Iterator[
         yield Check("PASS", "pulsar retention", text)
     else:
         yield Check("WARN", "pulsar retention", f"{text}: messages that no group has subscribed to yet are deleted", to_do)
-    inactive = admin.ask(f"namespaces/{space}/inactiveTopicPolicies")
+    inactive = admin.call(f"namespaces/{space}/inactiveTopicPolicies")
     if isinstance(inactive, dict):
         deletes = bool(inactive.get("deleteWhileInactive"))
         mode, seconds = str(inactive.get("inactiveTopicDeleteMode")), inactive.get("maxInactiveDurationSeconds")
@@ -204,17 +154,24 @@ def _amount(value: float | None, unit: str) -> str:
 # --- NATS -----------------------------------------------------------------------------------------------------
 
 
-def _nats(url: str) -> Iterator[Check]:
-    host, port = _nats_server(url)
+def _nats(node: NodeURL) -> Iterator[Check]:
+    settings = settings_from(node)
+    if find_spec("nats") is None or find_spec("nkeys") is None:
+        yield Check("WARN", "nats server", "the client is not installed", "pip install 'edgeserve-streams[nats]'")
+        return
     try:
-        info = read_info(host, port)
-    except (OSError, ValueError) as exc:
-        yield Check("WARN", "nats server", f"{host}:{port}: {_reason(exc)}", "start it: edgeserve broker start nats; or correct the URL")
+        info, account = asyncio.run(_nats_answers(settings))
+    except Away as exc:
+        yield Check("WARN", "nats server", _reason(exc), "start it: edgeserve broker start nats; or correct the URL")
+        return
+    except Refused as exc:
+        to_do = "correct the URL or the server; credentials: token=, user:password@, creds= or nkey= in the URL, or EDGESERVE_NATS_*"
+        yield Check("FAIL", "nats server", _reason(exc), to_do)
         return
     version = str(info.get("version", ""))
     if not info.get("jetstream"):
         to_do = "start it with JetStream: nats-server --jetstream --store_dir DIRECTORY, or jetstream {} in its configuration"
-        yield Check("FAIL", "nats jetstream", f"is not enabled on {host}:{port} (NATS {version})", to_do)
+        yield Check("FAIL", "nats jetstream", f"is not enabled on {settings.where} (NATS {version})", to_do)
         return
     yield Check("PASS", "nats jetstream", f"is enabled (NATS {version})")
     size = info.get("max_payload")
@@ -223,83 +180,48 @@ def _nats(url: str) -> Iterator[Check]:
     else:
         seen = f"max_payload={size}: larger messages go in parts, which is slower"
         yield Check("WARN", "nats message size", seen, "set max_payload: 1MB in the server's configuration")
-    yield from _nats_account(url, host, port)
+    yield _nats_storage(account)
 
 
-def _nats_server(url: str) -> tuple[str, int]:
-    host = urlsplit(url).netloc.rpartition("@")[2].partition(",")[0]
-    parts = urlsplit(f"//{host}")
-    return parts.hostname or "localhost", parts.port or 4222
+async def _nats_answers(settings: Settings) -> tuple[dict[str, Any], Any]:
+    """What the server says of itself, and what of the account or why it does not; reached as a node reaches it."""
+    # Only here: the client is an extra.
+    from edgeserve.transport.nats.dial import dial
 
-
-def _nats_account(url: str, host: str, port: int) -> Iterator[Check]:
-    """What the account may store."""
-    title = "nats storage"
+    client = await dial(settings, lambda: None, lambda _: None)
     try:
-        import nats
-    except ImportError:
-        yield Check("WARN", title, "the client is not installed", "pip install 'edgeserve-streams[nats]'")
-        return
-    del nats
-    try:
-        found = asyncio.run(_account(url, host, port))
+        account = await client.jetstream(timeout=_ANSWER_S).account_info()
     except Exception as exc:
-        reason = " ".join(str(exc).split()) or type(exc).__name__
-        to_do = "give what the server asks for: token=, creds= or nkey= in the node URL, or EDGESERVE_NATS_TOKEN"
-        yield Check("FAIL", title, f"the account cannot be asked: {reason}", to_do)
-        return
-    used, limit, in_memory = found.storage, found.limits.max_storage, found.limits.max_memory
-    if limit is None or limit < 0:
-        text = f"{used / _MIB:.1f} MiB used; no limit of the account's, the server's max_file_store holds"
-        yield Check("PASS", title, text)
-    elif limit == 0:
-        seen = f"the account may store nothing on disk (in memory: {_amount(in_memory, 'bytes')})"
-        yield Check("FAIL", title, seen, "give the account disk storage, max_file or disk_storage in the server's configuration")
-    elif used >= 0.8 * limit:
-        seen = f"{used / _MIB:.1f} of {limit / _MIB:.1f} MiB used"
-        yield Check("WARN", title, seen, "give the account more, or keep less: retention_mb= or retention_s= in the node URL")
+        return client._server_info, exc
     else:
-        yield Check("PASS", title, f"{used / _MIB:.1f} of {limit / _MIB:.1f} MiB used")
-
-
-async def _account(url: str, host: str, port: int) -> Any:
-    import nats
-
-    secure = urlsplit(url).scheme == "nats+tls"
-    options: dict[str, Any] = {"allow_reconnect": False, "connect_timeout": _ANSWER_S, "error_cb": _quiet}
-    if secure:
-        options["tls"] = ssl.create_default_context(cafile=_given(url, "tls_ca", "EDGESERVE_NATS_") or None)
-        certificate = _given(url, "tls_cert", "EDGESERVE_NATS_")
-        if certificate:
-            options["tls"].load_cert_chain(certificate, _given(url, "tls_key", "EDGESERVE_NATS_") or None)
-    user, colon, password = urlsplit(url).netloc.rpartition("@")[0].partition(":")
-    if colon:
-        options |= {"user": unquote(user), "password": unquote(password)}
-    elif user:
-        options["token"] = unquote(user)
-    else:
-        for name, option in (("token", "token"), ("creds", "user_credentials"), ("nkey", "nkeys_seed")):
-            value = _given(url, name, "EDGESERVE_NATS_")
-            if value:
-                options[option] = value
-                break
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    client = await nats.connect(f"{'tls' if secure else 'nats'}://{where}", **options)
-    try:
-        return await client.jetstream(timeout=_ANSWER_S).account_info()
+        return client._server_info, account
     finally:
         await client.close()
 
 
-async def _quiet(_: Exception) -> None:
-    """What goes wrong is raised, too."""
+def _nats_storage(account: Any) -> Check:
+    """What the account may store."""
+    title = "nats storage"
+    if isinstance(account, Exception):
+        to_do = "let the user ask $JS.API.INFO, and enable JetStream for the account"
+        return Check("FAIL", title, f"the account cannot be asked: {_reason(account)}", to_do)
+    used, limit, in_memory = account.storage, account.limits.max_storage, account.limits.max_memory
+    if limit is None or limit < 0:
+        return Check("PASS", title, f"{used / _MIB:.1f} MiB used; no limit of the account's, the server's max_file_store holds")
+    if limit == 0:
+        seen = f"the account may store nothing on disk (in memory: {_amount(in_memory, 'bytes')})"
+        return Check("FAIL", title, seen, "give the account disk storage, max_file or disk_storage in the server's configuration")
+    seen = f"{used / _MIB:.1f} of {limit / _MIB:.1f} MiB used"
+    if used >= 0.8 * limit:
+        return Check("WARN", title, seen, "give the account more, or keep less: retention_mb= or retention_s= in the node URL")
+    return Check("PASS", title, seen)
 
 
-_BY_SCHEME: dict[str, Callable[[str], Iterator[Check]]] = {
+_BY_SCHEME: dict[str, Callable[[NodeURL], Iterator[Check]]] = {
     "pulsar": _pulsar,
     "pulsar+ssl": _pulsar,
     "nats": _nats,
     "nats+tls": _nats,
 }
 
-__all__ = ("admin_url", "engine_checks")
+__all__ = ("engine_checks",)

@@ -9,9 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
-from edgeserve.cli.checks import shown
 from edgeserve.cli.output import Output, guarded
-from edgeserve.transport.url import parse
+from edgeserve.transport.url import parse, without_secrets
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_NODE = "local://"
@@ -50,7 +49,7 @@ def command(name: str, where: str = "edgeserve {command}") -> Callable[[Callable
         def wrapper(as_json: bool, verbose: bool, **options: Any) -> None:
             out = Output(as_json=as_json, verbose=verbose)
             path = click.get_current_context().command_path.partition(" ")[2]
-            place = {name: shown(value) if name == "node" and value else value for name, value in options.items()}
+            place = {name: without_secrets(value) if name == "node" and value else value for name, value in options.items()}
             guarded(path, out, where.format(command=path, **place), lambda: function(out, **options))
 
         return click.command(name)(wrapper)

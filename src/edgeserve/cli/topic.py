@@ -15,7 +15,6 @@ from typing import Any
 
 import click
 
-from edgeserve.cli.checks import shown
 from edgeserve.cli.messages import Seen, dead_letter, look, plain
 from edgeserve.cli.options import command, node_option, with_deadline
 from edgeserve.cli.output import CommandError, Output, one_line
@@ -23,7 +22,7 @@ from edgeserve.stage.decisions import decision_topic
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
 from edgeserve.transport.local.engine import directory_of
 from edgeserve.transport.local.lmdbkv import DATA
-from edgeserve.transport.url import parse
+from edgeserve.transport.url import parse, without_secrets
 
 _WHERE = "edgeserve {command} --node {node}"
 _FOLLOW_S = 0.1
@@ -39,8 +38,8 @@ def topic() -> None:
 def _refuse_memory(node: str) -> None:
     if parse(node).scheme == "memory":
         raise CommandError(
-            f"{node} is the memory of one process, and this command is another: there is nothing to see of it from here",
-            node,
+            f"{without_secrets(node)} is the memory of one process, and this command is another: there is nothing to see of it from here",
+            without_secrets(node),
             "name a store that processes share, for example --node local://",
         )
 
@@ -50,9 +49,11 @@ def _connected(node: str) -> Iterator[Transport]:
     """A connection for looking: it makes no store where there is none."""
     _refuse_memory(node)
     if (url := parse(node)).scheme == "local" and not ((root := directory_of(url)) / DATA).is_dir():
-        raise CommandError(f"there is no store in {root}", node, "check the path; a store is made by the first node that connects to it")
+        raise CommandError(
+            f"there is no store in {root}", url.shown, "check the path; a store is made by the first node that connects to it"
+        )
     transport = connect(with_deadline(node))
-    transport.url = node  # as messages are to show it
+    transport.url = url.shown  # as messages are to show it
     try:
         yield transport
     finally:
@@ -111,7 +112,7 @@ def list_topics(out: Output, groups: bool, node: str) -> None:
     if out.as_json:
         out.document([_summary(info) | ({"groups": _group_summaries(info)} if groups else {}) for info in found])
     elif not found:
-        out.line(f"no topics on {shown(node)}")
+        out.line(f"no topics on {without_secrets(node)}")
     else:
         columns = ("TOPIC", "MESSAGES", "BYTES") + (("GROUPS", "BACKLOG") if groups else ())
         out.table(columns, [_row(info, groups=groups) for info in found])
@@ -325,7 +326,8 @@ def _asked(infos: Sequence[TopicInfo], node: str) -> bool:
     for info in infos:
         count = _count(info.messages, more=info.more)
         click.echo(f"{one_line(info.name)}: {count} messages, {len(info.groups)} groups", err=True)
-    return click.confirm(f"delete {'this topic' if len(infos) == 1 else f'these {len(infos)} topics'} of {shown(node)}?", err=True)
+    these = "this topic" if len(infos) == 1 else f"these {len(infos)} topics"
+    return click.confirm(f"delete {these} of {without_secrets(node)}?", err=True)
 
 
 @command("delete", _WHERE)

@@ -46,8 +46,16 @@ def fetch(image: str, progress: Progress) -> None:
         )
 
 
+def env_file(variables: Mapping[str, str]) -> str:
+    """Variables as Docker reads them from a file: a line each, the value as it is."""
+    for name, value in variables.items():
+        if value.splitlines() not in ([], [value]):
+            raise CommandError(f"the value of {name.removeprefix('PULSAR_PREFIX_')} has more than one line", "--set", "give it one line")
+    return "".join(f"{name}={value}\n" for name, value in variables.items())
+
+
 def command(
-    image: str, container: str, ports: tuple[int, ...], volumes: Mapping[Path, str], user: str, env: Mapping[str, str], script: str
+    image: str, container: str, ports: tuple[int, ...], volumes: Mapping[Path, str], user: str, variables: Path, script: str
 ) -> tuple[str, ...]:
     """Runs a script in a new container, in the foreground: what it writes is what the command writes. Ports are of the loopback only."""
     words = ["docker", "run", "--rm", "--name", container, "--user", user]
@@ -55,9 +63,7 @@ def command(
         words += ["--publish", f"{HOST}:{port}:{port}"]
     for path, place in volumes.items():
         words += ["--volume", f"{path}:{place}"]
-    for name, value in env.items():
-        words += ["--env", f"{name}={value}"]
-    return (*words, image, "sh", "-c", script)
+    return (*words, "--env-file", str(variables), image, "sh", "-c", script)
 
 
 def runs(container: str) -> bool:
@@ -78,4 +84,4 @@ def remove(container: str, grace_s: float) -> None:
     _docker("rm", "--force", container)
 
 
-__all__ = ("command", "fetch", "process", "refusal", "remove", "runs")
+__all__ = ("command", "env_file", "fetch", "process", "refusal", "remove", "runs")

@@ -68,12 +68,8 @@ class Engine(ABC):
         """Refuses what cannot apply to a broker of this kind, whether one runs or not."""
 
     @abstractmethod
-    def fetch(self, wish: Wish, progress: Progress) -> None:
-        """Brings what would be started to this machine, where it comes from elsewhere."""
-
-    @abstractmethod
     def prepare(self, wish: Wish, shelf: Shelf, port: int, admin_port: int, data: Path, progress: Progress) -> Launch:
-        """Finds the server and writes its settings."""
+        """Finds the server, brings it to this machine where it comes from elsewhere, and writes its settings."""
 
     @abstractmethod
     def url(self, port: int, admin_port: int) -> str:

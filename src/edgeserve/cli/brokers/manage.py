@@ -17,8 +17,9 @@ from edgeserve.cli.brokers import docker
 from edgeserve.cli.brokers.engine import HOST, Engine, Launch, Progress, Wish
 from edgeserve.cli.brokers.nats import Nats
 from edgeserve.cli.brokers.pulsar import Pulsar
-from edgeserve.cli.brokers.record import Record, Shelf, born, resident_bytes
+from edgeserve.cli.brokers.record import Record, Shelf, resident_bytes
 from edgeserve.cli.output import CommandError
+from edgeserve.core.process import born
 from edgeserve.core.settings import state_directory
 
 ENGINES: dict[str, Engine] = {"pulsar": Pulsar(), "nats": Nats()}

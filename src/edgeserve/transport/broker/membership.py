@@ -8,10 +8,9 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from pathlib import Path
 
 from edgeserve.core.errors import ClosedError, Fenced, GroupBusy, GroupConflict, SendError, TransportError
+from edgeserve.core.process import lives, process_name, this_host
 from edgeserve.transport.base import GroupKind
 from edgeserve.transport.broker.driver import Driver, Entry, Tail
 from edgeserve.transport.broker.grouplog import (
@@ -41,27 +40,8 @@ _LEAVE_S = 3.0
 _log = logging.getLogger(__name__)
 
 
-@lru_cache(1)
-def this_host() -> str:
-    """Names this machine as far as its processes can see each other: the boot and the space of process ids."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + os.readlink("/proc/self/ns/pid")
-    except OSError:
-        return ""
-
-
-def process_name(pid: int) -> str:
-    """Names a process of this machine, its number used again or not; "" when there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    state, *rest = stat.rpartition(")")[2].split()
-    return "" if state in "ZX" else f"{pid}-{rest[18]}"
-
-
-def shown(name: str) -> str:
-    """A member's name for people."""
+def given_name(name: str) -> str:
+    """A member's name as its program gave it, without what tells two incarnations apart."""
     return name.partition("\0")[0]
 
 
@@ -244,12 +224,12 @@ class Membership:
 
     def _refusal(self, kind: GroupKind, signature: str, others: dict[str, MemberState]) -> Exception | None:
         for other in others:
-            if shown(other) == shown(self.name):
+            if given_name(other) == given_name(self.name):
                 return GroupConflict(
-                    f"group {self._group!r} has a live member {shown(other)!r} on {self.data_topic!r}: give this one another name"
+                    f"group {self._group!r} has a live member {given_name(other)!r} on {self.data_topic!r}: give this one another name"
                 )
         try:
-            refuse(kind, signature, [(shown(n), m.kind, m.signature) for n, m in others.items()])
+            refuse(kind, signature, [(given_name(n), m.kind, m.signature) for n, m in others.items()])
         except (GroupConflict, GroupBusy) as exc:
             return exc
         return None
@@ -318,10 +298,10 @@ class Membership:
 
     def _here(self, member: MemberState) -> bool:
         """Whether a member is a living process of this machine."""
-        return bool(member.host) and member.host == this_host() and process_name(_pid(member)) == member.process
+        return lives(member.host, member.process) is True
 
     def _dead(self, name: str, member: MemberState, now: float) -> bool:
-        if member.host and member.host == this_host() and not self._here(member):
+        if lives(member.host, member.process) is False:
             return True
         # Silent for as long as this member itself was heard.
         return self._seen.get(self.name, now) - self._seen.setdefault(name, now) > SILENT_S
@@ -345,7 +325,7 @@ class Membership:
         if last is not None:
             doubt[self.data_topic] = last
         for name in dead:
-            _log.warning("member %r of group %r is gone", shown(name), self._group)
+            _log.warning("member %r of group %r is gone", given_name(name), self._group)
         self.write([Left(name, self.name, {}, doubt) for name in dead], wait=wait)
         return dead
 
@@ -397,4 +377,4 @@ class Membership:
         self._outlet.close()
 
 
-__all__ = ("BEAT_S", "SILENT_S", "Membership", "process_name", "shown", "this_host")
+__all__ = ("BEAT_S", "SILENT_S", "Membership", "given_name")

@@ -96,7 +96,7 @@ def connect(url: NodeURL) -> Transport:
     url.only("durability", "size_mb", "retention_mb", "retention_s")
     durability = url.parameters.get("durability", "process")
     if durability not in ("process", "disk"):
-        raise ConfigurationError(f"{url.text}: durability= is 'process' or 'disk', not {durability!r}")
+        raise ConfigurationError(f"{url.shown}: durability= is 'process' or 'disk', not {durability!r}")
     limits = records.limits_from(url)
     root = _directory(url)
     with _lock:
@@ -104,7 +104,7 @@ def connect(url: NodeURL) -> Transport:
         if store is None:
             store = _stores[root] = _open(root, limits, durable=durability == "disk")
         elif store.durable != (durability == "disk"):
-            raise ConfigurationError(f"{url.text}: this process has the store open with another durability=")
+            raise ConfigurationError(f"{url.shown}: this process has the store open with another durability=")
         store.connections += 1
         return LocalEngine(url, root, store, limits)
 
@@ -168,7 +168,7 @@ def _named(root: Path) -> Iterator[None]:
 def directory_of(url: NodeURL) -> Path:
     """Where a URL's store is or would be. Nothing is made."""
     if url.path and not url.path.startswith("/"):
-        raise ConfigurationError(f"{url.text}: a store is named by an absolute path, as in local:///{url.path}")
+        raise ConfigurationError(f"{url.shown}: a store is named by an absolute path, as in local:///{url.path.rpartition('@')[2]}")
     return Path(os.path.abspath(url.path)) if url.path.strip("/") else state_directory() / "local"
 
 
@@ -183,9 +183,9 @@ def _directory(url: NodeURL) -> Path:
         if not in_the_way.is_dir():
             what = "a file" if in_the_way.exists() else "a link to nothing"
             raise ConfigurationError(
-                f"{url.text}: {in_the_way} is {what}, and a store is a directory of its own: name another path, or move it away"
+                f"{url.shown}: {in_the_way} is {what}, and a store is a directory of its own: name another path, or move it away"
             ) from exc
-        raise ConfigurationError(f"{url.text}: cannot make the directory {root}: {exc.strerror}") from exc
+        raise ConfigurationError(f"{url.shown}: cannot make the directory {root}: {exc.strerror}") from exc
     root = root.resolve()
     try:
         kind = filesystem_of(root, Path("/proc/self/mounts").read_text(errors="replace"))
@@ -193,7 +193,7 @@ def _directory(url: NodeURL) -> Path:
         kind = ""  # a system that does not tell
     if kind in _NETWORK_FILESYSTEMS:
         raise ConfigurationError(
-            f"{url.text}: {root} is on a network filesystem ({kind}), where processes cannot share memory: use a local disk"
+            f"{url.shown}: {root} is on a network filesystem ({kind}), where processes cannot share memory: use a local disk"
         )
     return root
 

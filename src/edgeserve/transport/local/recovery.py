@@ -22,6 +22,7 @@ import msgspec
 import xxhash
 
 from edgeserve.core.errors import DiskFull, StoreDamagedWarning, StoreVersion, TransportError
+from edgeserve.core.process import boot
 from edgeserve.transport.local.lmdbkv import DATA, MARK, read_mark
 from edgeserve.transport.records import DISK_FORMAT
 
@@ -81,18 +82,10 @@ def seal(root: Path) -> None:
     _write(root / _SEAL, _content(root / DATA / "data.mdb"))
 
 
-def _machine() -> str:
-    """What is another after a restart of the machine."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
 def note_opened(root: Path, *, durable: bool) -> None:
     """While the store is open: its format, since when the machine runs, and whether everybody syncs to the disk."""
     known = _read(root / _OPENED) or {}
-    content: dict[str, object] = {"format": DISK_FORMAT, "machine": _machine(), "durable": durable and known.get("durable", True)}
+    content: dict[str, object] = {"format": DISK_FORMAT, "machine": boot(), "durable": durable and known.get("durable", True)}
     if content != known:
         _write(root / _OPENED, content)
         for path in (root / _OPENED, root):
@@ -148,7 +141,7 @@ def make_ready(root: Path) -> None:
 
 def _kept(opened: dict[str, object]) -> bool:
     """Whether the machine has run on since the store was opened, or whether that does not matter."""
-    return bool(opened.get("durable")) or opened.get("machine") == _machine()
+    return bool(opened.get("durable")) or opened.get("machine") == boot()
 
 
 def _sync(path: Path) -> None:

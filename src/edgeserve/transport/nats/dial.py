@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -14,22 +13,13 @@ from nats import errors
 from nats.aio.client import Client
 
 from edgeserve.core.errors import TransportError
+from edgeserve.transport.nats.greeting import ANSWER_S, Away, Refused, greeting
 from edgeserve.transport.nats.settings import Settings
 
-_ANSWER_S = 5.0
 _PING_S = 5
 _HANG_UP_S = 0.5
-_SILENT_S = 1.0
 _OLDEST = (2, 10)
 _PENDING_BYTES = 64 << 20
-
-
-class Refused(TransportError):
-    """The server is there and cannot be used as it is asked: waiting does not help."""
-
-
-class Away(TransportError):
-    """There is no server to talk to now."""
 
 
 class _Client(Client):
@@ -39,37 +29,6 @@ class _Client(Client):
         if initial_connection and "tls" in self.options and not info.get("tls_required") and not self.options["tls_handshake_first"]:
             raise errors.Error("the server does not ask for TLS")
         await super()._process_info(info, initial_connection)
-
-
-async def _greeting(host: str, port: int) -> dict[str, Any]:
-    """What a server says first."""
-    try:
-        async with asyncio.timeout(_ANSWER_S):
-            reader, writer = await asyncio.open_connection(host, port, limit=1 << 20)
-    except (OSError, TimeoutError) as exc:
-        raise Away(f"no NATS server answers at {host}:{port}: {exc or 'no answer'}") from None
-    begun = time.monotonic()
-    try:
-        async with asyncio.timeout(_ANSWER_S):
-            line = await reader.readline()
-        # Who waits for the other to begin closes late; a server that stops, or a proxy before one that is not there, at once.
-        if not line and time.monotonic() - begun < _SILENT_S:
-            raise Away(f"{host}:{port} closed the connection")
-        if not line.startswith(b"INFO "):
-            raise ValueError
-        info: dict[str, Any] = msgspec.json.decode(line[5:])
-        return info
-    except (TimeoutError, ValueError, msgspec.DecodeError):
-        raise Refused(
-            f"what answers at {host}:{port} is no NATS server: its first line is not the INFO of one. Is it the port for clients (4222)? "
-            "One that begins with TLS needs nats+tls:// and tls_first=1"
-        ) from None
-    except OSError as exc:
-        raise Away(f"no NATS server answers at {host}:{port}: {exc}") from None
-    finally:
-        writer.close()
-        with suppress(OSError, ssl.SSLError):
-            await writer.wait_closed()
 
 
 def _check(settings: Settings, host: str, port: int, info: dict[str, Any]) -> None:
@@ -99,7 +58,7 @@ async def dial(settings: Settings, closed: Callable[[], None], trouble: Callable
     for (host, port), server in zip(settings.hosts, settings.servers, strict=True):
         try:
             if not settings.tls_first:
-                _check(settings, host, port, await _greeting(host, port))
+                _check(settings, host, port, await greeting(host, port))
             return await _connect(settings, host, port, server, closed, trouble)
         except (Refused, Away) as exc:
             last = exc if not isinstance(last, Refused) else last
@@ -128,7 +87,7 @@ async def _connect(
             allow_reconnect=False,
             max_reconnect_attempts=1,
             reconnect_time_wait=0,
-            connect_timeout=int(_ANSWER_S),
+            connect_timeout=int(ANSWER_S),
             ping_interval=_PING_S,
             max_outstanding_pings=2,
             pending_size=_PENDING_BYTES,

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import ssl
 from dataclasses import dataclass, field
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from edgeserve.core.errors import ConfigurationError, TransportError
-from edgeserve.transport.url import NodeURL
+from edgeserve.transport.url import NodeURL, without_secrets
 
 _KNOWN = ("token", "token_file", "oauth2", "tls_ca", "tls_cert", "tls_key", "admin", "deadline_s", "retention_mb", "retention_s")
-_SECRET = ("token",)
 _ENVIRONMENT = "EDGESERVE_PULSAR_"
 # Where Debian, Red Hat, SUSE and Alpine keep them: a Python of one's own does not always know.
 _SYSTEM_CA = (
@@ -76,14 +75,14 @@ class Settings:
 def settings_from(url: NodeURL) -> Settings:
     """The settings that a URL and the environment give."""
     url.only(*_KNOWN)
-    host, slash, path = url.path.partition("/")
+    host, _, path = url.path.partition("/")
     if not host:
         raise ConfigurationError(f"{url.scheme}:// needs a host, as in {url.scheme}://server-address:6650")
     if "@" in host:
         raise ConfigurationError(f"{url.scheme}://: Pulsar has no user names; give a token by token= or {_ENVIRONMENT}TOKEN")
     space = path.strip("/") or "public/default"
     if space.count("/") != 1:
-        raise ConfigurationError(f"{url.scheme}://{host}/{path}: the path is a tenant and a namespace, as in /public/default")
+        raise ConfigurationError(f"{url.shown}: the path is a tenant and a namespace, as in /public/default")
     given = url.parameters
 
     def setting(name: str) -> str | None:
@@ -95,22 +94,25 @@ def settings_from(url: NodeURL) -> Settings:
     oauth2 = setting("oauth2")
     tls = url.scheme == "pulsar+ssl"
     admin = setting("admin")
+    if "@" in (admin or ""):
+        raise ConfigurationError(f"{url.shown}: admin= and {_ENVIRONMENT}ADMIN take no user: give a token by token= or {_ENVIRONMENT}TOKEN")
     if admin is not None and not admin.startswith(("http://", "https://")):
-        raise ConfigurationError(f"{url.scheme}://{host}: admin={admin} is no URL of an admin API: write admin=http://{admin}")
+        said = without_secrets(admin)
+        raise ConfigurationError(f"{url.shown}: admin={said} is no URL of an admin API: write admin=http://{said}")
     try:
         first, *_ = [_host_and_port(where)[0] for where in host.split(",")]
-    except ValueError as exc:
-        text = f"{url.scheme}://: a host is a name or an address with a port, as in {url.scheme}://[::1]:6650: {exc}"
-        raise ConfigurationError(text) from exc
+    except ValueError:
+        # What the exceptions say quotes the text.
+        text = f"{url.shown}: each broker is a name or an address with a port, as in {url.scheme}://[::1]:6650"
+        raise ConfigurationError(text) from None
     first = f"[{first}]" if ":" in first else first
-    kept = {k: v for k, v in given.items() if k not in _SECRET}
     for name in ("tls_ca", "tls_cert", "tls_key"):
         path_ = setting(name)
         if path_ is not None and not os.path.isfile(path_):
             raise ConfigurationError(f"{name}={path_}: there is no such file")
     return Settings(
         service=f"{url.scheme}://{host}",
-        shown=f"{url.scheme}://{host}{slash}{path}" + ("?" if kept else "") + urlencode(kept, safe=":/"),
+        shown=url.shown,
         space=space,
         admin=(admin or (f"https://{first}:8443" if tls else f"http://{first}:8080")).rstrip("/"),
         tls=tls,
