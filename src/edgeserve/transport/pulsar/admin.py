@@ -23,8 +23,6 @@ _RANGE = re.compile(r"\((-?\d+:-?\d+)..(-?\d+:-?\d+)\]")
 
 # A position in a topic: ledger and entry.
 _Position: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^-?\d+:-?\d+$")]
-# A cursor that is only being made has none yet.
-_PositionOrNone: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^(-?\d+:-?\d+|null)$")] | None
 
 
 class _Ledger(msgspec.Struct, rename="camel"):
@@ -33,8 +31,9 @@ class _Ledger(msgspec.Struct, rename="camel"):
 
 
 class _Cursor(msgspec.Struct, rename="camel"):
-    mark_delete_position: _PositionOrNone = None
-    read_position: _PositionOrNone = None
+    # A cursor that is only being made, or is just moving, has none, or says more than where it is.
+    mark_delete_position: str | None = None
+    read_position: str | None = None
     individually_deleted_messages: str = ""
 
 
@@ -57,7 +56,9 @@ class _Stats(msgspec.Struct):
 
 
 def _given(position: str | None) -> str | None:
-    return None if position == "null" else position
+    """Ledger and entry, where they are said."""
+    found = re.match(r"-?\d+:-?\d+", position or "")
+    return found[0] if found else None
 
 
 def _numbers(position: str) -> tuple[int, int]:
