@@ -184,9 +184,12 @@ class Admin:
         return 0 if stats is None or cursor is None else _behind(stats, cursor.mark_delete_position)
 
     def floors(self, full: str) -> list[int]:
-        """The same of each subscription and reader of a topic."""
+        """The same of each durable subscription of a topic: a reader's cursor outlives it for a moment."""
         stats = self.internal(full)
-        return [] if stats is None else [_behind(stats, cursor.mark_delete_position) for cursor in stats.cursors.values()]
+        if stats is None:
+            return []
+        durable = self.subscriptions(full)
+        return [_behind(stats, cursor.mark_delete_position) for name, cursor in stats.cursors.items() if name in durable]
 
     def delivered(self, full: str, subscription: str) -> int:
         """The newest entry that was given to anybody."""
