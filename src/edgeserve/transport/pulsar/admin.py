@@ -192,10 +192,13 @@ class Admin:
         return 0 if stats is None or at is None else _behind(stats, at)
 
     def floors(self, full: str) -> list[int]:
-        """The same of each subscription and reader of a topic."""
+        """The same of each durable subscription of a topic: a reader's cursor outlives it for a moment."""
         stats = self.internal(full)
-        cursors = () if stats is None else stats.cursors.values()
-        return [0 if stats is None or (at := _given(c.mark_delete_position)) is None else _behind(stats, at) for c in cursors]
+        if stats is None:
+            return []
+        durable = self.subscriptions(full)
+        positions = [_given(cursor.mark_delete_position) for name, cursor in stats.cursors.items() if name in durable]
+        return [0 if at is None else _behind(stats, at) for at in positions]
 
     def delivered(self, full: str, subscription: str) -> int:
         """The newest entry that was given to anybody."""

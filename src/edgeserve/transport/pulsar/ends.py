@@ -37,6 +37,8 @@ def id_of(at: int) -> pulsar.MessageId:
 
 
 class PulsarOutlet(Outlet):
+    """See `Outlet`: a producer."""
+
     def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
         self._driver, self._topic, self._producer = driver, topic, producer
 
@@ -65,6 +67,8 @@ class PulsarOutlet(Outlet):
 
 
 class PulsarInlet(Inlet):
+    """See `Inlet`: a consumer."""
+
     def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer) -> None:
         self._driver, self._consumer = driver, consumer
         self._closed = False
@@ -88,6 +92,8 @@ class PulsarInlet(Inlet):
 
 
 class PulsarTail(Tail):
+    """See `Tail`: a reader, and a thread that reads."""
+
     def __init__(self, driver: PulsarDriver, reader: pulsar.Reader, deliver: Deliver, topic: str) -> None:
         self._driver, self._reader, self._deliver = driver, reader, deliver
         self._closed = False
@@ -155,6 +161,7 @@ def _next(receive: Callable[[int], Any], seconds: float) -> Entry | None:
 
 
 def quietly(do: Callable[[], object]) -> None:
+    """Does something whose failing changes nothing."""
     try:
         do()
     except pulsar.PulsarException as exc:
