@@ -260,7 +260,6 @@ class GroupLog:
         elif type(record) is Snapshot:
             self.checkpoint = Checkpoint(at, record.upto, record.ids_after)
             self._marks = list(record.marks)
-            self.refused = {each for each in self.refused if each > record.ids_after}
             # What came between the state it is of and where it stands is in none of its marks.
             self._counts = [each for each in self._counts if each[0] > record.upto]
             self._ids_since, self._records_since = sum(count for _, count in self._counts), 0

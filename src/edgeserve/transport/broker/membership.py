@@ -125,7 +125,7 @@ class Membership:
     def settle(self, record: Settled, done: Callable[[Exception | None], None]) -> None:
         """Appends a settlement. `done` is called when it is durable, under a lead when it is known to count: the log is read up to it."""
         if not record.epoch:
-            self.write([record], done)
+            self.write([record], told=lambda _, error: done(error))
             return
 
         def confirm(at: int | None, error: Exception | None) -> None:
@@ -239,16 +239,15 @@ class Membership:
     def write(
         self,
         records: Sequence[Record],
-        done: Callable[[Exception | None], None] | None = None,
         *,
         told: Callable[[int | None, Exception | None], None] | None = None,
         wait: bool = False,
         patience_s: float | None = None,
         stopping: Callable[[], bool] | None = None,
     ) -> None:
-        """Appends records. `done` is called when they are durable, `told` with where they stand; `wait`: returns when this member has read
-        them itself, or raises when that takes longer than `patience_s` (None: waits for as long as the broker is away, or until `stopping`
-        says to stop)."""
+        """Appends records. `told` is called when they are durable, with where they are; `wait`: returns when this member has
+        read them itself, or raises when that takes longer than `patience_s` (None: waits for as long as the broker is away, or until
+        `stopping` says to stop)."""
         confirmed: list[int | None] = []
 
         def confirm(at: int | None, error: Exception | None) -> None:
@@ -257,8 +256,6 @@ class Membership:
                 if error is not None:
                     self._error = self._error or error
                 self._lock.notify_all()
-            if done is not None:
-                done(error)
             if told is not None:
                 told(at, error)
 

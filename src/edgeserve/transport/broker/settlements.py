@@ -25,23 +25,21 @@ _IDS_IN_A_RECORD = 32_768
 class Settlement:
     """One call of `settle`. `outputs`: how many of its entries are not durable yet, and one for the call itself. `epoch`: of the lead."""
 
-    __slots__ = ("attributes", "closed", "complete", "done", "epoch", "ids", "outputs", "partial")
+    __slots__ = ("attributes", "closed", "complete", "epoch", "ids", "outputs", "partial")
 
     def __init__(self, ids: Sequence[bytes], attributes: dict[str, bytes], epoch: int) -> None:
         self.outputs, self.epoch = 1, epoch
         self.ids, self.attributes = ids, attributes
-        self.complete: list[tuple[Inlet, Entry]] = []
+        # With the topics that they are of.
+        self.complete: list[tuple[str, Inlet, Entry]] = []
         self.partial: dict[str, dict[int, list[int]]] = {}
         self.closed: dict[str, list[int]] = {}
-        # Topic to the entries that are complete with it.
-        self.done: dict[str, list[int]] = {}
 
     def take_out(self, desk: Desk, positions: Sequence[int]) -> None:
         """Takes messages out of a desk."""
         complete, some = desk.settle(positions)
         if desk.inlet is not None:
-            self.complete += [(desk.inlet, opened.entry) for opened in complete]
-        self.done.setdefault(desk.topic, []).extend(opened.entry.at for opened in complete)
+            self.complete += [(desk.topic, desk.inlet, opened.entry) for opened in complete]
         closed = [opened.entry.at for opened in complete if opened.named]
         if closed:
             self.closed[desk.topic] = closed
@@ -189,21 +187,20 @@ class Settlements:
         return records
 
     def _acknowledge(self, found: list[Settlement], error: Exception | None) -> None:
+        done: dict[str, list[int]] = {}
         if error is None:
             for one in found:
-                for inlet, entry in one.complete:
+                for topic, inlet, entry in one.complete:
                     inlet.acknowledge(entry)
-            done: dict[str, list[int]] = {}
-            for one in found:
-                for topic, entries in one.done.items():
-                    done.setdefault(topic, []).extend(entries)
-            self._told(done)
+                    done.setdefault(topic, []).append(entry.at)
         with self._lock:
             if error is not None and self.error is None:
                 self.error = error
             for _ in found:
                 self._recorded.popleft()
             self._lock.notify_all()
+        if done:
+            self._told(done)
 
 
 __all__ = ("MOST_WAITING", "Settlement", "Settlements")
