@@ -1,4 +1,4 @@
-"""A join that holds an end, on an engine that settles what comes before it only later: as brokers do, where acknowledging takes its time."""
+"""A join that holds an end, on an engine that settles what comes before it only later: as brokers do, whose acknowledging takes time."""
 
 from __future__ import annotations
 
