@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -38,22 +39,24 @@ SCENARIOS += [("latest", "task"), ("latest", "all")]
 SPREAD = 40  # latest: a partner may be this many numbers away
 
 
-def stream(name: str, messages: int, rate: float, seed: int) -> Iterator[dict[str, Any]]:
-    """Numbered items, at about `rate`; the same after each restart."""
+def stream(name: str, messages: int, rate: float, seed: int, together: Barrier | None) -> Iterator[dict[str, Any]]:
+    """Numbered items, at about `rate`; the same after each restart. The first time, all sources begin together."""
     pace = random.Random(f"{name}{seed}")
+    if together is not None:
+        together.wait()
     for number in range(messages):
         time.sleep(pace.expovariate(rate))
         yield {"source": name, "n": number}
 
 
-def source(node: str, tag: str, root: Path, name: str, messages: int, rate: float, seed: int) -> None:
+def source(node: str, tag: str, root: Path, name: str, messages: int, rate: float, seed: int, together: Barrier | None) -> None:
     """A source that starts over from the beginning whenever it is started."""
 
     def stamp(item: dict[str, Any]) -> int:
         return int(item["n"])
 
-    topic = "in" + tag
-    with DataSource(stream(name, messages, rate, seed), node, source_id=name, topic=topic, event_time=stamp, message_id=stamp) as ds:
+    topic, items = "in" + tag, stream(name, messages, rate, seed, together)
+    with DataSource(items, node, source_id=name, topic=topic, event_time=stamp, message_id=stamp) as ds:
         for item in ds:
             note(root / f"begun-{name}", item["n"])
 
@@ -145,14 +148,23 @@ class Run:
         cx = mp.get_context("spawn")
         names = ["a"] if kind == "single" else ["a", "b"]
         rate = messages / 4.0
+        self.together = cx.Barrier(len(names))  # kept here: what its semaphores are called is forgotten with it
+        self.started: set[tuple[Any, ...]] = set()
         self.make: dict[str, Callable[[], Any]] = {
             "sink": lambda: cx.Process(target=sink, args=(self.node, self.tag, self.root, kind)),
             "task": lambda: cx.Process(target=task, args=(self.node, self.tag, self.root, kind)),
         }
         for name in names:
             details = (self.node, self.tag, self.root, name, messages, rate, seed)
-            self.make[f"source-{name}"] = lambda details=details: cx.Process(target=source, args=details)
+            self.make[f"source-{name}"] = lambda details=details: cx.Process(target=source, args=(*details, self.first_time(details)))
         self.roles = {name: make() for name, make in self.make.items()}
+
+    def first_time(self, details: tuple[Any, ...]) -> Barrier | None:
+        """What the sources meet at, the first time each is made."""
+        if details in self.started:
+            return None
+        self.started.add(details)
+        return self.together
 
     def start_again(self, names: list[str]) -> bool:
         """Stops, looks, kills and restarts; False when there was nothing in hand."""
