@@ -82,6 +82,31 @@ sink = Materialize(print, {node!r}, topic="out")
     assert said.index("the task is ready") < said.index("the source begins")
 
 
+def test_a_process_that_a_node_forks_before_it_is_ready_keeps_no_source_from_starting(edgeserve, app):
+    text = """
+import os, time
+from edgeserve import Compute, DataSource, Materialize
+
+class Double:
+    def setup(self):
+        if not os.fork():  # it has all that this process has open, until it is killed with it
+            while os.getppid() == parent:
+                time.sleep(0.05)
+            os._exit(0)
+
+    def __call__(self, number):
+        return 2 * number
+
+parent = os.getpid()
+source = DataSource(iter([1]), {node!r}, source_id="number", topic="in")
+worker = Compute(Double(), {node!r}, topic_in="in", topic_out="out")
+sink = Materialize(print, {node!r}, topic="out")
+"""
+    result = edgeserve("run", app(text), "--until-end")
+    assert result.returncode == 0, result.stderr
+    assert "sink   | 2" in result.stdout
+
+
 def test_nodes_run_in_processes_of_their_own_until_the_end(edgeserve, app):
     result = edgeserve("run", app(), "--until-end")
     assert result.returncode == 0, result.stdout + result.stderr

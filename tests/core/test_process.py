@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from edgeserve.core import process
 from edgeserve.core.process import born, lives, process_name, this_host
 
 pytestmark = pytest.mark.skipif(not this_host(), reason="the system does not name its hosts")
@@ -30,8 +32,8 @@ def test_another_with_the_same_number_is_not_it() -> None:
 
 
 def test_of_other_hosts_nothing_is_known() -> None:
-    for host, process in (("elsewhere", process_name(os.getpid())), ("", ""), (this_host(), "")):
-        assert lives(host, process) is None
+    for host, name in (("elsewhere", process_name(os.getpid())), ("", ""), (this_host(), "")):
+        assert lives(host, name) is None
 
 
 def test_the_main_thread_is_not_the_process() -> None:
@@ -45,3 +47,32 @@ def test_the_main_thread_is_not_the_process() -> None:
         assert lives(this_host(), name) is True
         child.kill()
     assert lives(this_host(), name) is False
+
+
+SEE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from edgeserve.core.process import hidden, lives, this_host
+pid, name = int(sys.argv[2]), sys.argv[3]
+print(lives(this_host(), name), hidden(pid), lives(this_host(), "4194304-1"))
+"""
+APART = "mount -t proc -o hidepid=2 proc /proc && exec setpriv --reuid=65534 --regid=65534 --clear-groups "
+"""Starts what follows as a user who is shown no processes of others."""
+
+
+def can_be_kept_apart() -> bool:
+    return subprocess.run(["unshare", "-m", "sh", "-c", f"{APART} true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_be_kept_apart(), reason="needs the right to mount /proc anew")
+def test_another_users_process_that_is_not_shown_is_not_taken_for_dead(tmp_path: Path) -> None:
+    module = tmp_path / "edgeserve" / "core" / "process.py"  # where that user may read it
+    module.parent.mkdir(parents=True)
+    module.write_bytes(Path(process.__file__).read_bytes())
+    see = tmp_path / "see.py"
+    see.write_text(SEE)
+    for folder in (module.parent, module.parent.parent, tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    python = [os.path.realpath(sys.executable), str(see), str(tmp_path), str(os.getpid()), process_name(os.getpid())]
+    found = subprocess.run(["unshare", "-m", "sh", "-c", f'{APART} "$@"', "sh", *python], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["None", "True", "False"]

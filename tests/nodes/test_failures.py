@@ -69,6 +69,32 @@ def test_a_raising_task_is_tried_again_and_then_put_aside(node: str, send: Send,
 
 
 @pytest.mark.parametrize("parameters", [1, 2])
+def test_an_error_that_cannot_say_what_it_is(node: str, send: Send, dead_letters: DeadLetters, parameters: int) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            return str(self.missing)  # type: ignore[attr-defined]
+
+    def fail(n: int) -> int:
+        if n == 1:
+            raise Mute
+        return n
+
+    def one(a: int) -> int:
+        return fail(a)
+
+    def two(a: int, b: int) -> int:
+        return fail(a)
+
+    for source in "ab"[:parameters]:
+        send(source, [1, 2], event_time=int)
+    options: dict[str, Any] = {} if parameters == 1 else {"join": "exact"}
+    with Compute(one if parameters == 1 else two, node, retries=1, retry_backoff_ms=1, **options) as compute:
+        assert [next(compute) for _ in range(2 * parameters)][-1] == 2
+    (letter,) = dead_letters("src.src->dst.dead-letters")
+    assert letter.error.startswith("Mute") and "return str(self.missing)" not in letter.traceback
+
+
+@pytest.mark.parametrize("parameters", [1, 2])
 def test_the_log_does_not_grow_with_the_dead_letters(
     node: str, send: Send, dead_letters: DeadLetters, caplog: pytest.LogCaptureFixture, parameters: int, quiet_ms: int
 ) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.server
 import os
+import socket
+import struct
 import threading
 import uuid
 from collections.abc import Iterator
@@ -24,9 +26,9 @@ from edgeserve.transport.pulsar import admin
 class FakeAdmin(http.server.ThreadingHTTPServer):
     """Gives one answer to everything, once it may; tells when it was asked first."""
 
-    def __init__(self, answer: bytes, *, silent: bool = False) -> None:
+    def __init__(self, answer: bytes, *, silent: bool = False, status: int = 200, missing: int = 0) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.answer = answer
+        self.answer, self.status, self.missing = answer, status, missing
         self.asked, self.may_answer = threading.Event(), threading.Event()
         if not silent:
             self.may_answer.set()
@@ -43,10 +45,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.set()
         self.server.may_answer.wait()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.answer)))
+        self.send_response(self.server.status)
+        self.send_header("Content-Length", str(len(self.server.answer) + self.server.missing))
         self.end_headers()
         self.wfile.write(self.server.answer)
+        if self.server.missing:  # the server is killed
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing."""
@@ -97,6 +102,17 @@ def test_what_answers_in_place_of_the_admin_api_is_named(fakes: list[FakeAdmin])
     transport = connect(f"pulsar://127.0.0.1:1?admin={fakes[0].url}")
     try:
         with pytest.raises(TransportError, match=f"{fakes[0].url} is not Pulsar's admin API.*<html>"):
+            transport.topics()
+    finally:
+        disconnect(transport)
+
+
+@pytest.mark.parametrize("status", [200, 500, 503])
+def test_an_answer_that_is_cut_short_is_an_error_of_ours(fakes: list[FakeAdmin], status: int) -> None:
+    fakes.append(FakeAdmin(b"[", status=status, missing=100))
+    transport = connect(f"pulsar://127.0.0.1:1?admin={fakes[0].url}")
+    try:
+        with pytest.raises(TransportError, match=f"{fakes[0].url}"):
             transport.topics()
     finally:
         disconnect(transport)

@@ -60,9 +60,10 @@ def _candidates(module: ModuleType) -> Iterator[tuple[str, Any]]:
 
 
 def run_node(node: Any, *, until_end: bool, ready: int | None = None) -> None:
-    """Runs a node until it is told to stop, or until its sources have ended. `ready` is closed when it is there."""
+    """Runs a node until it is told to stop, or until its sources have ended. `ready` is written to when it is there."""
     with node:
         if ready is not None:
+            os.write(ready, b"1")  # a process that was forked before now may keep the pipe open
             os.close(ready)
         if until_end and not isinstance(node, DataSource):
             node.run(until="end")

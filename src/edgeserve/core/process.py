@@ -48,11 +48,24 @@ def process_name(pid: int) -> str:
     return "" if since is None else f"{pid}-{since.rpartition(':')[2]}"
 
 
+def hidden(pid: int) -> bool:
+    """Whether a process lives that the system does not show: another user's, where processes are kept apart (`hidepid`)."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}/stat").exists()
+    except (OSError, OverflowError):
+        pass
+    return False
+
+
 def lives(host: str, process: str) -> bool | None:
     """Whether the process of this name lives on that host; None where that cannot be seen from here."""
     if not (host and process) or host != this_host():
         return None
-    return process_name(int(process.partition("-")[0])) == process
+    pid = int(process.partition("-")[0])
+    seen = process_name(pid)
+    return None if not seen and hidden(pid) else seen == process
 
 
-__all__ = ("boot", "born", "lives", "process_name", "this_host")
+__all__ = ("boot", "born", "hidden", "lives", "process_name", "this_host")

@@ -84,7 +84,7 @@ def describe(error: BaseException) -> tuple[str, str]:
     found = traceback.TracebackException.from_exception(error)
     _keep_the_tasks(found)
     text = "".join(found.format())
-    return f"{type(error).__name__}: {error}"[:TRACEBACK_MAX_CHARS], text[-TRACEBACK_MAX_CHARS:]
+    return f"{type(error).__name__}: {found}"[:TRACEBACK_MAX_CHARS], text[-TRACEBACK_MAX_CHARS:]
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes | Sequence[Buffer]:

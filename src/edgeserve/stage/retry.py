@@ -20,7 +20,7 @@ class GaveUp(Exception):
     """The last attempt failed too."""
 
     def __init__(self, error: Exception, attempts: int) -> None:
-        super().__init__(str(error))
+        super().__init__(type(error).__name__)
         self.error, self.attempts = error, attempts
 
     @property

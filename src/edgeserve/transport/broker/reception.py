@@ -124,7 +124,7 @@ class Reception:
     def _pump(self, desk: Desk, inlet: Inlet) -> None:
         """A thread for each of several topics: what comes from one must not wait for another."""
         try:
-            while not self.closed and self._desks[desk.topic] is desk:
+            while not self.closed and self._desks[desk.topic] is desk and desk.inlet is inlet:
                 with self._lock:
                     while not self.closed and desk.ready >= _READY_ENTRIES:
                         self._lock.wait(1.0)
@@ -153,6 +153,14 @@ class Reception:
 
     def _take_in(self, desk: Desk, inlet: Inlet, entry: Entry) -> int:
         """Puts an entry on its desk; returns how many messages it has."""
+        try:
+            return self._lay_down(desk, inlet, entry)
+        except Exception:
+            if not self._exclusive:
+                inlet.give_back(entry)  # else nobody would have it until this member ends
+            raise
+
+    def _lay_down(self, desk: Desk, inlet: Inlet, entry: Entry) -> int:
         topic = desk.topic
         publish_ns, items = self._engine.unwrap(topic, entry)
         frames = [item if isinstance(item, bytes) else self._whole(topic, item) for item in items]

@@ -8,6 +8,8 @@ import select
 from collections.abc import Iterable
 from pathlib import Path
 
+from edgeserve.core.process import hidden
+
 _DYING_MS = 1_000
 _EXITING = 4
 
@@ -17,7 +19,7 @@ def _ends(pid: int) -> bool:
     try:
         return bool(int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[6]) & _EXITING)
     except (OSError, IndexError, ValueError):
-        return True
+        return not hidden(pid)
 
 
 class Watch:

@@ -184,7 +184,11 @@ class NatsInlet(Puller, Inlet):
     def _given_back(self, got: Got) -> int:
         if self._marks_at < got.came:
             now = time.monotonic()
-            self._marks = self._connection.call(lambda: self._admin.marks(self._topic, self._group))
+            try:
+                self._marks = self._connection.call(lambda: self._admin.marks(self._topic, self._group))
+            except TransportError as exc:
+                _log.warning("cannot read how often messages of %r were given back, so they count as tried: %s", self._topic, exc)
+                return got.delivered - 1
             self._marks_at = now
         return self._marks.get(got.at, 0)
 

@@ -7,6 +7,7 @@ import json
 import re
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from itertools import pairwise
 from typing import Annotated, Any, TypeAlias
 from urllib.parse import quote, unquote_plus, urlsplit
@@ -124,7 +125,9 @@ class Admin:
         except urllib.error.HTTPError as exc:
             if exc.code in (404, 412):
                 return absent
-            reason = exc.read(500).decode(errors="replace")
+            reason = ""
+            with suppress(OSError, http.client.HTTPException):  # the answer is cut short
+                reason = exc.read(500).decode(errors="replace")
             hint = "its token has no right to it" if exc.code in (401, 403) else reason
             raise TransportError(f"Pulsar's admin API at {self._settings.admin} refused {method} {path} ({exc.code}): {hint}") from exc
         except (OSError, ValueError, http.client.HTTPException) as exc:
