@@ -231,6 +231,16 @@ def test_a_node_that_fails_is_named_and_the_others_are_stopped(edgeserve, app):
     assert where.endswith("app.py")
 
 
+def test_a_node_whose_broker_refuses_it_says_so_in_three_lines(edgeserve, app):
+    text = "from edgeserve import Materialize\nsink = Materialize(print, 'nats://127.0.0.1:1/x?colour=red', topic='out')\n"
+    result = edgeserve("run", app(text))
+    assert result.returncode == 1
+    what, where, to_do, *_ = result.stderr.splitlines()
+    assert what.startswith("sink | error: nats://127.0.0.1:1/x?colour=") and "knows token, creds" in what
+    assert where.endswith("app.py") and where.startswith("sink | where: sink of ") and to_do.startswith("sink | to do: ")
+    assert "Traceback" in edgeserve("run", app(text), "--verbose").stderr
+
+
 def test_a_node_that_is_killed_is_named(app):
     with started(app(endless=True)) as process:
         pid = int(line_with(process, "got 20 ").split()[-1])

@@ -17,12 +17,14 @@ from typing import Any
 
 import msgspec
 
-from edgeserve.cli.output import explain
+from edgeserve.cli.output import explain, show_error
 from edgeserve.cli.wiring import Listed
 from edgeserve.compute import Compute
+from edgeserve.core.errors import EdgeServeError
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
 
+_PACKAGE = Path(__file__).resolve().parent.parent
 NODES = (DataSource, Compute, Materialize)
 
 
@@ -90,10 +92,16 @@ def _stop(_number: int, _frame: FrameType | None) -> None:
     raise SystemExit(0)
 
 
+def _own(exc: Exception, app: Path) -> list[tuple[str, int | None]]:
+    """Where in the app's own files an error came by."""
+    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(exc.__traceback__)]
+    found = [at for at in frames if Path(at[0]).is_relative_to(app.parent)]
+    return [at for at in found if "site-packages" not in at[0] and not Path(at[0]).is_relative_to(_PACKAGE)]
+
+
 def _failure(exc: Exception, app: Path) -> dict[str, str]:
     """Why an app's file could not be run, where, and the traceback."""
-    frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(exc.__traceback__)]
-    own = [at for at in frames if Path(at[0]).is_relative_to(app.parent) and "site-packages" not in at[0]]
+    own = _own(exc, app)
     if isinstance(exc, SyntaxError) and exc.filename:
         own.append((exc.filename, exc.lineno))
     file, line = own[-1] if own else (str(app), None)
@@ -137,6 +145,7 @@ def main() -> int:
     parser.add_argument("--parent", type=int, metavar="FD")
     parser.add_argument("--ready", type=int, metavar="FD")
     parser.add_argument("--until-end", action="store_true")
+    parser.add_argument("--verbose", action="store_true")
     given = parser.parse_args()
     # Until the node's own handlers are there, and again after them, a signal ends the process at once.
     signal.signal(signal.SIGINT, _stop)
@@ -152,7 +161,10 @@ def main() -> int:
     except KeyboardInterrupt:
         return 0  # what an engine's client makes of a signal that came before the node had its own handlers
     except Exception as exc:
-        sys.stderr.write(_traceback_without_this_file(exc))
+        if isinstance(exc, EdgeServeError) and not _own(exc, given.app.resolve()) and not given.verbose:
+            show_error(explain(exc, f"{given.name} of {given.app}"), as_json=False)
+        else:
+            sys.stderr.write(_traceback_without_this_file(exc))
         return 1
     return 0
 

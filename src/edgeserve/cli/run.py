@@ -128,9 +128,9 @@ def run(out: Output, app: Path, until_end: bool, grace: float) -> None:
     path = app.resolve()
     found = find_nodes(path)
     # Not as {braces}: the supervisor fills in one of its own.
-    end = ["--until-end"] if until_end else []
+    options = ["--until-end"] * until_end + ["--verbose"] * out.verbose
     pipes = ["--parent", "{parent}", "--ready", "{ready}"]
-    commands = {node.name: [*_CHILD, _verbatim(str(path)), _verbatim(node.name), *pipes, *end] for node in found}
+    commands = {node.name: [*_CHILD, _verbatim(str(path)), _verbatim(node.name), *pipes, *options] for node in found}
     if not out.as_json:
         out.line(f"running {len(found)} nodes of {app}: {', '.join(f'{node.name} ({node.kind})' for node in found)}", "dim")
     _warn_of_mismatches(out, path, found)
