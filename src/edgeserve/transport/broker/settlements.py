@@ -117,6 +117,8 @@ class Settlements:
                     elif self.error is not None or (deadline is not None and time.monotonic() > deadline):
                         return False
                     self._wait(grace, 0.5)
+                if seconds is None:
+                    self._check()  # the last of them may have failed
             finally:
                 self._flushing -= 1
         return True
