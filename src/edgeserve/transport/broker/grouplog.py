@@ -165,6 +165,7 @@ class GroupLog:
         checkpoint: the newest known.
         ids: settled ids that were not taken by `take_ids` yet, oldest first.
         at: the last record that was applied.
+        upto: up to which record the snapshot is that it began with; -1: none.
         start_at: the entry of the topic that the group began with; 0: the first.
         known: whether the group has ever had a member.
         refused: entries with settlements of one that had lost the lead.
@@ -180,11 +181,12 @@ class GroupLog:
         self.doubt: dict[str, int] = {}
         self.checkpoint: Checkpoint | None = None
         self.ids: list[bytes] = []
-        self.at = -1
+        self.at = self.upto = self._ids_after = -1
         self.start_at = 0
         self.known = False
         self.refused: set[int] = set()
         self._told = False
+        self._ids_upto = -1
         # The ids since the oldest mark, as long as they are few.
         self._recent: list[tuple[int, bytes]] | None = []
         self._ids_since = self._records_since = 0
@@ -203,6 +205,11 @@ class GroupLog:
         self.doubt = dict(snapshot.doubt)
         self.start_at, self.known, self.refused = snapshot.start_at, True, set(snapshot.refused)
         self.checkpoint = Checkpoint(at, snapshot.upto, snapshot.ids_after)
+        self.upto, self._ids_after = snapshot.upto, snapshot.ids_after
+
+    def follow(self, before: GroupLog) -> None:
+        """It is read from a snapshot on in place of one that has missed records: ids that were read before are not told again."""
+        self.ids, self._told, self._ids_upto = list(before.ids), before._told, before.at
 
     def apply(self, line: Line, at: int, *, ids_only: bool = False) -> None:
         """Applies an entry of the log. `ids_only`: it is older than the snapshot."""
@@ -213,7 +220,7 @@ class GroupLog:
                 if at in self.refused:
                     continue
                 # A member's own ids are told only to one that has just come.
-                if record.ids and (record.name != self.me or not self._told):
+                if record.ids and at > self._ids_upto and (record.name != self.me or not self._told):
                     self.ids.append(record.ids)
                 if not ids_only:
                     self._settled(record, at)
@@ -281,6 +288,10 @@ class GroupLog:
         """The settled ids since the last call, oldest first; of this member's own only those from before it came."""
         body, self.ids, self._told = b"".join(self.ids), [], True
         return [body[n : n + ID_BYTES] for n in range(0, len(body), ID_BYTES)]
+
+    def counts(self, at: int, epoch: int) -> bool:
+        """Whether a settlement under the lead of an epoch, applied or older than the snapshot, counts; False where that is not known."""
+        return at not in self.refused and (at > self._ids_after or epoch == self.epoch)
 
     def first_of(self, names: Iterable[str]) -> str:
         """Who of these came first; "" of none."""
