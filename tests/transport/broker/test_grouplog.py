@@ -50,7 +50,7 @@ def state_of(log: GroupLog) -> dict[str, Any]:
         "partial": partial,
         "worked": worked,
         "doubt": log.doubt,
-        "start": log.start_at,
+        "start": (log.start_at, log.life),
         "known": log.known,
     }
 
@@ -99,7 +99,7 @@ def random_record(choose: random.Random, topic: Topic) -> Record:
     entries = {t: {choose.randrange(20): sorted(choose.sample(range(5), 2))} for t in ("a", "b") if choose.random() < 0.3}
     kind = choose.randrange(7)
     if kind == 0:
-        return Joined(name, MemberState(SHARED, "sig"), choose.randrange(3))
+        return Joined(name, MemberState(SHARED, "sig"), choose.randrange(3), choose.choice(["", "life"]))
     if kind == 1:
         return Left(name, choose.choice(["", "m9"]), {t: list(e) for t, e in entries.items()}, {"a": choose.randrange(20)})
     if kind == 2:

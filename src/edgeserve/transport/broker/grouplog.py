@@ -41,11 +41,12 @@ class MemberState(msgspec.Struct, array_like=True):
 
 
 class Joined(msgspec.Struct, tag="j", array_like=True):
-    """A member comes. `start_at`: with which entry the group begins, should it be the first."""
+    """A member comes. `start_at`: with which entry the group begins, should it be the first; `life`: of which topic, see `Entry`."""
 
     name: str
     member: MemberState
     start_at: int = 0
+    life: str = ""
 
 
 class Beat(msgspec.Struct, tag="b", array_like=True):
@@ -107,6 +108,7 @@ class Snapshot(msgspec.Struct, tag="z", array_like=True):
     doubt: dict[str, int]
     marks: list[tuple[int, int, int]]
     refused: list[int] = []
+    life: str = ""
 
 
 Record: TypeAlias = Joined | Beat | Left | Lead | Settled | Snapshot
@@ -166,7 +168,7 @@ class GroupLog:
         ids: settled ids that were not taken by `take_ids` yet, oldest first.
         at: the last record that was applied.
         upto: up to which record the snapshot is that it began with; -1: none.
-        start_at: the entry of the topic that the group began with; 0: the first.
+        start_at, life: the entry of the topic that the group began with (0: the first), and of which topic, should it be made again.
         known: whether the group has ever had a member.
         refused: entries with settlements of one that had lost the lead.
     """
@@ -182,7 +184,7 @@ class GroupLog:
         self.checkpoint: Checkpoint | None = None
         self.ids: list[bytes] = []
         self.at = self.upto = self._ids_after = -1
-        self.start_at = 0
+        self.start_at, self.life = 0, ""
         self.known = False
         self.refused: set[int] = set()
         self._told = False
@@ -203,7 +205,8 @@ class GroupLog:
         self.attributes, self.worked = dict(snapshot.attributes), {t: list(w) for t, w in snapshot.worked.items()}
         self.partial = {topic: dict(entries) for topic, entries in snapshot.partial.items()}
         self.doubt = dict(snapshot.doubt)
-        self.start_at, self.known, self.refused = snapshot.start_at, True, set(snapshot.refused)
+        self.start_at, self.life = snapshot.start_at, snapshot.life
+        self.known, self.refused = True, set(snapshot.refused)
         self.checkpoint = Checkpoint(at, snapshot.upto, snapshot.ids_after)
         self.upto, self._ids_after = snapshot.upto, snapshot.ids_after
 
@@ -252,7 +255,7 @@ class GroupLog:
             record.member.joined_at = at
             self.members[record.name] = record.member
             if not self.known:
-                self.start_at, self.known = record.start_at, True
+                self.start_at, self.life, self.known = record.start_at, record.life, True
         elif type(record) is Left:
             if self.members.pop(record.name, None) is not None:
                 for topic, at_ in record.doubt.items():
@@ -288,6 +291,10 @@ class GroupLog:
         """The settled ids since the last call, oldest first; of this member's own only those from before it came."""
         body, self.ids, self._told = b"".join(self.ids), [], True
         return [body[n : n + ID_BYTES] for n in range(0, len(body), ID_BYTES)]
+
+    def left_out(self, at: int, life: str) -> bool:
+        """Whether an entry of the topic is older than what the group began with."""
+        return at < self.start_at and life == self.life
 
     def counts(self, at: int, epoch: int) -> bool:
         """Whether a settlement under the lead of an epoch, applied or older than the snapshot, counts; False where that is not known."""
@@ -335,6 +342,7 @@ class GroupLog:
             self.doubt,
             marks,
             sorted(each for each in self.refused if each > ids_after),
+            self.life,
         )
         return [*rewritten, state]
 

@@ -93,8 +93,10 @@ class Membership:
         """Comes into the group, or is refused."""
         try:
             founds = self._follow()
-            start_at = entry_since(self._driver, self.data_topic, start_ns) if start_ns and founds else 0
-            self.write([Joined(self.name, _this_process(kind, signature), start_at)], wait=True)
+            life, start_at = "", 0
+            if start_ns and founds:
+                life, start_at = self._driver.life(self.data_topic), entry_since(self._driver, self.data_topic, start_ns)
+            self.write([Joined(self.name, _this_process(kind, signature), start_at, life)], wait=True)
             self._settle_in(kind, signature)
         except BaseException:
             self.close()
