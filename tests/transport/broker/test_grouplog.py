@@ -145,6 +145,7 @@ def test_a_newcomer_knows_what_the_others_know(seed: int, length: int, rewritten
 def _check_newcomer(topic: Topic) -> None:
     newcomer = topic.newcomer()
     assert state_of(newcomer) == state_of(topic.writer)
+    assert newcomer.ids == topic.writer.ids  # which has taken none so far, as one that stands by
     kept = set(newcomer.take_ids())  # some stand there twice: where they were settled, and again with a snapshot
     assert kept == set(topic.ids[len(topic.ids) - len(kept) :])
     assert len(kept) >= min(len(topic.ids), 40)
@@ -161,6 +162,7 @@ def test_ids_of_long_ago_are_let_go() -> None:
             if topic.writer.wants_snapshot:
                 topic.snapshot()
     assert 40 <= len(topic.newcomer().take_ids()) < 80
+    assert 40 <= len(topic.writer.take_ids()) < 80
 
 
 def test_ids_that_come_while_a_snapshot_is_written_are_counted() -> None:

@@ -165,7 +165,7 @@ class GroupLog:
         worked: topic to entries that a member had begun and not finished when it left.
         doubt: topic to the newest entry that a member may have begun before it died.
         checkpoint: the newest known.
-        ids: settled ids that were not taken by `take_ids` yet, oldest first.
+        ids: where settled ids stand that were not taken by `take_ids` yet, and they, oldest first; less those that a newcomer isn't told.
         at: the last record that was applied.
         upto: up to which record the snapshot is that it began with; -1: none.
         start_at, life: the entry of the topic that the group began with (0: the first), and of which topic, should it be made again.
@@ -182,7 +182,7 @@ class GroupLog:
         self.worked: dict[str, list[int]] = {}
         self.doubt: dict[str, int] = {}
         self.checkpoint: Checkpoint | None = None
-        self.ids: list[bytes] = []
+        self.ids: list[tuple[int, bytes]] = []
         self.at = self.upto = self._ids_after = -1
         self.start_at, self.life = 0, ""
         self.known = False
@@ -224,7 +224,7 @@ class GroupLog:
                     continue
                 # A member's own ids are told only to one that has just come.
                 if record.ids and at > self._ids_upto and (record.name != self.me or not self._told):
-                    self.ids.append(record.ids)
+                    self.ids.append((at, record.ids))
                 if not ids_only:
                     self._settled(record, at)
             elif not ids_only:
@@ -269,6 +269,7 @@ class GroupLog:
                 self.leader, self.epoch = record.name, record.epoch
         elif type(record) is Snapshot:
             self.checkpoint = Checkpoint(at, record.upto, record.ids_after)
+            self.ids = [each for each in self.ids if each[0] > record.ids_after]
             self._marks = list(record.marks)
             # What came between the state it is of and where it stands is in none of its marks.
             self._counts = [each for each in self._counts if each[0] > record.upto]
@@ -289,7 +290,7 @@ class GroupLog:
 
     def take_ids(self) -> list[bytes]:
         """The settled ids since the last call, oldest first; of this member's own only those from before it came."""
-        body, self.ids, self._told = b"".join(self.ids), [], True
+        body, self.ids, self._told = b"".join([ids for _, ids in self.ids]), [], True
         return [body[n : n + ID_BYTES] for n in range(0, len(body), ID_BYTES)]
 
     def left_out(self, at: int, life: str) -> bool:
