@@ -20,7 +20,7 @@ def find_snapshot(driver: Driver, group: str, topic: str) -> tuple[Snapshot, int
     if named is not None and named.at < newest.at:  # else it is of a log that was deleted since
         entry = driver.get(topic, named.at)
         snapshot = None if entry is None else _snapshot_in(group, entry)
-        if snapshot is not None:
+        if snapshot is not None and driver.get(topic, snapshot.upto) is not None:
             return snapshot, named.at
     # The writer of the newest line was behind, and what it names has been trimmed; or it knew of none.
     return _look_for_snapshot(driver, group, topic)

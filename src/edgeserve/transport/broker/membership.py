@@ -205,13 +205,15 @@ class Membership:
             whole = upto <= last + 1 or self._driver.get(self.topic, last) is not None  # what is trimmed is trimmed from the oldest on
         if whole:
             return None
-        log, after = self._restored()
-        log.follow(self.log)
-        for missed in self._driver.scan(self.topic, None if after is None else after + 1):
-            if missed.at >= upto:
-                break
-            log.apply(decode_line(self._group, missed.data), missed.at, ids_only=missed.at <= log.upto)
-        return log
+        while True:
+            log, after = self._restored()
+            log.follow(self.log)
+            for missed in self._driver.scan(self.topic, None if after is None else after + 1):
+                if missed.at >= upto:
+                    break
+                log.apply(decode_line(self._group, missed.data), missed.at, ids_only=missed.at <= log.upto)
+            if log.upto < 0 or self._driver.get(self.topic, log.upto) is not None:
+                return log  # else more was trimmed meanwhile
 
     def _go_on_with(self, log: GroupLog) -> None:
         """Holds the lock."""
