@@ -83,6 +83,24 @@ def test_a_member_gets_all_that_is_sent_to_the_new_stream(
     ]
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_group_that_began_at_a_time_gets_all_of_the_new_stream(engine: BrokerEngine, gone: bool) -> None:
+    publisher = engine.publisher("in")
+    _publish(publisher, *OLD)
+    member = engine.subscribe(["in"], "g", start=time.time_ns())
+    _publish(publisher, [b"last"])
+    got = _receive(member, 1)
+    assert _texts(got) == [b"last"]
+    _settle(member, got)
+    if gone:
+        member.close()
+    engine.driver.delete_topic("in")
+    _publish(publisher, *NEW)
+    if gone:
+        member = engine.subscribe(["in"], "g", start=time.time_ns())
+    assert _texts(_receive(member, len(NEW))) == [frame for (frame,) in NEW]
+
+
 def test_what_the_log_says_of_an_old_entry_is_not_said_of_the_new_one(engine: BrokerEngine) -> None:
     member, publisher = engine.subscribe(["in"], "g"), engine.publisher("in")
     _publish(publisher, [b"a", b"b"])

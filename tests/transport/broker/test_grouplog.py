@@ -50,7 +50,7 @@ def state_of(log: GroupLog) -> dict[str, Any]:
         "partial": partial,
         "worked": worked,
         "doubt": log.doubt,
-        "start": log.start_at,
+        "start": (log.start_at, log.life),
         "known": log.known,
     }
 
@@ -99,7 +99,7 @@ def random_record(choose: random.Random, topic: Topic) -> Record:
     entries = {t: {choose.randrange(20): sorted(choose.sample(range(5), 2))} for t in ("a", "b") if choose.random() < 0.3}
     kind = choose.randrange(7)
     if kind == 0:
-        return Joined(name, MemberState(SHARED, "sig"), choose.randrange(3))
+        return Joined(name, MemberState(SHARED, "sig"), choose.randrange(3), choose.choice(["", "life"]))
     if kind == 1:
         return Left(name, choose.choice(["", "m9"]), {t: list(e) for t, e in entries.items()}, {"a": choose.randrange(20)})
     if kind == 2:
@@ -145,6 +145,7 @@ def test_a_newcomer_knows_what_the_others_know(seed: int, length: int, rewritten
 def _check_newcomer(topic: Topic) -> None:
     newcomer = topic.newcomer()
     assert state_of(newcomer) == state_of(topic.writer)
+    assert newcomer.ids == topic.writer.ids  # which has taken none so far, as one that stands by
     kept = set(newcomer.take_ids())  # some stand there twice: where they were settled, and again with a snapshot
     assert kept == set(topic.ids[len(topic.ids) - len(kept) :])
     assert len(kept) >= min(len(topic.ids), 40)
@@ -161,6 +162,7 @@ def test_ids_of_long_ago_are_let_go() -> None:
             if topic.writer.wants_snapshot:
                 topic.snapshot()
     assert 40 <= len(topic.newcomer().take_ids()) < 80
+    assert 40 <= len(topic.writer.take_ids()) < 80
 
 
 def test_ids_that_come_while_a_snapshot_is_written_are_counted() -> None:

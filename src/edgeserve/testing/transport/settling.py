@@ -22,7 +22,7 @@ from edgeserve.testing.transport.cases import (
     publish,
     settle_all,
 )
-from edgeserve.transport import ClaimLost, Subscription, Transport
+from edgeserve.transport import ClaimLost, GroupKind, Subscription, Transport
 
 
 def ids_of(first: int, stop: int) -> list[bytes]:
@@ -84,6 +84,21 @@ class SettlingCases(TransportCases):
         for topic in ("a", "b"):
             assert subscription.floor(topic) > max(acks_of(found)[topic])
             assert transport.topic_info(topic).groups["g"].backlog == 0
+
+    def test_a_holder_settles_messages_of_several_topics(self, transport: Transport) -> None:
+        for topic in ("a", "b"):
+            publish(transport, topic, numbered(4))
+        one = transport.subscribe(["b", "a"], "g", kind=GroupKind.FAILOVER)
+        found = drain(one, 8, settle=False)
+        one.settle({topic: at[:2] for topic, at in acks_of(found).items()}, ids=ids_of(0, 2), attributes={"k": b"v"})
+        one.settle({"b": acks_of(found)["b"][2:3]})
+        one.flush()
+        left = {topic: transport.topic_info(topic).groups["g"].backlog for topic in ("a", "b")}
+        assert left == {"a": 2, "b": 1}
+        one.close()
+        two = transport.subscribe(["b", "a"], "g", kind=GroupKind.FAILOVER)
+        assert (two.settled_ids(), two.attributes()) == (ids_of(0, 2), {"k": b"v"})
+        assert sorted(frames_of(drain(two, 3))) == sorted([*numbered(4)[2:], numbered(4)[3]])
 
     def test_a_position_named_twice_settles_no_other(self, transport: Transport) -> None:
         publish(transport, "a", numbered(4))

@@ -147,6 +147,10 @@ class Driver(ABC):
         extent = self.extent(topic)
         return None if extent is None else extent.last
 
+    def life(self, topic: str) -> str:
+        """Which topic of this name there is now, made where there is none; see `Entry`."""
+        return ""
+
     @abstractmethod
     def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
         """What is stored now, from the entry `first` on, or from about a publish time. Nothing of a topic that does not exist."""

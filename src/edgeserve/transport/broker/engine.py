@@ -24,7 +24,8 @@ from edgeserve.transport.base import (
 )
 from edgeserve.transport.broker.driver import Driver, Entry
 from edgeserve.transport.broker.envelope import INDEX_BITS, Item, Reference, parts_topic, position, unwrap
-from edgeserve.transport.broker.grouplog import GroupLog, Snapshot, decode_line, group_of, group_topic, is_group_topic
+from edgeserve.transport.broker.grouplog import GroupLog, decode_line, group_of, group_topic, is_group_topic
+from edgeserve.transport.broker.history import find_snapshot
 from edgeserve.transport.broker.membership import BEAT_S, given_name
 from edgeserve.transport.broker.publisher import BrokerFence, BrokerPublisher, unstamped
 from edgeserve.transport.broker.trouble import Trouble
@@ -176,16 +177,10 @@ class BrokerEngine(Transport):
         log, driver, name = GroupLog(""), self.driver, group_topic(topic, group)
         if driver.extent(name) is None:
             return log
-        newest = driver.newest(name)
-        checkpoint = None if newest is None else decode_line(group, newest.data).checkpoint
-        begin = None
-        if checkpoint is not None:
-            for entry in driver.scan(name, checkpoint.at):
-                for record in decode_line(group, entry.data).records:
-                    if type(record) is Snapshot:
-                        log.restore(record, entry.at)
-                break
-            begin = checkpoint.upto + 1
+        found = find_snapshot(driver, group, name)
+        if found is not None:
+            log.restore(*found)
+        begin = None if found is None else log.upto + 1
         for entry in driver.scan(name, begin):
             log.apply(decode_line(group, entry.data), entry.at)
         for member, state in list(log.members.items()):

@@ -41,11 +41,12 @@ class MemberState(msgspec.Struct, array_like=True):
 
 
 class Joined(msgspec.Struct, tag="j", array_like=True):
-    """A member comes. `start_at`: with which entry the group begins, should it be the first."""
+    """A member comes. `start_at`: with which entry the group begins, should it be the first; `life`: of which topic, see `Entry`."""
 
     name: str
     member: MemberState
     start_at: int = 0
+    life: str = ""
 
 
 class Beat(msgspec.Struct, tag="b", array_like=True):
@@ -107,6 +108,7 @@ class Snapshot(msgspec.Struct, tag="z", array_like=True):
     doubt: dict[str, int]
     marks: list[tuple[int, int, int]]
     refused: list[int] = []
+    life: str = ""
 
 
 Record: TypeAlias = Joined | Beat | Left | Lead | Settled | Snapshot
@@ -163,9 +165,10 @@ class GroupLog:
         worked: topic to entries that a member had begun and not finished when it left.
         doubt: topic to the newest entry that a member may have begun before it died.
         checkpoint: the newest known.
-        ids: settled ids that were not taken by `take_ids` yet, oldest first.
+        ids: where settled ids stand that were not taken by `take_ids` yet, and they, oldest first; less those that a newcomer isn't told.
         at: the last record that was applied.
-        start_at: the entry of the topic that the group began with; 0: the first.
+        upto: up to which record the snapshot is that it began with; -1: none.
+        start_at, life: the entry of the topic that the group began with (0: the first), and of which topic, should it be made again.
         known: whether the group has ever had a member.
         refused: entries with settlements of one that had lost the lead.
     """
@@ -179,12 +182,13 @@ class GroupLog:
         self.worked: dict[str, list[int]] = {}
         self.doubt: dict[str, int] = {}
         self.checkpoint: Checkpoint | None = None
-        self.ids: list[bytes] = []
-        self.at = -1
-        self.start_at = 0
+        self.ids: list[tuple[int, bytes]] = []
+        self.at = self.upto = self._ids_after = -1
+        self.start_at, self.life = 0, ""
         self.known = False
         self.refused: set[int] = set()
         self._told = False
+        self._ids_upto = -1
         # The ids since the oldest mark, as long as they are few.
         self._recent: list[tuple[int, bytes]] | None = []
         self._ids_since = self._records_since = 0
@@ -201,8 +205,14 @@ class GroupLog:
         self.attributes, self.worked = dict(snapshot.attributes), {t: list(w) for t, w in snapshot.worked.items()}
         self.partial = {topic: dict(entries) for topic, entries in snapshot.partial.items()}
         self.doubt = dict(snapshot.doubt)
-        self.start_at, self.known, self.refused = snapshot.start_at, True, set(snapshot.refused)
+        self.start_at, self.life = snapshot.start_at, snapshot.life
+        self.known, self.refused = True, set(snapshot.refused)
         self.checkpoint = Checkpoint(at, snapshot.upto, snapshot.ids_after)
+        self.upto, self._ids_after = snapshot.upto, snapshot.ids_after
+
+    def follow(self, before: GroupLog) -> None:
+        """It is read from a snapshot on in place of one that has missed records: ids that were read before are not told again."""
+        self.ids, self._told, self._ids_upto = list(before.ids), before._told, before.at
 
     def apply(self, line: Line, at: int, *, ids_only: bool = False) -> None:
         """Applies an entry of the log. `ids_only`: it is older than the snapshot."""
@@ -213,8 +223,8 @@ class GroupLog:
                 if at in self.refused:
                     continue
                 # A member's own ids are told only to one that has just come.
-                if record.ids and (record.name != self.me or not self._told):
-                    self.ids.append(record.ids)
+                if record.ids and at > self._ids_upto and (record.name != self.me or not self._told):
+                    self.ids.append((at, record.ids))
                 if not ids_only:
                     self._settled(record, at)
             elif not ids_only:
@@ -245,7 +255,7 @@ class GroupLog:
             record.member.joined_at = at
             self.members[record.name] = record.member
             if not self.known:
-                self.start_at, self.known = record.start_at, True
+                self.start_at, self.life, self.known = record.start_at, record.life, True
         elif type(record) is Left:
             if self.members.pop(record.name, None) is not None:
                 for topic, at_ in record.doubt.items():
@@ -259,6 +269,7 @@ class GroupLog:
                 self.leader, self.epoch = record.name, record.epoch
         elif type(record) is Snapshot:
             self.checkpoint = Checkpoint(at, record.upto, record.ids_after)
+            self.ids = [each for each in self.ids if each[0] > record.ids_after]
             self._marks = list(record.marks)
             # What came between the state it is of and where it stands is in none of its marks.
             self._counts = [each for each in self._counts if each[0] > record.upto]
@@ -279,8 +290,16 @@ class GroupLog:
 
     def take_ids(self) -> list[bytes]:
         """The settled ids since the last call, oldest first; of this member's own only those from before it came."""
-        body, self.ids, self._told = b"".join(self.ids), [], True
+        body, self.ids, self._told = b"".join([ids for _, ids in self.ids]), [], True
         return [body[n : n + ID_BYTES] for n in range(0, len(body), ID_BYTES)]
+
+    def left_out(self, at: int, life: str) -> bool:
+        """Whether an entry of the topic is older than what the group began with."""
+        return at < self.start_at and life == self.life
+
+    def counts(self, at: int, epoch: int) -> bool:
+        """Whether a settlement under the lead of an epoch, applied or older than the snapshot, counts; False where that is not known."""
+        return at not in self.refused and (at > self._ids_after or epoch == self.epoch)
 
     def first_of(self, names: Iterable[str]) -> str:
         """Who of these came first; "" of none."""
@@ -324,6 +343,7 @@ class GroupLog:
             self.doubt,
             marks,
             sorted(each for each in self.refused if each > ids_after),
+            self.life,
         )
         return [*rewritten, state]
 

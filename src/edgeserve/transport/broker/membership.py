@@ -20,6 +20,7 @@ from edgeserve.transport.broker.grouplog import (
     Joined,
     Lead,
     Left,
+    Line,
     MemberState,
     Record,
     Settled,
@@ -28,6 +29,7 @@ from edgeserve.transport.broker.grouplog import (
     encode_line,
     group_topic,
 )
+from edgeserve.transport.broker.history import find_snapshot
 from edgeserve.transport.broker.patience import Grace, PatientOutlet
 from edgeserve.transport.broker.start import entry_since
 from edgeserve.transport.broker.trouble import Silence
@@ -82,8 +84,8 @@ class Membership:
         self._outlet = PatientOutlet(driver.outlet(self.topic), Silence(driver, None, self.topic), driver.deadline_s)
         self._tail: Tail | None = None
         self._sent = 0.0
-        # Settlements that are durable and were not read back yet, by their entry.
-        self._unheard: dict[int, Callable[[Exception | None], None]] = {}
+        # Settlements that are durable and were not read back yet, by their entry: the epoch, and who is to be told.
+        self._unheard: dict[int, tuple[int, Callable[[Exception | None], None]]] = {}
         self._closed = self._shortening = False
         self._life = ""
 
@@ -91,8 +93,10 @@ class Membership:
         """Comes into the group, or is refused."""
         try:
             founds = self._follow()
-            start_at = entry_since(self._driver, self.data_topic, start_ns) if start_ns and founds else 0
-            self.write([Joined(self.name, _this_process(kind, signature), start_at)], wait=True)
+            life, start_at = "", 0
+            if start_ns and founds:
+                life, start_at = self._driver.life(self.data_topic), entry_since(self._driver, self.data_topic, start_ns)
+            self.write([Joined(self.name, _this_process(kind, signature), start_at, life)], wait=True)
             self._settle_in(kind, signature)
         except BaseException:
             self.close()
@@ -106,21 +110,18 @@ class Membership:
 
     def _follow(self) -> bool:
         """Whether the log is new."""
-        newest = self._driver.newest(self.topic)
-        checkpoint: Checkpoint | None = None if newest is None else decode_line(self._group, newest.data).checkpoint
-        if newest is not None and checkpoint is not None and checkpoint.at >= newest.at:
-            checkpoint = None  # it was written by a member that did not know yet that the log was made again
-        after = None
-        if checkpoint is not None:
-            for entry in self._driver.scan(self.topic, checkpoint.at):
-                for record in decode_line(self._group, entry.data).records:
-                    if type(record) is Snapshot:
-                        self.log.restore(record, entry.at)
-                break
-            after = checkpoint.ids_after if checkpoint.ids_after >= 0 else None
-        self._upto = -1 if checkpoint is None else checkpoint.upto
+        founds = self._driver.last(self.topic) is None
+        self.log, after = self._restored()
         self._tail = self._driver.tail(self.topic, after, self._deliver)
-        return newest is None
+        return founds
+
+    def _restored(self) -> tuple[GroupLog, int | None]:
+        """The log as of a snapshot, and after which record it is to be read."""
+        log, found = GroupLog(self.name), find_snapshot(self._driver, self._group, self.topic)
+        if found is None:
+            return log, None
+        log.restore(*found)
+        return log, found[0].ids_after if found[0].ids_after >= 0 else None
 
     def settle(self, record: Settled, done: Callable[[Exception | None], None]) -> None:
         """Appends a settlement. `done` is called when it is durable, under a lead when it is known to count: the log is read up to it."""
@@ -131,15 +132,15 @@ class Membership:
         def confirm(at: int | None, error: Exception | None) -> None:
             with self._lock:
                 if error is None and at is not None and self.log.at < at:
-                    self._unheard[at] = done
+                    self._unheard[at] = record.epoch, done
                     return
-            done(error or self._outlived(at))
+            done(error or self._outlived(at, record.epoch))
 
         self.write([record], told=confirm)
 
-    def _outlived(self, at: int | None) -> Exception | None:
+    def _outlived(self, at: int | None, epoch: int) -> Exception | None:
         """Why a settlement that stands in the log does not count."""
-        if at not in self.log.refused:
+        if at is None or self.log.counts(at, epoch):
             return None
         return Fenced(
             f"the lead of group {self._group!r} on {self.data_topic!r} has passed to another member while this one stood still: what it "
@@ -148,41 +149,81 @@ class Membership:
 
     def _deliver(self, entry: Entry) -> None:
         """By the driver's thread."""
-        try:
-            line = decode_line(self._group, entry.data)
-        except TransportError as exc:
-            with self._lock:
-                self._error = self._error or exc
-                self._lock.notify_all()
-            return
         unheard = list[Callable[[Exception | None], None]]()
         with self._lock:
             if self._life not in ("", entry.life):
                 unheard = self._begin_anew()
             self._life = entry.life
-            if entry.at <= self.log.at:
-                return  # again, over a new connection; never in a log that has begun anew
-            now = time.monotonic()
-            self.log.apply(line, entry.at, ids_only=entry.at <= self._upto)
-            for record in line.records:
-                self._shortening = self._shortening and not isinstance(record, Snapshot)
-                if not isinstance(record, Snapshot):
-                    if record.name == self.name and now - self._seen.get(self.name, now) > 2 * BEAT_S:
-                        # The broker was away, or this process stood still: the others' time begins anew.
-                        self._seen.clear()
-                    self._seen[record.name] = now
-                if entry.at > self._upto:
-                    self.came += type(record) is Joined and record.name != self.name
-                    self._heard(self.data_topic, record)
-            if not self._closed and any(type(record) in (Joined, Left, Snapshot) for record in line.records):
-                self._watch.only(_pid(m) for m in self.log.members.values() if m.host and m.host == this_host())
-            done = self._unheard.pop(entry.at, None)
-            outlived = None if done is None else self._outlived(entry.at)
-            self._lock.notify_all()
-        if done is not None:
-            done(outlived)
         for lost in unheard:
             lost(None)  # their results are stored, and nobody can refuse them any more
+        if entry.at <= self.log.at:
+            return  # again, over a new connection; never in a log that has begun anew
+        try:
+            line = decode_line(self._group, entry.data)
+            caught_up = self._caught_up(entry.at, line.checkpoint)
+        except TransportError as exc:
+            with self._lock:
+                self._error = self._error or exc
+                self._lock.notify_all()
+            return
+        with self._lock:
+            if caught_up is not None:
+                self._go_on_with(caught_up)
+            self._apply(line, entry.at)
+            heard = [(at, *self._unheard.pop(at)) for at in sorted(self._unheard) if at <= entry.at]
+            outcomes = [(done, self._outlived(at, epoch)) for at, epoch, done in heard]
+            self._lock.notify_all()
+        for done, outlived in outcomes:
+            done(outlived)
+
+    def _apply(self, line: Line, at: int) -> None:
+        now, fresh = time.monotonic(), at > self.log.upto
+        self.log.apply(line, at, ids_only=not fresh)
+        for record in line.records:
+            self._shortening = self._shortening and not isinstance(record, Snapshot)
+            if not isinstance(record, Snapshot):
+                if record.name == self.name and now - self._seen.get(self.name, now) > 2 * BEAT_S:
+                    # The broker was away, or this process stood still: the others' time begins anew.
+                    self._seen.clear()
+                self._seen[record.name] = now
+            if fresh:
+                self.came += type(record) is Joined and record.name != self.name
+                self._heard(self.data_topic, record)
+        if any(type(record) in (Joined, Left, Snapshot) for record in line.records):
+            self._watch_members()
+
+    def _watch_members(self) -> None:
+        if not self._closed:
+            self._watch.only(_pid(m) for m in self.log.members.values() if m.host and m.host == this_host())
+
+    def _caught_up(self, upto: int, named: Checkpoint | None) -> GroupLog | None:
+        """The log as it is before an entry, where records between that and what was read last were trimmed. `named`: by the entry."""
+        last = max(self.log.at, self.log.upto)
+        if last < 0:
+            whole = named is None or named.at >= upto  # that one is of a log that was deleted since
+        else:
+            whole = upto <= last + 1 or self._driver.get(self.topic, last) is not None  # what is trimmed is trimmed from the oldest on
+        if whole:
+            return None
+        while True:
+            log, after = self._restored()
+            log.follow(self.log)
+            for missed in self._driver.scan(self.topic, None if after is None else after + 1):
+                if missed.at >= upto:
+                    break
+                log.apply(decode_line(self._group, missed.data), missed.at, ids_only=missed.at <= log.upto)
+            if log.upto < 0 or self._driver.get(self.topic, log.upto) is not None:
+                return log  # else more was trimmed meanwhile
+
+    def _go_on_with(self, log: GroupLog) -> None:
+        """Holds the lock."""
+        _log.warning("a member of group %r was cut off for so long that its log went on without it: it reads up", self._group)
+        self.log, self._shortening = log, False
+        self._seen.clear()
+        self.came += 1  # whoever it was
+        self._heard(self.data_topic, Settled("", partial=log.partial))
+        self._heard(self.data_topic, Left("", worked=log.worked))
+        self._watch_members()
 
     def _begin_anew(self) -> list[Callable[[Exception | None], None]]:
         """The log was deleted and made again: whoever lives joins anew. Returns who waits for records of the old one."""
@@ -190,9 +231,9 @@ class Membership:
             "the log of group %r on topic %r was deleted: its members join anew; what they had settled is not known to newcomers any more",
             *(self._group, self.data_topic),
         )
-        self.log, self._upto, self._shortening = GroupLog(self.name), -1, False
+        self.log, self._shortening = GroupLog(self.name), False
         self._seen.clear()
-        unheard, self._unheard = list(self._unheard.values()), {}
+        unheard, self._unheard = [done for _, done in self._unheard.values()], {}
         return unheard
 
     def forget_entries(self) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from edgeserve.core.errors import EdgeServeError
 from edgeserve.transport.base import GroupKind
 from edgeserve.transport.broker.driver import Driver
 from edgeserve.transport.broker.grouplog import Left, Record, Settled
@@ -17,7 +18,7 @@ class Places:
 
     Args:
         driver: the broker.
-        topics, group: whose logs they are. Ids and attributes are in the log of the first topic.
+        topics, group: whose logs they are.
         name: this member's.
         lock: guards the state; shared with the owner.
         heard: told each record that comes, with its topic; holds the lock.
@@ -35,8 +36,6 @@ class Places:
         self._lock = lock
         self._driver, self._topics, self._group, self._name, self._heard = driver, topics, group, name, heard
         self.of: dict[str, Membership] = {}
-        # Who leads is written to the log of one topic, the same for members that list the topics in another order.
-        self._leading = min(topics)
 
     def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
         """Comes into the group on every topic, or is refused and leaves no trace."""
@@ -52,8 +51,8 @@ class Places:
 
     @property
     def first(self) -> Membership:
-        """Where ids and attributes are."""
-        return self.of[self._topics[0]]
+        """Where ids, attributes and the lead are: the same for members that list the topics in another order."""
+        return self.of[min(self._topics)]
 
     # --- what is known ------------------------------------------------------------------------------------------
 
@@ -74,17 +73,17 @@ class Places:
     @property
     def leads(self) -> bool:
         """Whether this member has the lead."""
-        return self.of[self._leading].leads
+        return self.first.leads
 
     @property
     def epoch(self) -> int:
         """How often the lead was taken."""
-        return self.of[self._leading].log.epoch
+        return self.first.log.epoch
 
     @property
     def nobody_leads(self) -> bool:
         """Whether the lead is to be had."""
-        return not self.of[self._leading].log.leader
+        return not self.first.log.leader
 
     # --- what is done -------------------------------------------------------------------------------------------
 
@@ -95,7 +94,7 @@ class Places:
 
     def lead(self, *, wait: bool = False) -> None:
         """Takes the lead when nobody has it and this member is the first in line."""
-        self.of[self._leading].lead(wait=wait)
+        self.first.lead(wait=wait)
 
     def barrier(self, stopping: Callable[[], bool]) -> None:
         """Returns when this member knows all that was in the logs before, or raises some time after `stopping` says to stop."""
@@ -124,7 +123,28 @@ class Places:
             place.keep_short(partial(floor, topic))
 
     def write(self, records: Mapping[str, Settled], done: Callable[[Exception | None], None]) -> None:
-        """Appends a record to the log of each topic. `done` is called once: when all are durable, or one never will be."""
+        """Appends a record to the log of each topic. `done` is called once: when all are durable, or one never will be.
+
+        Under a lead the one that bears the epoch comes first, and the others when it is known to count.
+        """
+        first = self.first.data_topic
+        fenced, others = records.get(first), {topic: record for topic, record in records.items() if topic != first}
+        if fenced is None or not fenced.epoch or not others:
+            self._write(records, done)
+            return
+
+        def go_on(error: Exception | None) -> None:
+            if error is not None:
+                done(error)
+                return
+            try:
+                self._write(others, done)
+            except EdgeServeError as exc:
+                done(exc)
+
+        self.first.settle(fenced, go_on)
+
+    def _write(self, records: Mapping[str, Settled], done: Callable[[Exception | None], None]) -> None:
         left, failed = len(records), list[Exception]()
 
         def confirm(error: Exception | None) -> None:

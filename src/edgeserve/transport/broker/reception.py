@@ -165,7 +165,8 @@ class Reception:
         publish_ns, items = self._engine.unwrap(topic, entry)
         frames = [item if isinstance(item, bytes) else self._whole(topic, item) for item in items]
         place = self._places.of[topic]
-        self._count_skipped(entry, len(frames), place.log.start_at)
+        left_out = place.log.left_out(entry.at, entry.life)
+        self._count_skipped(len(frames) if left_out else 0)
         if not place.alone:
             # Where entries come one after the other in their order, hardly one of them was another's.
             now, before = time.monotonic(), self._took
@@ -181,7 +182,7 @@ class Reception:
                 place.forget_entries()
             begun = entry.at in log.worked.get(topic, ()) or entry.at <= log.doubt.get(topic, -1)
             again = max(entry.deliveries, int(begun))
-            done = log.partial.get(topic, {}).get(entry.at, ()) if entry.at >= log.start_at else range(len(frames))
+            done = range(len(frames)) if left_out else log.partial.get(topic, {}).get(entry.at, ())
             opened = Open(entry, publish_ns, frames, again, done, 0.0)
             opened.named = opened.named or entry.at in log.worked.get(topic, ())
             kept = desk.add(opened)
@@ -191,8 +192,8 @@ class Reception:
             inlet.acknowledge(entry)
         return len(frames)
 
-    def _count_skipped(self, entry: Entry, count: int, start_at: int) -> None:
-        if entry.at < start_at:
+    def _count_skipped(self, count: int) -> None:
+        if count:
             self._skipped += count
         elif self._skipped:
             _log.info("group %r begins at a time: %d messages that were older were left out", self._group, self._skipped)

@@ -117,6 +117,8 @@ class Settlements:
                     elif self.error is not None or (deadline is not None and time.monotonic() > deadline):
                         return False
                     self._wait(grace, 0.5)
+                if seconds is None:
+                    self._check()  # the last of them may have failed
             finally:
                 self._flushing -= 1
         return True
@@ -157,14 +159,13 @@ class Settlements:
 
     def _records(self, found: list[Settlement]) -> dict[str, Settled]:
         records: dict[str, Settled] = {}
-        epoch = found[0].epoch
+        first, epoch = self._places.first, found[0].epoch
 
         def at(topic: str) -> Settled:
             if topic not in records:
-                records[topic] = Settled(self._places.first.name, epoch=epoch)
+                records[topic] = Settled(first.name, epoch=epoch if topic == first.data_topic else 0)
             return records[topic]
 
-        first = self._places.first
         ids = b"".join([i for one in found for i in one.ids])
         size = _IDS_IN_A_RECORD * ID_BYTES
         while len(ids) > size:  # one settlement alone; an entry has its limits
@@ -184,6 +185,8 @@ class Settlements:
             for topic, closed in record.closed.items():
                 for entry in closed:
                     record.partial.get(topic, {}).pop(entry, None)
+        if epoch and records:
+            at(first.data_topic)  # only there it is known who leads
         return records
 
     def _acknowledge(self, found: list[Settlement], error: Exception | None) -> None:

@@ -65,6 +65,9 @@ class NatsDriver(Driver):
         stored = self._connection.call(read)
         return None if stored is None else Entry(stored.at, stored.data)
 
+    def life(self, topic: str) -> str:
+        return self._connection.call(lambda: self._admin.look_again(topic))
+
     def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
         async def begin() -> tuple[int, int]:
             info = await self._admin.info(topic)
