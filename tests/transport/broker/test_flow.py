@@ -10,7 +10,7 @@ import pytest
 
 from edgeserve.transport.broker import flow
 from edgeserve.transport.broker.driver import Channel, Driver
-from edgeserve.transport.broker.flow import Restraint, Teller
+from edgeserve.transport.broker.flow import Restraint, Standing, Teller
 
 WINDOW = 100
 
@@ -47,16 +47,17 @@ def broker() -> Driver:
 class _Sender:
     """Sends entries of ten messages; each is stored at once, at even numbers: odd ones are another sender's."""
 
-    def __init__(self, broker: Driver) -> None:
+    def __init__(self, broker: Driver, size: int = 10) -> None:
+        self.size = size
         self.restraint = Restraint(broker, "in", WINDOW, lambda: 0)
         self.entries = 0
         self.stop = threading.Event()
 
     def send(self, entries: int) -> None:
         for _ in range(entries):
-            self.restraint.sent(2 * self.entries, 10)
+            self.restraint.sent(2 * self.entries, self.size)
             self.entries += 1
-            self.restraint.wait(10, self.stop.is_set)
+            self.restraint.wait(self.size, self.stop.is_set)
 
     def in_the_background(self, entries: int) -> threading.Thread:
         thread = threading.Thread(target=self.send, args=(entries,))
@@ -76,7 +77,7 @@ def test_a_sender_waits_while_a_join_has_too_much_of_it(broker: Driver, monkeypa
     monkeypatch.setattr(flow, "_FIRST_S", 1e9)
     monkeypatch.setattr(flow, "_STALL_S", 1e9)
     floor = [-1]
-    teller = Teller(broker, "in", "g", lambda: floor[0])
+    teller = Teller(broker, "in", "g", lambda: Standing(floor[0]))
     sender = _Sender(broker)
     sending = sender.in_the_background(40)
     _until(lambda: sender.entries == 11)
@@ -93,7 +94,7 @@ def test_a_sender_waits_while_a_join_has_too_much_of_it(broker: Driver, monkeypa
 
 def test_what_is_settled_before_the_sender_knows_that_it_is_stored_counts(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "_FIRST_S", 1e9)
-    teller = Teller(broker, "in", "g", lambda: -1)
+    teller = Teller(broker, "in", "g", Standing)
     sender = _Sender(broker)
     sender.send(3)  # by then it has asked
     teller.tell([*range(6, 200, 2)])
@@ -105,7 +106,7 @@ def test_what_is_settled_before_the_sender_knows_that_it_is_stored_counts(broker
 def test_a_join_that_stands_still_holds_nobody_for_long(broker: Driver, monkeypatch: pytest.MonkeyPatch, moves: bool) -> None:
     monkeypatch.setattr(flow, "_STALL_S" if moves else "_FIRST_S", 0.01)
     monkeypatch.setattr(flow, "_FIRST_S" if moves else "_STALL_S", 1e9)
-    teller = Teller(broker, "in", "g", lambda: -1)
+    teller = Teller(broker, "in", "g", Standing)
     sender = _Sender(broker)
     sender.send(3)
     if moves:
@@ -125,8 +126,93 @@ def test_without_a_join_nobody_waits(broker: Driver, monkeypatch: pytest.MonkeyP
 def test_a_join_that_has_gone_holds_nobody(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "_FIRST_S", 1e9)
     monkeypatch.setattr(flow, "_GONE_S", 0.01)
-    Teller(broker, "in", "g", lambda: -1).tell([])
+    Teller(broker, "in", "g", Standing).tell([])
     sender = _Sender(broker)
     sender.send(100)
     sender.restraint.close()
     sender.restraint.close()
+
+
+def test_a_join_that_moves_for_others_only_stands_still(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_FIRST_S", 1e9)
+    monkeypatch.setattr(flow, "_STALL_S", 0.3)
+    teller = Teller(broker, "in", "g", Standing)
+    sender = _Sender(broker)
+    sender.send(3)
+    teller.tell([0])
+    sending = sender.in_the_background(100)
+    others = iter(range(1, 10_000, 2))
+
+    def over() -> bool:
+        teller.tell([next(others)])
+        return not sending.is_alive()
+
+    try:
+        _until(over)
+    finally:
+        sender.stop.set()
+        sending.join()
+    assert sender.entries == 103
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_nobody_waits_for_a_single_entry(broker: Driver, monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
+    """A join that keeps the newest message keeps its entry open, until the next message comes."""
+    monkeypatch.setattr(flow, "_FIRST_S", 1e9)
+    monkeypatch.setattr(flow, "_STALL_S", 1e9)
+    teller = Teller(broker, "in", "g", Standing)
+    sender = _Sender(broker, 512)
+    sender.send(kept)
+    sending = sender.in_the_background(20 - kept)
+    try:
+        for n in range(1, 20):
+            _until(lambda n=n: sender.entries == n + 1)  # type: ignore[misc]
+            teller.tell([2 * (n - 1)])
+        _until(lambda: not sending.is_alive())
+    finally:
+        sender.stop.set()
+        sending.join()
+
+
+def test_what_a_join_has_stood_still_with_holds_nobody_when_it_moves(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_FIRST_S", 0.01)
+    teller = Teller(broker, "in", "g", Standing)
+    sender = _Sender(broker)
+    sender.send(12)
+    monkeypatch.setattr(flow, "_FIRST_S", 1e9)
+    monkeypatch.setattr(flow, "_STALL_S", 1e9)
+    teller.tell([0])
+    sending = sender.in_the_background(20)
+    _until(lambda: sender.entries == 22)  # a window of them, and then it waits again
+    teller.tell([2])
+    assert sender.entries == 22
+    sender.stop.set()
+    sending.join()
+
+
+def test_what_got_lost_is_made_good_by_what_a_join_says_is_open(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its floor may stand for ever, at a message of a source that has sent once."""
+    monkeypatch.setattr(flow, "_FIRST_S", 1e9)
+    monkeypatch.setattr(flow, "_STALL_S", 1e9)
+    standing = [Standing(0, 0, [0])]
+    teller = Teller(broker, "in", "g", lambda: standing[0])
+    sender = _Sender(broker)
+    sending = sender.in_the_background(40)
+    _until(lambda: sender.entries == 11)
+    standing[0] = Standing(0, 16, [0, 3])
+    teller.tell([])
+    _until(lambda: sender.entries == 19)
+    sender.stop.set()
+    sending.join()
+
+
+def test_a_join_that_comes_has_only_what_it_says_is_open(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_FIRST_S", 1e9)
+    monkeypatch.setattr(flow, "_STALL_S", 1e9)
+    sender = _Sender(broker)
+    sender.send(15)
+    Teller(broker, "in", "g", lambda: Standing(0, 28, [0])).tell([])
+    sending = sender.in_the_background(40)
+    _until(lambda: sender.entries == 25)
+    sender.stop.set()
+    sending.join()

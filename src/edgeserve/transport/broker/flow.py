@@ -2,9 +2,9 @@
 
 A join keeps what waits for its partner, up to a bound. Of two sources of very different speed the faster one would drive it there, since a
 broker takes all that it is sent. So each topic has a channel beside it which stores nothing: holders say there which entries are settled,
-at once, and every second that they are there; senders that are about to run ahead ask who is. Like on the embedded engine a sender waits
-for its own messages only, and no longer than a second for a join that does not move. What is lost on the channel costs nothing: a holder
-says with everything below which entry all is settled.
+at once, and every second which are not; senders that are about to run ahead ask who is there. Like on the embedded engine a sender waits
+for its own messages only, and no longer than a second for a join that settles none of them. An entry counts as a whole until all of it is
+settled, and a join may keep one of its messages for as long as it likes: nobody waits for a single entry.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import NamedTuple
 
 import msgspec
 
@@ -29,7 +31,7 @@ _FIRST_S = 5.0
 """For a join that has not moved yet: its other sources may only be starting."""
 _GONE_S = 5.0
 _SLICE_S = 0.1
-_MOST_EARLY = 10_000
+_MOST_REMEMBERED = 10_000
 _MOST_ENTRIES = 8_000
 """In one message of the channel."""
 
@@ -40,6 +42,17 @@ class News(msgspec.Struct, array_like=True, omit_defaults=True):
     group: str = ""
     floor: int = -1
     settled: list[int] = []
+    # Up to the entry `last` (-1: it is not said) all is settled but these.
+    last: int = -1
+    open: Sequence[int] = ()
+
+
+class Standing(NamedTuple):
+    """What a holder knows of a topic: below the entry `floor` all is settled, and up to `last` all but `open`; -1 unknown."""
+
+    floor: int = -1
+    last: int = -1
+    open: Sequence[int] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -54,10 +67,10 @@ def _read(data: bytes) -> News | None:
 
 
 class Teller:
-    """The holder's side of a topic's channel. `floor`: the entry below which all is settled, -1 unknown."""
+    """The holder's side of a topic's channel. `standing`: asked for what it knows."""
 
-    def __init__(self, driver: Driver, topic: str, group: str, floor: Callable[[], int]) -> None:
-        self._group, self._floor = group, floor
+    def __init__(self, driver: Driver, topic: str, group: str, standing: Callable[[], Standing]) -> None:
+        self._group, self._standing = group, standing
         self._channel = driver.channel(topic, self._hear)
 
     def _hear(self, data: bytes) -> None:
@@ -66,8 +79,11 @@ class Teller:
             self.tell([])
 
     def tell(self, settled: list[int]) -> None:
-        """Says what was settled; to be called about every second, too."""
-        floor = self._floor()
+        """Says what was settled; to be called about every second without: then it says what is not, which makes good what was lost."""
+        floor, last, still_open = self._standing()
+        if not settled and len(still_open) <= _MOST_ENTRIES:
+            self._channel.say(_encode(News(self._group, floor, [], last, still_open)))
+            return
         for n in range(0, max(1, len(settled)), _MOST_ENTRIES):
             self._channel.say(_encode(News(self._group, floor, settled[n : n + _MOST_ENTRIES])))
 
@@ -82,36 +98,67 @@ class _Group:
     def __init__(self, left: OrderedDict[int, int]) -> None:
         self.left, self.count = left, sum(left.values())
         self.heard = time.monotonic()
+        # Of this sender's entries, not of others'.
         self.moves = 0
         self.stalled_at = -1
-        # Settled, as was heard before the broker's word that they are stored.
+        # Not settled, and not counted any more.
+        self._behind: OrderedDict[int, None] = OrderedDict()
+        # Settled, as was heard before the broker's word that they are stored. Most are others'.
         self._early: set[int] = set()
 
     def sent(self, at: int, count: int) -> None:
-        if at in self._early:
+        early = at in self._early
+        if early or len(self._early) >= _MOST_REMEMBERED:
             self._early = {each for each in self._early if each > at}
+        if early:
+            self.moves += 1
             return
         self.left[at] = count
         self.count += count
 
     def settle(self, news: News) -> None:
         newest = next(reversed(self.left), -1)
-        moved = False
         for at in news.settled:
-            count = self.left.pop(at, 0)
-            self.count -= count
-            moved = True
-            if not count and at > newest and len(self._early) < _MOST_EARLY:
+            if not self._drop(at) and at > newest and len(self._early) < _MOST_REMEMBERED:
                 self._early.add(at)
-        while self.left and (oldest := next(iter(self.left))) < news.floor:
-            self.count -= self.left.pop(oldest)
-            moved = True
-        self.moves += moved
+        still_open = set(news.open)
+        for entries in (self.left, self._behind):
+            for at in list(takewhile(lambda at: at < news.floor or at <= news.last, entries)):
+                if at < news.floor or at not in still_open:
+                    self._drop(at)
+
+    def _drop(self, at: int) -> bool:
+        """Whether it was one of these."""
+        if at in self.left:
+            self.count -= self.left.pop(at)
+        elif at in self._behind:
+            del self._behind[at]
+        else:
+            return False
+        self.moves += 1
+        return True
+
+    def ahead(self, pending: int) -> int:
+        """How many messages are to be waited for, `pending` that are not stored yet included."""
+        return self.count + pending if len(self.left) + (pending > 0) > 1 else 0
 
     def shorten(self, most: int) -> None:
         """One this far back is too far back whatever the exact number; it may never move again."""
-        while self.count > most and len(self.left) > 1:
-            self.count -= self.left.popitem(last=False)[1]
+        while self.count > most and len(self.left) > 2:
+            self._forget_oldest()
+
+    def stall(self) -> None:
+        """It holds nobody until it moves again, and then only for what comes from now on."""
+        self.stalled_at = self.moves
+        while self.left:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        at, count = self.left.popitem(last=False)
+        self.count -= count
+        self._behind[at] = None
+        if len(self._behind) > _MOST_REMEMBERED:
+            self._behind.popitem(last=False)
 
 
 class Restraint:
@@ -140,7 +187,7 @@ class Restraint:
         with self._room:
             self._recent[at] = count
             self._recent_count += count
-            while self._recent_count > 2 * self._window and len(self._recent) > 1:
+            while self._recent_count > 2 * self._window and len(self._recent) > 2:
                 self._recent_count -= self._recent.popitem(last=False)[1]
             for group in self._groups.values():
                 group.sent(at, count)
@@ -187,7 +234,7 @@ class Restraint:
         with self._room:
             group = self._groups[name]
             began, moves = time.monotonic(), group.moves
-            while group.count + self._pending() > self._window and group.stalled_at != group.moves and not stopping():
+            while group.ahead(self._pending()) > self._window and group.stalled_at != group.moves and not stopping():
                 now = time.monotonic()
                 if now - group.heard > _GONE_S:
                     del self._groups[name]
@@ -195,7 +242,7 @@ class Restraint:
                 if group.moves != moves:
                     began, moves = now, group.moves
                 if now - began > (_STALL_S if group.moves else _FIRST_S):
-                    group.stalled_at = group.moves
+                    group.stall()
                     return
                 self._room.wait(_SLICE_S)
 
@@ -207,4 +254,4 @@ class Restraint:
             channel.close()
 
 
-__all__ = ("Restraint", "Teller")
+__all__ = ("Restraint", "Standing", "Teller")
