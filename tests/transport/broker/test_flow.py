@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from edgeserve.core.errors import TransportError
 from edgeserve.transport.broker import flow
 from edgeserve.transport.broker.driver import Channel, Driver
 from edgeserve.transport.broker.flow import Restraint, Standing, Teller
@@ -35,7 +36,7 @@ class _Broker:
     def __init__(self) -> None:
         self.ears: list[Callable[[bytes], None]] = []
 
-    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel:
+    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel | None:
         return _Air(self.ears, hear)
 
 
@@ -73,11 +74,17 @@ def _until(condition: Callable[[], Any]) -> None:
     raise AssertionError("it never came to that")
 
 
+def _teller(broker: Driver, standing: Callable[[], Standing]) -> Teller:
+    teller = Teller(broker, "in", "g", standing)
+    _until(lambda: cast(_Broker, broker).ears)
+    return teller
+
+
 def test_a_sender_waits_while_a_join_has_too_much_of_it(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "_FIRST_S", 1e9)
     monkeypatch.setattr(flow, "_STALL_S", 1e9)
     floor = [-1]
-    teller = Teller(broker, "in", "g", lambda: Standing(floor[0]))
+    teller = _teller(broker, lambda: Standing(floor[0]))
     sender = _Sender(broker)
     sending = sender.in_the_background(40)
     _until(lambda: sender.entries == 11)
@@ -94,7 +101,7 @@ def test_a_sender_waits_while_a_join_has_too_much_of_it(broker: Driver, monkeypa
 
 def test_what_is_settled_before_the_sender_knows_that_it_is_stored_counts(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "_FIRST_S", 1e9)
-    teller = Teller(broker, "in", "g", Standing)
+    teller = _teller(broker, Standing)
     sender = _Sender(broker)
     sender.send(3)  # by then it has asked
     teller.tell([*range(6, 200, 2)])
@@ -106,7 +113,7 @@ def test_what_is_settled_before_the_sender_knows_that_it_is_stored_counts(broker
 def test_a_join_that_stands_still_holds_nobody_for_long(broker: Driver, monkeypatch: pytest.MonkeyPatch, moves: bool) -> None:
     monkeypatch.setattr(flow, "_STALL_S" if moves else "_FIRST_S", 0.01)
     monkeypatch.setattr(flow, "_FIRST_S" if moves else "_STALL_S", 1e9)
-    teller = Teller(broker, "in", "g", Standing)
+    teller = _teller(broker, Standing)
     sender = _Sender(broker)
     sender.send(3)
     if moves:
@@ -126,7 +133,7 @@ def test_without_a_join_nobody_waits(broker: Driver, monkeypatch: pytest.MonkeyP
 def test_a_join_that_has_gone_holds_nobody(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "_FIRST_S", 1e9)
     monkeypatch.setattr(flow, "_GONE_S", 0.01)
-    Teller(broker, "in", "g", Standing).tell([])
+    _teller(broker, Standing).tell([])
     sender = _Sender(broker)
     sender.send(100)
     sender.restraint.close()
@@ -136,7 +143,7 @@ def test_a_join_that_has_gone_holds_nobody(broker: Driver, monkeypatch: pytest.M
 def test_a_join_that_moves_for_others_only_stands_still(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "_FIRST_S", 1e9)
     monkeypatch.setattr(flow, "_STALL_S", 0.3)
-    teller = Teller(broker, "in", "g", Standing)
+    teller = _teller(broker, Standing)
     sender = _Sender(broker)
     sender.send(3)
     teller.tell([0])
@@ -160,7 +167,7 @@ def test_nobody_waits_for_a_single_entry(broker: Driver, monkeypatch: pytest.Mon
     """A join that keeps the newest message keeps its entry open, until the next message comes."""
     monkeypatch.setattr(flow, "_FIRST_S", 1e9)
     monkeypatch.setattr(flow, "_STALL_S", 1e9)
-    teller = Teller(broker, "in", "g", Standing)
+    teller = _teller(broker, Standing)
     sender = _Sender(broker, 512)
     sender.send(kept)
     sending = sender.in_the_background(20 - kept)
@@ -176,7 +183,7 @@ def test_nobody_waits_for_a_single_entry(broker: Driver, monkeypatch: pytest.Mon
 
 def test_what_a_join_has_stood_still_with_holds_nobody_when_it_moves(broker: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flow, "_FIRST_S", 0.01)
-    teller = Teller(broker, "in", "g", Standing)
+    teller = _teller(broker, Standing)
     sender = _Sender(broker)
     sender.send(12)
     monkeypatch.setattr(flow, "_FIRST_S", 1e9)
@@ -195,7 +202,7 @@ def test_what_got_lost_is_made_good_by_what_a_join_says_is_open(broker: Driver, 
     monkeypatch.setattr(flow, "_FIRST_S", 1e9)
     monkeypatch.setattr(flow, "_STALL_S", 1e9)
     standing = [Standing(0, 0, [0])]
-    teller = Teller(broker, "in", "g", lambda: standing[0])
+    teller = _teller(broker, lambda: standing[0])
     sender = _Sender(broker)
     sending = sender.in_the_background(40)
     _until(lambda: sender.entries == 11)
@@ -211,8 +218,72 @@ def test_a_join_that_comes_has_only_what_it_says_is_open(broker: Driver, monkeyp
     monkeypatch.setattr(flow, "_STALL_S", 1e9)
     sender = _Sender(broker)
     sender.send(15)
-    Teller(broker, "in", "g", lambda: Standing(0, 28, [0])).tell([])
+    _teller(broker, lambda: Standing(0, 28, [0])).tell([])
     sending = sender.in_the_background(40)
     _until(lambda: sender.entries == 25)
     sender.stop.set()
     sending.join()
+
+
+class _Refusing(_Broker):
+    """Refuses a channel, or is away, or takes its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = 0
+        self.refuses = self.away = False
+        self.gave = 0
+        self.go_on = threading.Event()
+
+    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel | None:
+        self.tries += 1
+        if self.refuses:
+            raise TransportError("not here")
+        if self.away:
+            return None
+        assert self.go_on.wait(20)
+        self.gave += 1
+        return super().channel(topic, hear)
+
+
+def test_a_channel_that_is_refused_is_gone_on_without(caplog: pytest.LogCaptureFixture) -> None:
+    broker = _Refusing()
+    broker.refuses = True
+    teller = Teller(cast(Driver, broker), "in", "g", Standing)
+    sender = _Sender(cast(Driver, broker))
+    sender.send(100)
+    teller.tell([])
+    _until(lambda: broker.tries == 2)
+    teller.close()
+    sender.restraint.close()
+    assert sorted(record.getMessage() for record in caplog.records) == [
+        "a join of topic 'in' cannot hold back who sends to it: not here",
+        "group 'g' cannot hold back who sends to topic 'in': not here",
+    ]
+
+
+def test_a_channel_opens_when_the_broker_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_AGAIN_S", 0.001)
+    broker = _Refusing()
+    broker.away = True
+    teller = Teller(cast(Driver, broker), "in", "g", Standing)
+    sender = _Sender(cast(Driver, broker))
+    sender.send(100)
+    broker.go_on.set()
+    broker.away = False
+    _until(lambda: len(broker.ears) == 2)
+    teller.close()
+    sender.restraint.close()
+    assert broker.ears == []
+
+
+def test_who_sends_does_not_wait_for_a_channel_that_does_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flow, "_OPEN_S", 0.01)
+    monkeypatch.setattr(flow, "_CLOSE_S", 0.01)
+    broker = _Refusing()
+    sender = _Sender(cast(Driver, broker))
+    sender.send(100)
+    sender.restraint.close()
+    broker.go_on.set()
+    _until(lambda: broker.gave == 1 and broker.ears == [])
+    assert broker.ears == []

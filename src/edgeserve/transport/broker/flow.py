@@ -19,13 +19,17 @@ from typing import NamedTuple
 
 import msgspec
 
-from edgeserve.core.errors import TransportError
+from edgeserve.core.errors import ClosedError, TransportError
 from edgeserve.transport.broker.driver import Channel, Driver
 
 _log = logging.getLogger("edgeserve")
 _ASK_AT = 4
 """A sender asks who is there when it has sent a fourth of its window."""
 _ANSWER_S = 0.1
+_OPEN_S = 1.0
+_AGAIN_S = 1.0
+_LONGEST_PAUSE_S = 10.0
+_CLOSE_S = 1.0
 _STALL_S = 1.0
 _FIRST_S = 5.0
 """For a join that has not moved yet: its other sources may only be starting."""
@@ -66,12 +70,75 @@ def _read(data: bytes) -> News | None:
         return None  # somebody else's; nothing depends on it
 
 
+class _Line:
+    """A topic's channel, as long as one can be had: some brokers refuse it, and nothing depends on it. Nobody waits for it.
+
+    Args:
+        without: what cannot be done without it, for people.
+    """
+
+    def __init__(self, driver: Driver, topic: str, hear: Callable[[bytes], None], without: str) -> None:
+        self._driver, self._topic, self._hear, self._without = driver, topic, hear, without
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def open(self, opened: Callable[[], object]) -> None:
+        """Returns at once. `opened` is called when it is open; while the broker is away it is tried again."""
+        self._thread = threading.Thread(target=self._keep_trying, args=(opened,), name="edgeserve-line", daemon=True)
+        self._thread.start()
+
+    def _keep_trying(self, opened: Callable[[], object]) -> None:
+        pause_s = 0.0
+        while not self._closed.wait(pause_s):
+            if self._try():
+                opened()
+                return
+            if not pause_s:
+                _log.warning("%s for now: the broker does not open a channel for that", self._without)
+            pause_s = min(max(_AGAIN_S, 2 * pause_s), _LONGEST_PAUSE_S)
+
+    def _try(self) -> bool:
+        """Whether there is nothing left to try."""
+        try:
+            channel = self._driver.channel(self._topic, self._hear)
+        except ClosedError:
+            return True
+        except TransportError as exc:
+            _log.warning("%s: %s", self._without, exc)
+            return True
+        if channel is None:
+            return False
+        with self._lock:
+            if not self._closed.is_set():
+                self._channel = channel
+                return True
+        channel.close()
+        return True
+
+    def say(self, data: bytes) -> None:
+        channel = self._channel
+        if channel is not None:
+            channel.say(data)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed.set()
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(_CLOSE_S)
+
+
 class Teller:
     """The holder's side of a topic's channel. `standing`: asked for what it knows."""
 
     def __init__(self, driver: Driver, topic: str, group: str, standing: Callable[[], Standing]) -> None:
         self._group, self._standing = group, standing
-        self._channel = driver.channel(topic, self._hear)
+        self._line = _Line(driver, topic, self._hear, f"group {group!r} cannot hold back who sends to topic {topic!r}")
+        self._line.open(lambda: self.tell([]))
 
     def _hear(self, data: bytes) -> None:
         news = _read(data)
@@ -82,14 +149,14 @@ class Teller:
         """Says what was settled; to be called about every second without: then it says what is not, which makes good what was lost."""
         floor, last, still_open = self._standing()
         if not settled and len(still_open) <= _MOST_ENTRIES:
-            self._channel.say(_encode(News(self._group, floor, [], last, still_open)))
+            self._line.say(_encode(News(self._group, floor, [], last, still_open)))
             return
         for n in range(0, max(1, len(settled)), _MOST_ENTRIES):
-            self._channel.say(_encode(News(self._group, floor, settled[n : n + _MOST_ENTRIES])))
+            self._line.say(_encode(News(self._group, floor, settled[n : n + _MOST_ENTRIES])))
 
     def close(self) -> None:
         """Idempotent."""
-        self._channel.close()
+        self._line.close()
 
 
 class _Group:
@@ -172,15 +239,16 @@ class Restraint:
     """
 
     def __init__(self, driver: Driver, topic: str, window: int, pending: Callable[[], int]) -> None:
-        self._driver, self._topic, self._window, self._pending = driver, topic, window, pending
+        self._window, self._pending = window, pending
         self._room = threading.Condition()
-        self._channel: Channel | None = None
-        self._asked = 0.0
+        self._line = _Line(driver, topic, self._hear, f"a join of topic {topic!r} cannot hold back who sends to it")
+        # Until when somebody may answer.
+        self._answer_by = 0.0
         self._sent = 0
         self._recent: OrderedDict[int, int] = OrderedDict()
         self._recent_count = 0
         self._groups: dict[str, _Group] = {}
-        self._refused = False
+        self._closed = False
 
     def sent(self, at: int, count: int) -> None:
         """An entry is stored. Any thread."""
@@ -196,26 +264,22 @@ class Restraint:
     def wait(self, count: int, stopping: Callable[[], bool]) -> None:
         """Notes that messages were handed over; returns when no live join that moves has more than the window of them left."""
         self._sent += count
-        if self._sent < self._window // _ASK_AT or self._refused:
+        if self._sent < self._window // _ASK_AT or self._closed:
             return
-        if self._channel is None:
-            self._ask()
+        if not self._answer_by:
+            self._answer_by = time.monotonic() + _OPEN_S
+            self._line.open(self._ask)
         if self._sent <= self._window:
             return
-        while not self._groups and (left := self._asked + _ANSWER_S - time.monotonic()) > 0 and not stopping():
+        while not self._groups and (left := self._answer_by - time.monotonic()) > 0 and not stopping():
             with self._room:
                 self._room.wait(min(left, _SLICE_S))
         for name in list(self._groups):
             self._hold_back(name, stopping)
 
     def _ask(self) -> None:
-        try:
-            self._channel = self._driver.channel(self._topic, self._hear)
-            self._channel.say(_encode(News()))
-        except TransportError as exc:
-            self._refused = True
-            _log.warning("a join of topic %r cannot hold back who sends to it: %s", self._topic, exc)
-        self._asked = time.monotonic()
+        self._answer_by = time.monotonic() + _ANSWER_S
+        self._line.say(_encode(News()))
 
     def _hear(self, data: bytes) -> None:
         news = _read(data)
@@ -248,10 +312,8 @@ class Restraint:
 
     def close(self) -> None:
         """Idempotent."""
-        channel, self._channel = self._channel, None
-        self._refused = True
-        if channel is not None:
-            channel.close()
+        self._closed = True
+        self._line.close()
 
 
 __all__ = ("Restraint", "Standing", "Teller")

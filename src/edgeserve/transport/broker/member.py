@@ -371,8 +371,6 @@ class BrokerSubscription(Subscription):
             _log.warning("group %r was left without a word: %s", self._group, exc)
         finally:
             self._reception.close()
-            for teller in self._tellers.values():
-                teller.close()
             for appender in self._appenders.values():
                 appender.close()
             with self._lock:
@@ -381,6 +379,8 @@ class BrokerSubscription(Subscription):
             self._lookout.close()
             if self._keeper.is_alive() and threading.current_thread() is not self._keeper:
                 self._keeper.join()
+            for teller in self._tellers.values():
+                teller.close()
             self._places.close()
         if self._kind is GroupKind.BROADCAST:
             self._forget()
