@@ -29,7 +29,7 @@ from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.retry import GoesBack
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, settle_at_last
-from edgeserve.transport import ClaimLost, Delivery, Transport
+from edgeserve.transport import ClaimLost, Delivery, Fence, Transport
 
 log = logging.getLogger("edgeserve")
 
@@ -60,6 +60,7 @@ class Join(Stage):
         self._log_topic = decision_topic(self._topic, options.group)
         self._transport: Transport
         self._holding: Holding | None = None
+        self._fence: Fence | None = None
         self._known: RecentIds
         # What others have recorded, while this member stands by.
         self._ends: Ends
@@ -84,6 +85,7 @@ class Join(Stage):
             else:
                 self._say_standby()
         except BaseException:
+            self._close_log()
             self._subscription.close()
             raise
 
@@ -97,7 +99,8 @@ class Join(Stage):
 
     def _take_over(self) -> Holding:
         """Becomes the holder: whoever was it before is refused from here on, and the log says what was decided."""
-        fence = self._transport.fence(self._log_topic, f"{self.options.name}-{os.getpid()}")
+        self._close_log()
+        fence = self._fence = self._transport.fence(self._log_topic, f"{self.options.name}-{os.getpid()}")
         # Told once each: a takeover that fails half-way and is tried again must still know them.
         self._known.update(self._subscription.settled_ids())
         record = last_record(self._subscription, self._log_topic)
@@ -110,6 +113,11 @@ class Join(Stage):
             self.options, self._counts, self._make_policy, self._run_set, self._subscription, pending, self._known, restorable, self._aside
         )
         return self._holding
+
+    def _close_log(self) -> None:
+        fence, self._fence = self._fence, None
+        if fence is not None:
+            fence.close()
 
     def _mend(self) -> None:
         """Begins anew after an error that has left the holding half changed. What it has decided is whole, so that is kept."""
@@ -132,6 +140,7 @@ class Join(Stage):
         self._fetched -= len(self._ready)
         self._ready.clear()
         self._claimed = []
+        self._close_log()
         self._subscription.close()
         while True:
             try:
@@ -312,6 +321,7 @@ class Join(Stage):
             try:
                 self._subscription.close(worked_on=self._holding is not None and len(self._holding.pending) > 0)
             finally:
+                self._close_log()
                 self._aside.close()
                 self._run_set.close()
 

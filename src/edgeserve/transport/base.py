@@ -131,6 +131,9 @@ class Fence(ABC):
     def append(self, frames: Sequence[Frame]) -> None:
         """Appends durably, or raises `Fenced` with nothing written."""
 
+    def close(self) -> None:  # noqa: B027  # most engines hold nothing for it
+        """Lets go of what the engine holds for it, when nothing is appended any more. Idempotent."""
+
 
 class Subscription(ABC):
     """One member of a group on one or several topics.

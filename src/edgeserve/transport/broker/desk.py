@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from edgeserve.transport.base import ClaimLost, Delivery
 from edgeserve.transport.broker.driver import Entry, Inlet
 from edgeserve.transport.broker.envelope import INDEX_BITS, INDEX_MASK
+from edgeserve.transport.broker.flow import Standing
 
 _REMEMBERED = 65_536
 
@@ -246,6 +247,12 @@ class Desk:
     def floor(self) -> int:
         """Every position below, of what has come to this member, is settled."""
         return self.floor_of(min(self.open.keys() | self._gone, default=self.last + 1))
+
+    def standing(self) -> Standing:
+        """What the only member with entries knows of them without asking the broker."""
+        if self.last < 0 or self.unsure_upto >= 0:
+            return Standing()
+        return Standing(self.floor() >> INDEX_BITS, self.last, [*self.open, *self._gone])
 
     def forget_below(self, at: int) -> None:
         """Whatever went back of the entries below, others have settled it."""

@@ -135,8 +135,9 @@ class Driver(ABC):
         """Delivers what is stored after an entry (None: from the first) and what will be. The topic is made where it does not exist."""
 
     @abstractmethod
-    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel:
-        """Opens a topic's channel. `hear` is called by a thread of the driver's and must not wait."""
+    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel | None:
+        """Opens a topic's channel; None: the broker is away, which is not waited for. `hear` is called by a thread of the driver's and must
+        not wait."""
 
     @abstractmethod
     def newest(self, topic: str) -> Entry | None:

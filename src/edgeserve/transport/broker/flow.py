@@ -2,9 +2,9 @@
 
 A join keeps what waits for its partner, up to a bound. Of two sources of very different speed the faster one would drive it there, since a
 broker takes all that it is sent. So each topic has a channel beside it which stores nothing: holders say there which entries are settled,
-at once, and every second that they are there; senders that are about to run ahead ask who is. Like on the embedded engine a sender waits
-for its own messages only, and no longer than a second for a join that does not move. What is lost on the channel costs nothing: a holder
-says with everything below which entry all is settled.
+at once, and every second which are not; senders that are about to run ahead ask who is there. Like on the embedded engine a sender waits
+for its own messages only, and no longer than a second for a join that settles none of them. An entry counts as a whole until all of it is
+settled, and a join may keep one of its messages for as long as it likes: nobody waits for a single entry.
 """
 
 from __future__ import annotations
@@ -13,23 +13,29 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import takewhile
+from typing import NamedTuple
 
 import msgspec
 
-from edgeserve.core.errors import TransportError
+from edgeserve.core.errors import ClosedError, TransportError
 from edgeserve.transport.broker.driver import Channel, Driver
 
 _log = logging.getLogger("edgeserve")
 _ASK_AT = 4
 """A sender asks who is there when it has sent a fourth of its window."""
 _ANSWER_S = 0.1
+_OPEN_S = 1.0
+_AGAIN_S = 1.0
+_LONGEST_PAUSE_S = 10.0
+_CLOSE_S = 1.0
 _STALL_S = 1.0
 _FIRST_S = 5.0
 """For a join that has not moved yet: its other sources may only be starting."""
 _GONE_S = 5.0
 _SLICE_S = 0.1
-_MOST_EARLY = 10_000
+_MOST_REMEMBERED = 10_000
 _MOST_ENTRIES = 8_000
 """In one message of the channel."""
 
@@ -40,6 +46,17 @@ class News(msgspec.Struct, array_like=True, omit_defaults=True):
     group: str = ""
     floor: int = -1
     settled: list[int] = []
+    # Up to the entry `last` (-1: it is not said) all is settled but these.
+    last: int = -1
+    open: Sequence[int] = ()
+
+
+class Standing(NamedTuple):
+    """What a holder knows of a topic: below the entry `floor` all is settled, and up to `last` all but `open`; -1 unknown."""
+
+    floor: int = -1
+    last: int = -1
+    open: Sequence[int] = ()
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -53,12 +70,75 @@ def _read(data: bytes) -> News | None:
         return None  # somebody else's; nothing depends on it
 
 
-class Teller:
-    """The holder's side of a topic's channel. `floor`: the entry below which all is settled, -1 unknown."""
+class _Line:
+    """A topic's channel, as long as one can be had: some brokers refuse it, and nothing depends on it. Nobody waits for it.
 
-    def __init__(self, driver: Driver, topic: str, group: str, floor: Callable[[], int]) -> None:
-        self._group, self._floor = group, floor
-        self._channel = driver.channel(topic, self._hear)
+    Args:
+        without: what cannot be done without it, for people.
+    """
+
+    def __init__(self, driver: Driver, topic: str, hear: Callable[[bytes], None], without: str) -> None:
+        self._driver, self._topic, self._hear, self._without = driver, topic, hear, without
+        self._lock = threading.Lock()
+        self._channel: Channel | None = None
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def open(self, opened: Callable[[], object]) -> None:
+        """Returns at once. `opened` is called when it is open; while the broker is away it is tried again."""
+        self._thread = threading.Thread(target=self._keep_trying, args=(opened,), name="edgeserve-line", daemon=True)
+        self._thread.start()
+
+    def _keep_trying(self, opened: Callable[[], object]) -> None:
+        pause_s = 0.0
+        while not self._closed.wait(pause_s):
+            if self._try():
+                opened()
+                return
+            if not pause_s:
+                _log.warning("%s for now: the broker does not open a channel for that", self._without)
+            pause_s = min(max(_AGAIN_S, 2 * pause_s), _LONGEST_PAUSE_S)
+
+    def _try(self) -> bool:
+        """Whether there is nothing left to try."""
+        try:
+            channel = self._driver.channel(self._topic, self._hear)
+        except ClosedError:
+            return True
+        except TransportError as exc:
+            _log.warning("%s: %s", self._without, exc)
+            return True
+        if channel is None:
+            return False
+        with self._lock:
+            if not self._closed.is_set():
+                self._channel = channel
+                return True
+        channel.close()
+        return True
+
+    def say(self, data: bytes) -> None:
+        channel = self._channel
+        if channel is not None:
+            channel.say(data)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed.set()
+            channel, self._channel = self._channel, None
+        if channel is not None:
+            channel.close()
+        if self._thread is not None and self._thread.is_alive():
+            self._thread.join(_CLOSE_S)
+
+
+class Teller:
+    """The holder's side of a topic's channel. `standing`: asked for what it knows."""
+
+    def __init__(self, driver: Driver, topic: str, group: str, standing: Callable[[], Standing]) -> None:
+        self._group, self._standing = group, standing
+        self._line = _Line(driver, topic, self._hear, f"group {group!r} cannot hold back who sends to topic {topic!r}")
+        self._line.open(lambda: self.tell([]))
 
     def _hear(self, data: bytes) -> None:
         news = _read(data)
@@ -66,14 +146,17 @@ class Teller:
             self.tell([])
 
     def tell(self, settled: list[int]) -> None:
-        """Says what was settled; to be called about every second, too."""
-        floor = self._floor()
+        """Says what was settled; to be called about every second without: then it says what is not, which makes good what was lost."""
+        floor, last, still_open = self._standing()
+        if not settled and len(still_open) <= _MOST_ENTRIES:
+            self._line.say(_encode(News(self._group, floor, [], last, still_open)))
+            return
         for n in range(0, max(1, len(settled)), _MOST_ENTRIES):
-            self._channel.say(_encode(News(self._group, floor, settled[n : n + _MOST_ENTRIES])))
+            self._line.say(_encode(News(self._group, floor, settled[n : n + _MOST_ENTRIES])))
 
     def close(self) -> None:
         """Idempotent."""
-        self._channel.close()
+        self._line.close()
 
 
 class _Group:
@@ -82,36 +165,67 @@ class _Group:
     def __init__(self, left: OrderedDict[int, int]) -> None:
         self.left, self.count = left, sum(left.values())
         self.heard = time.monotonic()
+        # Of this sender's entries, not of others'.
         self.moves = 0
         self.stalled_at = -1
-        # Settled, as was heard before the broker's word that they are stored.
+        # Not settled, and not counted any more.
+        self._behind: OrderedDict[int, None] = OrderedDict()
+        # Settled, as was heard before the broker's word that they are stored. Most are others'.
         self._early: set[int] = set()
 
     def sent(self, at: int, count: int) -> None:
-        if at in self._early:
+        early = at in self._early
+        if early or len(self._early) >= _MOST_REMEMBERED:
             self._early = {each for each in self._early if each > at}
+        if early:
+            self.moves += 1
             return
         self.left[at] = count
         self.count += count
 
     def settle(self, news: News) -> None:
         newest = next(reversed(self.left), -1)
-        moved = False
         for at in news.settled:
-            count = self.left.pop(at, 0)
-            self.count -= count
-            moved = True
-            if not count and at > newest and len(self._early) < _MOST_EARLY:
+            if not self._drop(at) and at > newest and len(self._early) < _MOST_REMEMBERED:
                 self._early.add(at)
-        while self.left and (oldest := next(iter(self.left))) < news.floor:
-            self.count -= self.left.pop(oldest)
-            moved = True
-        self.moves += moved
+        still_open = set(news.open)
+        for entries in (self.left, self._behind):
+            for at in list(takewhile(lambda at: at < news.floor or at <= news.last, entries)):
+                if at < news.floor or at not in still_open:
+                    self._drop(at)
+
+    def _drop(self, at: int) -> bool:
+        """Whether it was one of these."""
+        if at in self.left:
+            self.count -= self.left.pop(at)
+        elif at in self._behind:
+            del self._behind[at]
+        else:
+            return False
+        self.moves += 1
+        return True
+
+    def ahead(self, pending: int) -> int:
+        """How many messages are to be waited for, `pending` that are not stored yet included."""
+        return self.count + pending if len(self.left) + (pending > 0) > 1 else 0
 
     def shorten(self, most: int) -> None:
         """One this far back is too far back whatever the exact number; it may never move again."""
-        while self.count > most and len(self.left) > 1:
-            self.count -= self.left.popitem(last=False)[1]
+        while self.count > most and len(self.left) > 2:
+            self._forget_oldest()
+
+    def stall(self) -> None:
+        """It holds nobody until it moves again, and then only for what comes from now on."""
+        self.stalled_at = self.moves
+        while self.left:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        at, count = self.left.popitem(last=False)
+        self.count -= count
+        self._behind[at] = None
+        if len(self._behind) > _MOST_REMEMBERED:
+            self._behind.popitem(last=False)
 
 
 class Restraint:
@@ -125,22 +239,23 @@ class Restraint:
     """
 
     def __init__(self, driver: Driver, topic: str, window: int, pending: Callable[[], int]) -> None:
-        self._driver, self._topic, self._window, self._pending = driver, topic, window, pending
+        self._window, self._pending = window, pending
         self._room = threading.Condition()
-        self._channel: Channel | None = None
-        self._asked = 0.0
+        self._line = _Line(driver, topic, self._hear, f"a join of topic {topic!r} cannot hold back who sends to it")
+        # Until when somebody may answer.
+        self._answer_by = 0.0
         self._sent = 0
         self._recent: OrderedDict[int, int] = OrderedDict()
         self._recent_count = 0
         self._groups: dict[str, _Group] = {}
-        self._refused = False
+        self._closed = False
 
     def sent(self, at: int, count: int) -> None:
         """An entry is stored. Any thread."""
         with self._room:
             self._recent[at] = count
             self._recent_count += count
-            while self._recent_count > 2 * self._window and len(self._recent) > 1:
+            while self._recent_count > 2 * self._window and len(self._recent) > 2:
                 self._recent_count -= self._recent.popitem(last=False)[1]
             for group in self._groups.values():
                 group.sent(at, count)
@@ -149,26 +264,22 @@ class Restraint:
     def wait(self, count: int, stopping: Callable[[], bool]) -> None:
         """Notes that messages were handed over; returns when no live join that moves has more than the window of them left."""
         self._sent += count
-        if self._sent < self._window // _ASK_AT or self._refused:
+        if self._sent < self._window // _ASK_AT or self._closed:
             return
-        if self._channel is None:
-            self._ask()
+        if not self._answer_by:
+            self._answer_by = time.monotonic() + _OPEN_S
+            self._line.open(self._ask)
         if self._sent <= self._window:
             return
-        while not self._groups and (left := self._asked + _ANSWER_S - time.monotonic()) > 0 and not stopping():
+        while not self._groups and (left := self._answer_by - time.monotonic()) > 0 and not stopping():
             with self._room:
                 self._room.wait(min(left, _SLICE_S))
         for name in list(self._groups):
             self._hold_back(name, stopping)
 
     def _ask(self) -> None:
-        try:
-            self._channel = self._driver.channel(self._topic, self._hear)
-            self._channel.say(_encode(News()))
-        except TransportError as exc:
-            self._refused = True
-            _log.warning("a join of topic %r cannot hold back who sends to it: %s", self._topic, exc)
-        self._asked = time.monotonic()
+        self._answer_by = time.monotonic() + _ANSWER_S
+        self._line.say(_encode(News()))
 
     def _hear(self, data: bytes) -> None:
         news = _read(data)
@@ -187,7 +298,7 @@ class Restraint:
         with self._room:
             group = self._groups[name]
             began, moves = time.monotonic(), group.moves
-            while group.count + self._pending() > self._window and group.stalled_at != group.moves and not stopping():
+            while group.ahead(self._pending()) > self._window and group.stalled_at != group.moves and not stopping():
                 now = time.monotonic()
                 if now - group.heard > _GONE_S:
                     del self._groups[name]
@@ -195,16 +306,14 @@ class Restraint:
                 if group.moves != moves:
                     began, moves = now, group.moves
                 if now - began > (_STALL_S if group.moves else _FIRST_S):
-                    group.stalled_at = group.moves
+                    group.stall()
                     return
                 self._room.wait(_SLICE_S)
 
     def close(self) -> None:
         """Idempotent."""
-        channel, self._channel = self._channel, None
-        self._refused = True
-        if channel is not None:
-            channel.close()
+        self._closed = True
+        self._line.close()
 
 
-__all__ = ("Restraint", "Teller")
+__all__ = ("Restraint", "Standing", "Teller")

@@ -14,7 +14,7 @@ from edgeserve.transport.base import SEND_WINDOW, Buffer, ClaimLost, Delivery, F
 from edgeserve.transport.broker.desk import Desk
 from edgeserve.transport.broker.engine import BrokerEngine
 from edgeserve.transport.broker.envelope import INDEX_BITS
-from edgeserve.transport.broker.flow import Teller
+from edgeserve.transport.broker.flow import Standing, Teller
 from edgeserve.transport.broker.grouplog import Record
 from edgeserve.transport.broker.lookout import Lookout
 from edgeserve.transport.broker.membership import BEAT_S
@@ -316,12 +316,16 @@ class BrokerSubscription(Subscription):
         self._reception.attach()
         if self._kind in _LEADS and not self._tellers:
             for topic in self._places.of:
-                self._tellers[topic] = Teller(self._driver, topic, self._group, partial(self._reception.known_floor, topic))
+                self._tellers[topic] = Teller(self._driver, topic, self._group, partial(self._standing, topic))
+
+    def _standing(self, topic: str) -> Standing:
+        with self._lock:
+            return self._reception.desk(topic).standing()
 
     def _tell(self, done: Mapping[str, list[int]]) -> None:
-        """Tells the sources which entries are done with."""
+        """Tells the sources which entries are done with; without any, which are not."""
         for topic, teller in list(self._tellers.items()):
-            if self._reception.attached and not self._closed:
+            if self._reception.attached and not self._closed and (topic in done or not done):
                 teller.tell(done.get(topic, []))
 
     def _shorten(self) -> None:
@@ -367,8 +371,6 @@ class BrokerSubscription(Subscription):
             _log.warning("group %r was left without a word: %s", self._group, exc)
         finally:
             self._reception.close()
-            for teller in self._tellers.values():
-                teller.close()
             for appender in self._appenders.values():
                 appender.close()
             with self._lock:
@@ -377,6 +379,8 @@ class BrokerSubscription(Subscription):
             self._lookout.close()
             if self._keeper.is_alive() and threading.current_thread() is not self._keeper:
                 self._keeper.join()
+            for teller in self._tellers.values():
+                teller.close()
             self._places.close()
         if self._kind is GroupKind.BROADCAST:
             self._forget()

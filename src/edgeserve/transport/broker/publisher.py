@@ -280,15 +280,15 @@ class BrokerFence(Fence):
         self._decided: deque[int] = deque()
         for tries_left in reversed(range(_TAKE_TRIES)):
             self._outlet = PatientOutlet(engine.driver.fenced_outlet(topic), self._silence, engine.driver.deadline_s)
-            self._epoch = _Epoch(_epoch_of(engine.driver.newest(topic)).epoch + 1, holder)
-            self.epoch = self._epoch.epoch
             try:
+                self._epoch = _Epoch(_epoch_of(engine.driver.newest(topic)).epoch + 1, holder)
+                self.epoch = self._epoch.epoch
                 self._send([])
                 return
-            except Fenced:
-                # Where a fence is the expected number of the next entry, the holder may have appended in between.
+            except BaseException as exc:
                 self._outlet.close()
-                if not tries_left:
+                # Where a fence is the expected number of the next entry, the holder may have appended in between.
+                if not isinstance(exc, Fenced) or not tries_left:
                     raise
 
     def append(self, frames: Sequence[Frame]) -> None:
@@ -315,6 +315,10 @@ class BrokerFence(Fence):
             for _ in range(_DISCARD_EVERY):
                 self._decided.popleft()
             self._engine.driver.discard(self.topic, self._decided[0])
+
+    def close(self) -> None:
+        if not self._engine.foreign:
+            self._outlet.close()
 
     def _send(self, frames: list[bytes]) -> int:
         found: list[tuple[int | None, Exception | None]] = []

@@ -12,7 +12,7 @@ from edgeserve.transport.base import Delivery, Start
 from edgeserve.transport.broker.desk import Desk, Open
 from edgeserve.transport.broker.driver import Driver, Entry, Inlet
 from edgeserve.transport.broker.engine import BrokerEngine
-from edgeserve.transport.broker.envelope import INDEX_BITS, Item
+from edgeserve.transport.broker.envelope import Item
 from edgeserve.transport.broker.grouplog import Left, Record, Settled
 from edgeserve.transport.broker.places import Places
 
@@ -310,12 +310,6 @@ class Reception:
             inlet.close()
 
     # --- the floor ----------------------------------------------------------------------------------------------
-
-    def known_floor(self, topic: str) -> int:
-        """The entry below which this member, the only one with entries, knows all to be settled; -1 unknown. Does not ask the broker."""
-        with self._lock:
-            desk = self._desks[topic]
-            return desk.floor() >> INDEX_BITS if desk.last >= 0 and desk.unsure_upto < 0 else -1
 
     def floor(self, topic: str) -> int:
         """Every position below is settled by the group. While this member is alone, and all that others may have been given is settled,

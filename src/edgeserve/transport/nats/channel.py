@@ -16,7 +16,7 @@ from edgeserve.transport.nats.loop import Connection
 
 
 class NatsChannel(Channel):
-    """See `Channel`. Listens anew over each new connection."""
+    """See `Channel`. Listens anew over each new connection; without one it waits for none."""
 
     def __init__(self, connection: Connection, subject: str, hear: Callable[[bytes], None]) -> None:
         self._connection, self._subject, self._hear = connection, subject, hear
@@ -30,8 +30,8 @@ class NatsChannel(Channel):
         await self._listen()
 
     async def _listen(self) -> None:
-        client = await self._connection.up(patient=True)
-        if self._closed or self._at is client:
+        client = self._connection.client
+        if client is None or self._closed or self._at is client:
             return
         self._at = client
         with suppress(Exception):  # the connection ends; `up` begins again

@@ -74,14 +74,9 @@ class PulsarDriver(Driver):
         self._knows_size = False
         self._exist: set[str] = set()
         self._ends: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._client = pulsar.Client(
-            settings.service,
-            authentication=_authentication(settings),
-            operation_timeout_seconds=_OPERATION_S,
-            tls_trust_certs_file_path=settings.ca_file if settings.tls else None,
-            tls_validate_hostname=settings.tls,
-            logger=pulsar.FileLogger(pulsar.LoggerLevel.Warn, os.environ.get("EDGESERVE_PULSAR_LOG", os.devnull)),
-        )
+        self._lock = threading.Lock()
+        self._client = _client(settings)
+        self._channels: pulsar.Client | None = None
 
     def full(self, topic: str) -> str:
         """The full name of a topic."""
@@ -110,11 +105,12 @@ class PulsarDriver(Driver):
                     _log.warning("%s does not answer for %.0f s, waiting (%s %r): %s", self.settings.shown, now - began, what, topic, exc)
                 if self._closed.wait(_PAUSE_S):
                     raise ClosedError(f"{self.settings.shown} is closed") from exc
-            except pulsar.Interrupted:
-                # The client forgets what the signal's handler has raised.
-                raise KeyboardInterrupt from None
             except pulsar.PulsarException as exc:
-                raise named(self.settings, exc, what, topic) from exc
+                raise self._named(exc, what, topic) from exc
+
+    def _named(self, exc: pulsar.PulsarException, what: str, topic: str) -> BaseException:
+        # The client forgets what the signal's handler has raised.
+        return KeyboardInterrupt() if isinstance(exc, pulsar.Interrupted) else named(self.settings, exc, what, topic)
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
@@ -212,8 +208,23 @@ class PulsarDriver(Driver):
         self._keep(topic)
         return PulsarTail(self, self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
 
-    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel:
-        return PulsarChannel(self, self._client, channel_name(self.full(topic)), hear)
+    def _beside(self) -> pulsar.Client:
+        """Another client: over a channel that the broker refuses one drops its connection, and sends again what is not confirmed."""
+        with self._lock:
+            if self._closed.is_set():
+                raise ClosedError(f"{self.settings.shown} is closed")
+            if self._channels is None:
+                self._channels = _client(self.settings)
+            return self._channels
+
+    def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel | None:
+        name = channel_name(self.full(topic))
+        try:
+            return PulsarChannel(self._beside(), name, hear)
+        except _PASSES:
+            return None
+        except pulsar.PulsarException as exc:
+            raise self._named(exc, "listen to", name) from exc
 
     def newest(self, topic: str) -> Entry | None:
         reader = self.reader(topic, pulsar.MessageId.latest, inclusive=True)
@@ -334,12 +345,23 @@ class PulsarDriver(Driver):
         self._ends.discard(end)
 
     def close(self) -> None:
-        self._closed.set()
+        with self._lock:
+            self._closed.set()
         self._parts.close()
-        try:
-            self._client.close()
-        except pulsar.PulsarException as exc:
-            _log.debug("%s was not closed in order: %s", self.settings.shown, exc)
+        for client in (self._client, self._channels):
+            if client is not None:
+                quietly(client.close)
+
+
+def _client(settings: Settings) -> pulsar.Client:
+    return pulsar.Client(
+        settings.service,
+        authentication=_authentication(settings),
+        operation_timeout_seconds=_OPERATION_S,
+        tls_trust_certs_file_path=settings.ca_file if settings.tls else None,
+        tls_validate_hostname=settings.tls,
+        logger=pulsar.FileLogger(pulsar.LoggerLevel.Warn, os.environ.get("EDGESERVE_PULSAR_LOG", os.devnull)),
+    )
 
 
 def _authentication(settings: Settings) -> pulsar.Authentication | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -119,19 +118,22 @@ class PulsarTail(Tail):
 class PulsarChannel(Channel):
     """On a topic that the broker stores nothing of."""
 
-    def __init__(self, driver: PulsarDriver, client: pulsar.Client, name: str, hear: Callable[[bytes], None]) -> None:
+    def __init__(self, client: pulsar.Client, name: str, hear: Callable[[bytes], None]) -> None:
         self._hear, self._closed = hear, False
         # Not among the driver's ends: whether it is connected is no trouble.
-        self._consumer = driver.patiently(
-            "listen to", name, lambda: client.subscribe(name, uuid.uuid4().hex, consumer_type=pulsar.ConsumerType.Exclusive)
-        )
-        self._producer = driver.patiently("write to", name, lambda: client.create_producer(name, batching_enabled=False))
+        # First, since it is what a broker without such topics refuses: of a producer it would say that it is only not ready.
+        self._reader = client.create_reader(name, pulsar.MessageId.latest)
+        try:
+            self._producer = client.create_producer(name, batching_enabled=False)
+        except BaseException:
+            quietly(self._reader.close)
+            raise
         self._thread = threading.Thread(target=self._run, name="edgeserve-channel", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while not self._closed:
-            entry = _next(self._consumer.receive, _RECEIVE_S)
+            entry = _next(self._reader.read_next, _RECEIVE_S)
             if entry is not None:
                 self._hear(entry.data)
 
@@ -143,7 +145,7 @@ class PulsarChannel(Channel):
             return
         self._closed = True
         quietly(self._producer.close)
-        quietly(self._consumer.close)
+        quietly(self._reader.close)
 
 
 def _next(receive: Callable[[int], Any], seconds: float) -> Entry | None:
