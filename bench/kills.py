@@ -147,7 +147,7 @@ class Run:
         self.random = random.Random(seed)
         cx = mp.get_context("spawn")
         names = ["a"] if kind == "single" else ["a", "b"]
-        rate = messages / 4.0
+        rate = messages / (6.0 if kind == "latest" else 4.0)  # of `latest` a set is sooner over, so that fewer stops meet one
         self.together = cx.Barrier(len(names))  # kept here: what its semaphores are called is forgotten with it
         self.started: set[tuple[Any, ...]] = set()
         self.make: dict[str, Callable[[], Any]] = {
