@@ -10,11 +10,11 @@ from typing import Any, Literal
 from edgeserve.align import Policy, make_policy
 from edgeserve.core.codec import as_parameter, check_source_id
 from edgeserve.core.errors import ConfigurationError
-from edgeserve.stage.base import Options, Stage
+from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.emit import Emitter
-from edgeserve.stage.join import Join
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
+from edgeserve.stage.replicated import Replicated
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.single import SingleTask
 from edgeserve.stage.steplog import step_log
@@ -172,10 +172,13 @@ class Compute(StageNode):
         logs = (step_log(log_path, log_filename, worker_id, "compute"), step_log(log_path, log_filename, worker_id, "output"))
         emitter = Emitter(output_id, group, gate_out, self._counts)
         self._logs = logs
-        self._stage: Stage
+        self._stage: Steps
         if joins:
-            run_set = RunSet(options, self._control, task=work, emitter=emitter, gate_in=gate_in, logs=logs, verbose=log_verbose)
-            self._stage = Join(options, self._control, self._counts, run_set=run_set, make_policy=policy, topic_out=topic_out)
+            run_set = RunSet(
+                options, self._control, task=work, emitter=emitter, gate_in=gate_in, logs=logs, topic=topic_out, verbose=log_verbose
+            )
+            sets = Emitter(output_id, group, None, self._counts)
+            self._stage = Replicated(options, self._control, self._counts, run_set=run_set, make_policy=policy, emitter=sets)
         else:
             self._stage = SingleTask(
                 options, self._control, self._counts, task=work, emitter=emitter, topic_out=topic_out, gate_in=gate_in, logs=logs

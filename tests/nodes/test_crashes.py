@@ -63,9 +63,9 @@ def test_the_sets_do_not_depend_on_crashes(
         except ReceiveTimeout:
             pass
         # The member is gone without a word: what it had not settled comes again.
-        stage = crashing._stage
-        stage._subscription.close()  # type: ignore[attr-defined]
-        stage._holding.pending.close()  # type: ignore[attr-defined]
+        join = crashing._stage._join  # type: ignore[attr-defined]
+        join._subscription.close()
+        join._holding.pending.close()
         if number == len(lives) // 2:
             send(node, more)
     if not lives:

@@ -139,10 +139,6 @@ class SkewWarning(UserWarning):
     """The event times of two sources lie further apart than the join tolerates, so no set can form."""
 
 
-class StandbyWarning(UserWarning):
-    """Another replica holds this join; this one waits and takes over when the holder goes."""
-
-
 __all__ = (
     "ClosedError",
     "ConfigurationError",
@@ -161,7 +157,6 @@ __all__ = (
     "ReceiveTimeout",
     "SendError",
     "SkewWarning",
-    "StandbyWarning",
     "StoreDamaged",
     "StoreDamagedWarning",
     "StoreFull",

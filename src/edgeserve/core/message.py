@@ -30,6 +30,7 @@ class Kind(IntEnum):
     END = 1
     DEAD_LETTER = 2
     DECISION = 3
+    SET = 4
 
 
 class TimeKind(IntEnum):

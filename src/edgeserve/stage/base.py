@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any, Literal
@@ -49,6 +49,10 @@ class Raised:
     error: Exception
 
 
+def _stays() -> bool:
+    return False
+
+
 class _Control:
     """The outcome of a step that was none: a control message."""
 
@@ -56,31 +60,8 @@ class _Control:
 CONTROL = _Control()
 
 
-class Stage(ABC):
+class Steps(ABC):
     """The part of Compute and Materialize that does the work. One thread steps at a time; see `Node`."""
-
-    def __init__(self, options: Options, control: Control, counts: Counters) -> None:
-        self.options, self._control, self._counts = options, control, counts
-        self.current = Current()
-        # Newest last in the topic, first out here: `pop()` takes the next one.
-        self._ready: list[Delivery] = []
-        # A batch that could not be admitted yet.
-        self._claimed: list[Delivery] = []
-        self._batch, self._asked, self._batch_began_ns = _FIRST_BATCH, _FIRST_BATCH, 0
-        # From then on (monotonic) what is ready may have gone to another member.
-        self._stale_ns = _NEVER
-        self._fetched = 0
-        # Control messages among them: ends, and whatever else is no message of a step.
-        self._controls = 0
-        self._runs = self._until_end = False
-        # While it runs until the end.
-        self._unseen: Unseen | None = None
-        self._patience = Patience(options.name, control)
-        self._subscription: Subscription
-        self._aside = Asides(options.what, options.name, options.group)
-        self._max_age_ns = None if options.drop_if_older_than_ms is None else int(options.drop_if_older_than_ms * 1e6)
-
-    # --- what a node calls --------------------------------------------------------------------------------------
 
     @abstractmethod
     def open(self, transport: Transport) -> None:
@@ -110,8 +91,42 @@ class Stage(ABC):
     def totals(self) -> dict[str, int]:
         """For `counters`."""
 
+    @abstractmethod
     def wake(self) -> None:
         """Makes a waiting step look whether it is to stop. From any thread."""
+
+
+class Stage(Steps):
+    """Steps of the messages of one subscription.
+
+    Attributes:
+        leaves: asked between steps: True ends `run`, and a wait of `next`, as if the node were to stop.
+    """
+
+    def __init__(self, options: Options, control: Control, counts: Counters) -> None:
+        self.options, self._control, self._counts = options, control, counts
+        self.current = Current()
+        # Newest last in the topic, first out here: `pop()` takes the next one.
+        self._ready: list[Delivery] = []
+        # A batch that could not be admitted yet.
+        self._claimed: list[Delivery] = []
+        self._batch, self._asked, self._batch_began_ns = _FIRST_BATCH, _FIRST_BATCH, 0
+        # From then on (monotonic) what is ready may have gone to another member.
+        self._stale_ns = _NEVER
+        self._fetched = 0
+        # Control messages among them: ends, and whatever else is no message of a step.
+        self._controls = 0
+        self._runs = self._until_end = False
+        # While it runs until the end.
+        self._unseen: Unseen | None = None
+        self._patience = Patience(options.name, control)
+        self._subscription: Subscription
+        self.leaves: Callable[[], bool] = _stays
+        self._shown_topics = ", ".join(options.topics)
+        self._aside = Asides(options.what, options.name, options.group)
+        self._max_age_ns = None if options.drop_if_older_than_ms is None else int(options.drop_if_older_than_ms * 1e6)
+
+    def wake(self) -> None:
         subscription = getattr(self, "_subscription", None)
         if subscription is not None:
             subscription.wake()
@@ -125,7 +140,7 @@ class Stage(ABC):
         self._runs, self._until_end = True, until == "end"
         if self._until_end:
             o = self.options
-            self._unseen = Unseen(f"{o.what} {o.name!r}", ", ".join(o.topics), self._never_seen)
+            self._unseen = Unseen(f"{o.what} {o.name!r}", self._shown_topics, self._never_seen)
 
     def _end_run(self) -> None:
         self._runs = self._until_end = False
@@ -216,11 +231,11 @@ class Stage(ABC):
                 return False
             if deadline is not None and time.monotonic() >= deadline:
                 raise ReceiveTimeout(
-                    f"{self.options.what} {self.options.name!r} saw no message on {', '.join(self.options.topics)} "
+                    f"{self.options.what} {self.options.name!r} saw no message on {self._shown_topics} "
                     f"within timeout_ms={self.options.timeout_ms:g}"
                 )
             try:
-                if self._idle():
+                if self._idle() or self.leaves():
                     return False
             except NO_ROOM as exc:
                 self._wait_for_room(exc)
@@ -231,4 +246,4 @@ class Stage(ABC):
         return False
 
 
-__all__ = ("CONTROL", "Options", "Raised", "Stage")
+__all__ = ("CONTROL", "Options", "Raised", "Stage", "Steps")

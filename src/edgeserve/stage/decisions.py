@@ -91,7 +91,11 @@ def last_record(subscription: Subscription, topic: str) -> Record | None:
 
 
 class Decisions(Settlement):
-    """What the holder of a join has decided and not settled yet."""
+    """What the holder of a join has decided and not settled yet.
+
+    Attributes:
+        topic_out: where what it publishes goes: the results' topic, or that of sets which wait for a replica.
+    """
 
     def __init__(
         self, subscription: Subscription, fence: Fence, topic: str, topic_out: str, source_id: str, name: str, control: Control
@@ -99,7 +103,7 @@ class Decisions(Settlement):
         self.units: list[Unit] = []
         super().__init__(subscription, self.units, name, control)
         self.fence = fence
-        self._topic, self.topic_out, self._source_id = topic, topic_out, source_id
+        self._topic, self.topic_out, self._results_to, self._source_id = topic, topic_out, topic_out, source_id
         self._encode = msgspec.msgpack.Encoder().encode
         self.held: dict[int, bytes] = {}
 
@@ -130,7 +134,8 @@ class Decisions(Settlement):
             raise
         del self.units[:n]
         self.held = after
-        self.results += len(produced)
+        if self.topic_out == self._results_to:
+            self.results += len(produced)
         self._count_settled(repeat(self._topic), positions)
 
     def _held_after(self, units: list[Unit]) -> dict[int, bytes]:

@@ -37,6 +37,7 @@ class Direct(Stage):
 
     _source: str | None = None
     _topic_out: str | None = None
+    _kind = Kind.DATA
 
     def __init__(self, options: Options, control: Control, counts: Counters) -> None:
         super().__init__(options, control, counts)
@@ -234,7 +235,7 @@ class Direct(Stage):
             pending.topics.append,
             pending.positions.append,
         )
-        only, max_age_ns, ends, now_ns, data = self._source, self._max_age_ns, self._ends, time.time_ns, int(Kind.DATA)
+        only, max_age_ns, ends, now_ns, data = self._source, self._max_age_ns, self._ends, time.time_ns, int(self._kind)
 
         def step(delivery: Delivery) -> Any:
             frame, position, published_ns, deliveries, topic = delivery
@@ -313,11 +314,15 @@ class Direct(Stage):
             return *try_again(error, attempt, retries=o.retries, backoff_s=o.retry_backoff_ms / 1000, control=self._control), None
         except GaveUp as exc:
             gave_up = exc
-        self._counts.count(gave_up.reason, edge=header.source_id)
-        frame, position, _, _, topic = delivery
-        self._pending.aside(topic, position, *self._aside.record(topic, [frame], [header], gave_up))
+        _, position, _, _, topic = delivery
+        self._pending.aside(topic, position, *self._give_up(delivery, header, gave_up))
         self._failed(header)
         return None, None, Raised(gave_up.error) if o.on_error == "raise" else None
+
+    def _give_up(self, delivery: Delivery, header: Header, error: GaveUp) -> tuple[str, Frame]:
+        """Counts a message that is given up; (topic, frame) of its record."""
+        self._counts.count(error.reason, edge=header.source_id)
+        return self._aside.record(delivery[4], [delivery[0]], [header], error)
 
     # --- ends ---------------------------------------------------------------------------------------------------
 

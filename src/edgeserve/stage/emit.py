@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from edgeserve.core.codec import encode_frame
@@ -13,7 +13,7 @@ from edgeserve.core.metrics import Counters, Reason
 from edgeserve.core.payload import encode_sized
 from edgeserve.stage.send import too_large
 from edgeserve.stage.task import Several
-from edgeserve.transport import Frame
+from edgeserve.transport import Buffer, Frame
 
 Emit: TypeAlias = Callable[..., tuple[Any, "Frame | Frames | None"]]
 """(result, id of the input or set, event time, oldest event time, watermark, key) to (what `next` returns, what is published)."""
@@ -58,10 +58,8 @@ class Emitter:
             id_ = result_id(group, of, index)
             header = Header(id_, output_id, producer, sequence, event_ns, now_ns(), schema, size, watermark_ns, key, 0, computed, oldest_ns)
             frame = encode_frame(header, payload)
-            if not isinstance(frame, bytes) and (limit := self.max_frame_bytes) is not None:
-                length = sum([len(part) for part in frame])
-                if length > limit:
-                    raise too_large(f"{output_id!r}", length, limit)
+            if not isinstance(frame, bytes):
+                self._check(frame)
             return value, frame
 
         def several(
@@ -71,6 +69,31 @@ class Emitter:
             return [value for value, frame in pairs if frame is not None], Frames(frame for _, frame in pairs if frame is not None)
 
         return emit
+
+    def _check(self, frame: Sequence[Buffer]) -> None:
+        limit = self.max_frame_bytes
+        if limit is not None and (length := sum([len(part) for part in frame])) > limit:
+            raise too_large(f"{self.output_id!r}", length, limit)
+
+    def set_frame(self, of: bytes, event_ns: int, payload: Sequence[Buffer]) -> Frame:
+        """The message of a set that some replica is to run."""
+        self._sequence += 1
+        size = sum([memoryview(part).nbytes for part in payload])
+        header = Header(
+            of,
+            self.output_id,
+            self._producer,
+            self._sequence,
+            event_ns,
+            time.time_ns(),
+            size=size,
+            kind=int(Kind.SET),
+            time_kind=int(TimeKind.COMPUTED),
+        )
+        frame = encode_frame(header, payload)
+        if not isinstance(frame, bytes):
+            self._check(frame)
+        return frame
 
     def end(self, event_ns: int) -> Frame:
         """The header that says that no results will follow."""

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 from edgeserve.align import Exact, JoinSet, Policy, Released
 from edgeserve.core.codec import decode_frame
@@ -24,7 +24,7 @@ from edgeserve.stage.decisions import Decisions, unit
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.retry import GaveUp
-from edgeserve.stage.runset import Input, RunSet
+from edgeserve.stage.runset import GiveUp, Input, Outcome, RunSet
 from edgeserve.stage.skew import SkewWatch
 from edgeserve.stage.sources import SourceClock
 from edgeserve.stage.steplog import StepLog
@@ -33,6 +33,18 @@ from edgeserve.transport import Delivery, Frame, Subscription
 _NO_PROMISE = -(2**63)
 _BARREN = 3
 """So many messages in a row without a set make it worth to ask why."""
+
+
+class Way(Protocol):
+    """Where the sets that are due go: into the task, or to whichever replica runs them."""
+
+    topic: str
+
+    def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
+        """The function that takes a set, and tells what is published in its place."""
+
+    def end_frame(self) -> Frame:
+        """What is published when no more sets will come."""
 
 
 class Holding:
@@ -76,6 +88,7 @@ class Holding:
         self._parameters = run_set.parameters
         self._aside = aside
         self._make_policy = make_policy
+        self._way: Way = run_set
         self.pending, self.known = pending, known
         self._restorable = restorable
         self._held: dict[int, Input] = {}
@@ -102,6 +115,13 @@ class Holding:
         if self._run_set.verbose is not None:
             self.push = self._logged(self.push, self._run_set.verbose)
         self.run_due = self._make_run_due()
+
+    def hand_to(self, way: Way) -> None:
+        """From now on what is due goes this way. Settles what is pending first, or raises with all as it was."""
+        if way is not self._way:
+            self.pending.settle()
+            self.pending.topic_out, self._way = way.topic, way
+            self.run_due = self._make_run_due()
 
     @property
     def held(self) -> int:
@@ -255,7 +275,6 @@ class Holding:
 
     def _gate(self, item: Input) -> bool:
         """Runs `gate_in`; False when the input ends here."""
-        self._run_set.current.headers = item.header
         try:
             passed = self._run_set.gate(item)
         except Exception as exc:
@@ -315,7 +334,7 @@ class Holding:
     def _make_run_due(self) -> Callable[[], Any]:
         """The function that runs the first set that is due and decides its inputs; returns the result, or `Raised`."""
         due, marks, held, pending, width = self.due, self._marks, self._held, self.pending, len(self._parameters)
-        run, next_due_ns, units = self._run_set.make(self._give_up), self.policy.next_due_ns, self.pending.units
+        run, next_due_ns, units = self._way.make(self._give_up), self.policy.next_due_ns, self.pending.units
 
         def run_due() -> Any:
             joined = due[0]
@@ -442,7 +461,7 @@ class Holding:
                 return
             ended = self._clocks[source].ended
             attributes = ends.recording(source, topic, position) if ended else {}
-            outputs = {pending.topic_out: [self._run_set.end_frame()]} if last and len(ends.held) == 1 else {}
+            outputs = {pending.topic_out: [self._way.end_frame()]} if last and len(ends.held) == 1 else {}
             pending.write_control({topic: [position]}, outputs, attributes)
             ends.written(entry, ended=ended)
 

@@ -9,22 +9,21 @@ from __future__ import annotations
 import logging
 import os
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from time import monotonic_ns
 from typing import Any
 
 from edgeserve.align import Policy
-from edgeserve.core.errors import Fenced, StandbyWarning
+from edgeserve.core.errors import Fenced
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.base import CONTROL, Options, Raised, Stage
-from edgeserve.stage.context import CURRENT
+from edgeserve.stage.context import CURRENT, Current
 from edgeserve.stage.control import Control
 from edgeserve.stage.decisions import Decisions, decision_topic, last_record
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
-from edgeserve.stage.holding import Holding
+from edgeserve.stage.holding import Holding, Way
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.retry import GoesBack
 from edgeserve.stage.runset import RunSet
@@ -51,12 +50,12 @@ class Join(Stage):
         *,
         run_set: RunSet,
         make_policy: Callable[[], Policy],
-        topic_out: str,
     ) -> None:
         super().__init__(options, control, counts)
         self.current = run_set.current
+        self._way: Way = run_set
         self._make_policy, self._run_set = make_policy, run_set
-        self._topic, self._topic_out = options.topics[0], topic_out
+        self._topic = options.topics[0]
         self._log_topic = decision_topic(self._topic, options.group)
         self._transport: Transport
         self._holding: Holding | None = None
@@ -78,24 +77,15 @@ class Join(Stage):
 
     def _enter(self) -> None:
         self._subscription, self._known = self._subscribe(self._transport), RecentIds()
+        self._subscription.stopping = self._stopping
         try:
             self._ends = Ends(self._subscription.attributes())
             if self._subscription.active:
                 self._take_over()
-            else:
-                self._say_standby()
         except BaseException:
             self._close_log()
             self._subscription.close()
             raise
-
-    def _say_standby(self) -> None:
-        message = (
-            f"Compute {self.options.name!r} stands by: another member of group {self.options.group!r} holds the join of topic "
-            f"{self._topic!r}. It takes over when that one goes; more members do not make a join faster in this release"
-        )
-        log.warning("%s", message)
-        warnings.warn(message, StandbyWarning, stacklevel=2)
 
     def _take_over(self) -> Holding:
         """Becomes the holder: whoever was it before is refused from here on, and the log says what was decided."""
@@ -106,18 +96,40 @@ class Join(Stage):
         record = last_record(self._subscription, self._log_topic)
         restorable = None if record is None else dict(record.held)
         pending = Decisions(
-            self._subscription, fence, self._topic, self._topic_out, self._run_set.output_id, self.options.name, self._control
+            self._subscription, fence, self._topic, self._run_set.topic, self._run_set.output_id, self.options.name, self._control
         )
         pending.held = dict(restorable or {})
         self._holding = Holding(
             self.options, self._counts, self._make_policy, self._run_set, self._subscription, pending, self._known, restorable, self._aside
         )
+        self._holding.hand_to(self._way)
         return self._holding
 
     def _close_log(self) -> None:
         fence, self._fence = self._fence, None
         if fence is not None:
             fence.close()
+
+    def _stopping(self) -> bool:
+        return self._control.stopping() or self.leaves()
+
+    @property
+    def alone(self) -> bool:
+        """Whether the group has no other member, as far as is known without asking."""
+        return self._subscription.alone
+
+    @property
+    def holds(self) -> bool:
+        """Whether this member has the join."""
+        return self._holding is not None
+
+    def hand_to(self, way: Way) -> None:
+        """From now on the sets that are due go this way. Called while nobody steps."""
+        if self._holding is not None:
+            self._holding.hand_to(way)
+        self._way = way
+        # While another thread runs the task this one aligns, and its gates have a context of their own.
+        self.current = self._run_set.current if way is self._run_set else Current()
 
     def _mend(self) -> None:
         """Begins anew after an error that has left the holding half changed. What it has decided is whole, so that is kept."""
@@ -157,6 +169,8 @@ class Join(Stage):
         token = CURRENT.set(self.current)
         try:
             while True:
+                if self.leaves():
+                    raise StopIteration
                 try:
                     if self._holding is not None and self._holding.broken:
                         self._mend()
@@ -213,7 +227,7 @@ class Join(Stage):
         return CONTROL
 
     def _over(self) -> bool:
-        return self._control.stop or self._control.closing.is_set() or (self._until_end and self._finished())
+        return self._stopping() or (self._until_end and self._finished())
 
     def _take(self, holding: Holding) -> Any:
         """Takes the next message that is ready."""
@@ -234,7 +248,7 @@ class Join(Stage):
         token = CURRENT.set(self.current)
         self._begin_run(until)
         try:
-            while not self._control.stop:
+            while not (self._control.stop or self.leaves()):
                 try:
                     self._mend()
                     self._run_some()
@@ -344,9 +358,16 @@ class Join(Stage):
         holding = self._holding or self._take_over()
         holding.known.turn({self._topic: batch[-1][1] + 1}, holding.undecided_from)
 
-    def _never_seen(self) -> list[str]:
+    def never_seen(self) -> list[str]:
+        """The sources that nothing has come of yet."""
         # Who stands by is handed nothing.
         return [] if self._holding is None else self._holding.never_seen()
+
+    _never_seen = never_seen
+
+    def has_ended(self) -> bool:
+        """Whether all sources have ended and nothing of them is left to be decided."""
+        return self._finished()
 
     def _finished(self) -> bool:
         holding = self._holding

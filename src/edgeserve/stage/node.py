@@ -14,7 +14,7 @@ from typing import Any, Self
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, EdgeServeError, UsedAfterFork
 from edgeserve.stage.aio import Worker
-from edgeserve.stage.base import Stage
+from edgeserve.stage.base import Steps
 from edgeserve.stage.collector import rare_collections
 from edgeserve.stage.control import Control, Stopped
 from edgeserve.stage.drops import Drops
@@ -263,7 +263,7 @@ class Node(ABC):
 class StageNode(Node):
     """A node that receives: Compute and Materialize are one each, around the stage that does the work."""
 
-    _stage: Stage
+    _stage: Steps
     _logs: tuple[StepLog | None, ...] = ()
 
     @staticmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ from edgeserve.core.errors import ClosedError
 from edgeserve.core.message import WATERMARK_END, Header, set_id
 from edgeserve.core.payload import decode_value, decoder_for
 from edgeserve.stage.base import Options, Raised
-from edgeserve.stage.context import Current
+from edgeserve.stage.context import CURRENT, Current
 from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Emitter, Frames
 from edgeserve.stage.retry import GaveUp, try_again
@@ -58,6 +58,7 @@ class RunSet:
     Attributes:
         current: what `edgeserve.context()` tells the task.
         parameters: the sources, in the order of the task's parameters.
+        topic: where they are published.
         output_id: source id of the results.
         verbose: the log of messages that make no set due.
         gated: whether inputs pass a `gate_in` when they arrive.
@@ -72,8 +73,10 @@ class RunSet:
         emitter: Emitter,
         gate_in: Callable[[Any], Any] | None,
         logs: tuple[StepLog | None, StepLog | None],
+        topic: str,
         verbose: bool = False,
     ) -> None:
+        self.topic = topic
         self.verbose = logs[0] if verbose else None
         self._options, self._control = options, control
         self.current = Current()
@@ -98,16 +101,53 @@ class RunSet:
     def gate(self, item: Input) -> bool:
         """Runs `gate_in` on an input; False: it drops the input."""
         assert self._gate_in is not None
+        CURRENT.get().headers = item.header  # of the thread that aligns
         item.value = self._gate_in(decode_value(item.header.schema, item.payload))
         return item.value is not None
 
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that runs a set, again if need be; what cannot be run is put aside. A closure: it runs for every set."""
-        parameters, current, attempt, options, control = self.parameters, self.current, self._make_attempt(), self._options, self._control
+        gather, current, attempt, options, control = self._make_gather(), self.current, self._make_attempt(), self._options, self._control
         backoff_s = options.retry_backoff_ms / 1000
 
         def run(joined: JoinSet, promise_ns: int | None) -> Outcome:
-            members = joined[0]
+            inputs, headers, ids, event_ns, oldest_ns = gather(joined[0])
+            of = current.join_id
+            if promise_ns is not None and promise_ns > event_ns:
+                promise_ns = None if promise_ns == WATERMARK_END else event_ns
+            try:
+                result, frames = attempt(inputs, headers, of, event_ns, oldest_ns, promise_ns)
+            except Exception as error:
+                if isinstance(error, ClosedError) and control.closing.is_set():
+                    raise
+                again = partial(attempt, inputs, headers, of, event_ns, oldest_ns, promise_ns)
+                try:
+                    result, frames = try_again(error, again, retries=options.retries, backoff_s=backoff_s, control=control)
+                except GaveUp as gave_up:
+                    aside, raised = give_up([item for item in inputs if item is not None], gave_up)
+                    return raised, of, ids, None, aside
+            return result, of, ids, frames, None
+
+        return run
+
+    def make_once(self) -> Callable[[JoinSet], tuple[Any, Frame | Frames | None]]:
+        """The function that runs a set that another replica may have made, once: (result, what is published)."""
+        gather, current, attempt = self._make_gather(), self.current, self._make_attempt()
+
+        def once(joined: JoinSet) -> tuple[Any, Frame | Frames | None]:
+            again = current.redelivered
+            inputs, headers, _, event_ns, oldest_ns = gather(joined[0])
+            current.redelivered = current.redelivered or again
+            return attempt(inputs, headers, current.join_id, event_ns, oldest_ns, None)
+
+        return once
+
+    def _make_gather(self) -> Callable[[Mapping[str, Any]], tuple[list[Input | None], list[Header], list[bytes], int, int]]:
+        """The function that puts a set's members in the task's order, and says in `current` what they are: (inputs, headers, ids, newest
+        event time, oldest event time)."""
+        parameters, current = self.parameters, self.current
+
+        def gather(members: Mapping[str, Any]) -> tuple[list[Input | None], list[Header], list[bytes], int, int]:
             inputs: list[Input | None] = []
             headers: list[Header] = []
             ids: list[bytes] = []
@@ -131,26 +171,12 @@ class RunSet:
                     member_oldest_ns = member_ns
                 if member_oldest_ns < oldest_ns:
                     oldest_ns = member_oldest_ns
-            of = set_id(ids)
-            current.headers, current.join_id, current.redelivered = headers, of, redelivered
+            current.headers, current.join_id, current.redelivered = headers, set_id(ids), redelivered
             if len(headers) != len(inputs) or current.missing:
                 current.missing = tuple([n for n in parameters if members.get(n) is None])
-            if promise_ns is not None and promise_ns > event_ns:
-                promise_ns = None if promise_ns == WATERMARK_END else event_ns
-            try:
-                result, frames = attempt(inputs, headers, of, event_ns, oldest_ns, promise_ns)
-            except Exception as error:
-                if isinstance(error, ClosedError) and control.closing.is_set():
-                    raise
-                again = partial(attempt, inputs, headers, of, event_ns, oldest_ns, promise_ns)
-                try:
-                    result, frames = try_again(error, again, retries=options.retries, backoff_s=backoff_s, control=control)
-                except GaveUp as gave_up:
-                    aside, raised = give_up([item for item in inputs if item is not None], gave_up)
-                    return raised, of, ids, None, aside
-            return result, of, ids, frames, None
+            return inputs, headers, ids, event_ns, oldest_ns
 
-        return run
+        return gather
 
     def _make_attempt(self) -> Callable[..., tuple[Any, Frame | Frames | None]]:
         decoders, call, finish, emit, (steps, outputs) = self._decoders, self._task.call, self._task.finish, self._emit, self._logs

@@ -1,0 +1,116 @@
+"""A set on its way to whichever replica runs it: one message with the frames of its members."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from edgeserve.align import JoinSet
+from edgeserve.align.base import Member
+from edgeserve.core.codec import decode_frame, encode_frame
+from edgeserve.core.errors import CorruptMessage, TooLarge, UnsupportedType
+from edgeserve.core.message import set_id
+from edgeserve.core.payload import decode_value, encode_sized
+from edgeserve.stage.emit import Emitter
+from edgeserve.stage.retry import GaveUp
+from edgeserve.stage.runset import GiveUp, Input, Outcome
+from edgeserve.transport import Buffer, Frame
+
+_LENGTH_BYTES = 4
+
+
+class _Member(msgspec.Struct, array_like=True, gc=False):
+    """One member: of which parameter, how long its frame is, how often it was delivered before, whether a gate has made its payload."""
+
+    name: str
+    size: int
+    deliveries: int
+    gated: bool
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[_Member]).decode
+
+
+def work_topic(topic: str, group: str) -> str:
+    """Where the sets of a group's join wait for a replica. A dot of the group's name is escaped, as in the decision log's."""
+    return f"{topic}.{group.replace('%', '%25').replace('.', '%2E')}.work"
+
+
+class Packer:
+    """Makes a message of each set, in place of a result.
+
+    Args:
+        topic: of the work.
+        parameters: in their order.
+        emitter: makes the headers.
+        gated: whether inputs have passed a gate.
+    """
+
+    def __init__(self, topic: str, parameters: Sequence[str], emitter: Emitter, *, gated: bool) -> None:
+        self.topic, self._parameters, self._emitter, self._gated = topic, parameters, emitter, gated
+
+    def end_frame(self) -> Frame:
+        """What says that no sets will follow."""
+        return self._emitter.end(time.time_ns())
+
+    def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
+        """The function that packs a set. A closure: it runs for every set."""
+        parameters, emit, gated = self._parameters, self._emitter.set_frame, self._gated
+
+        def pack(joined: JoinSet, _promise_ns: int | None) -> Outcome:
+            inputs = [(name, member[1]) for name in parameters if (member := joined[0].get(name)) is not None]
+            ids = [item.header.id for _, item in inputs]
+            of = set_id(ids)
+            members: list[_Member] = []
+            frames: list[Buffer] = []
+            try:
+                for name, item in inputs:
+                    parts = _gated(item) if gated else [item.frame]
+                    members.append(_Member(name, sum(map(len, parts)), item.deliveries, gated))
+                    frames += parts
+                head = _encode(members)
+                event_ns = max(item.header.event_ns for _, item in inputs)
+                frame = emit(of, event_ns, [len(head).to_bytes(_LENGTH_BYTES, "little") + head, *frames])
+            except (TooLarge, UnsupportedType) as error:
+                aside, raised = give_up([item for _, item in inputs], GaveUp(error, 1))
+                return raised, of, ids, None, aside
+            return None, of, ids, frame, None
+
+        return pack
+
+
+def _gated(item: Input) -> list[Buffer]:
+    """The frame of what a gate has made of an input."""
+    schema, payload, size = encode_sized(item.value)
+    frame = encode_frame(msgspec.structs.replace(item.header, schema=schema, size=size), payload)
+    return [frame] if isinstance(frame, bytes) else frame
+
+
+def read_set(payload: bytes | memoryview) -> dict[str, Member]:
+    """The members of a set, by the names of their parameters, as a policy would hand them over.
+
+    Raises:
+        MessageError: the payload is no set.
+    """
+    view = memoryview(payload)
+    at = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
+    try:
+        members = _decode(view[_LENGTH_BYTES:at])
+    except msgspec.DecodeError as exc:
+        raise CorruptMessage(f"a set cannot be read: {exc}") from exc
+    found: dict[str, Member] = {}
+    for member in members:
+        frame = view[at : at + member.size]
+        at += member.size
+        header, body = decode_frame(frame)
+        item = Input(header, body, -1, frame, member.deliveries)
+        if member.gated:
+            item.value = decode_value(header.schema, body)
+        found[member.name] = Member(header.event_ns, item)
+    return found
+
+
+__all__ = ("Packer", "read_set", "work_topic")

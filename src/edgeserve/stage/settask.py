@@ -1,0 +1,110 @@
+"""The task of a join that several replicas run: each takes sets that whoever holds the join has made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from edgeserve.align import JoinSet
+from edgeserve.core.codec import decode_frame
+from edgeserve.core.errors import MessageError, TransportError
+from edgeserve.core.message import Header, Kind
+from edgeserve.core.metrics import Counters
+from edgeserve.stage.base import Options
+from edgeserve.stage.control import Control
+from edgeserve.stage.direct import Direct, Perform
+from edgeserve.stage.emit import Frames
+from edgeserve.stage.retry import GaveUp
+from edgeserve.stage.runset import RunSet
+from edgeserve.stage.sets import read_set
+from edgeserve.transport import Delivery, Frame, GroupKind, Transport
+
+_LOOK_EVERY_S = 0.2
+
+
+class SetTask(Direct):
+    """Runs the task on sets from a topic that the group shares, as on the messages of one source.
+
+    Args:
+        options: the join's.
+        topic: where the sets wait.
+        run_set: calls the task, which is open while this is.
+        has_ended: says whether the join has nothing left to decide.
+        never_seen: names the sources that the join has received nothing of.
+    """
+
+    _kind = Kind.SET
+
+    def __init__(
+        self,
+        options: Options,
+        control: Control,
+        counts: Counters,
+        *,
+        topic: str,
+        run_set: RunSet,
+        has_ended: Callable[[], bool],
+        never_seen: Callable[[], list[str]],
+    ) -> None:
+        super().__init__(
+            replace(options, topics=(topic,), kind=GroupKind.SHARED, start="earliest", drop_if_older_than_ms=None), control, counts
+        )
+        self._input_topic, self._source, self._topic_out = options.topics[0], run_set.output_id, run_set.topic
+        self._shown_topics = self._input_topic
+        self._run_set, self.current = run_set, run_set.current
+        self._has_ended, self._join_has_not_seen = has_ended, never_seen
+        self._transport: Transport
+        self._looked, self._empty = 0.0, False
+
+    def open(self, transport: Transport) -> None:
+        self._transport = transport
+        super().open(transport)
+
+    def _make_perform(self) -> Perform:
+        once = self._run_set.make_once()
+
+        def perform(header: Header, payload: bytes | memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
+            return once(JoinSet(read_set(payload), True))
+
+        return perform
+
+    def _give_up(self, delivery: Delivery, header: Header, error: GaveUp) -> tuple[str, Frame]:
+        try:
+            items = [item for _, item in read_set(decode_frame(delivery[0])[1]).values()]
+        except MessageError:
+            return super()._give_up(delivery, header, error)
+        for item in items:
+            self._counts.count(error.reason, edge=item.header.source_id)
+        return self._aside.record(self._input_topic, [item.frame for item in items], [item.header for item in items], error)
+
+    def _end_frame(self, event_ns: int) -> Frame | None:
+        return self._run_set.end_frame()
+
+    def _never_seen(self) -> list[str]:
+        return self._join_has_not_seen()
+
+    def _finished(self) -> bool:
+        """The join's own end says that no sets follow; a replica that came later has not seen it, so what is left is asked for."""
+        return not (self._ready or self._pending.positions or self._ends.held) and self._has_ended() and self.is_empty()
+
+    def is_empty(self) -> bool:
+        """Whether the group has settled all sets, as of the last look, which is not long ago."""
+        now = time.monotonic()
+        if now - self._looked > _LOOK_EVERY_S:
+            self._empty, self._looked = backlog(self._transport, self.options.topics[0], self.options.group) == 0, now
+        return self._empty
+
+
+def backlog(transport: Transport, topic: str, group: str) -> int:
+    """How many messages of a topic a group has not settled; 0 where there is no such topic or group."""
+    try:
+        info = transport.topic_info(topic)
+    except TransportError:
+        return 0
+    found = info.groups.get(group)
+    return info.messages if found is None else found.backlog
+
+
+__all__ = ("SetTask", "backlog")
