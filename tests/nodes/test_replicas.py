@@ -1,0 +1,169 @@
+"""Replicas of a task of several parameters: one holds the join, all run its sets."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from edgeserve import Compute, DataSource, Materialize, context
+from edgeserve.core.errors import JoinOverflow, ReceiveTimeout
+from edgeserve.stage.deadletter import DeadLetter
+from edgeserve.transport import Transport
+
+Results = Callable[..., list[Any]]
+Work = Callable[[int, int], Any]
+
+
+@contextmanager
+def running(*nodes: Compute) -> Iterator[list[threading.Thread]]:
+    """Runs nodes until the end, each in a thread."""
+    threads = [threading.Thread(target=node.run, kwargs={"until": "end"}) for node in nodes]
+    for node in nodes:
+        node.__enter__()
+    for thread in threads:
+        thread.start()
+    try:
+        yield threads
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+    finally:
+        for node in nodes:
+            node.close()
+
+
+def replica(node: str, work: Work, number: int, **options: Any) -> Compute:
+    options = {"join": "exact", "output_id": "pair"} | options
+    return Compute(work, node, worker_id=f"w{number}", group="g", topic_in="in", topic_out="out", **options)
+
+
+def send(node: str, count: int, names: str = "ab", first: int = 0) -> None:
+    for name in names:
+        with DataSource(range(first, first + count), node, source_id=name, topic="in", event_time=int, message_id=int) as source:
+            source.run()
+
+
+def test_all_replicas_run_sets_and_each_set_runs_once(node: str, results: Results) -> None:
+    ran: list[list[tuple[int, int]]] = [[], [], []]
+    together = threading.Barrier(3, timeout=60)
+
+    def work(number: int) -> Work:
+        def task(a: int, b: int) -> tuple[int, int]:
+            if not ran[number]:
+                together.wait()  # nobody goes on before all have one
+            ran[number].append((a, b))
+            return a, b
+
+        return task
+
+    with running(*(replica(node, work(n), n) for n in range(3))):
+        send(node, 300)
+    assert all(ran)
+    assert sorted(pair for some in ran for pair in some) == [(n, n) for n in range(300)]
+    assert sorted(results(topic="out")) == [(n, n) for n in range(300)]
+
+
+def test_a_slow_task_of_the_holder_keeps_no_other_waiting(node: str) -> None:
+    others_done, count = threading.Event(), 50
+    ran: list[int] = []
+
+    def held_up(a: int, b: int) -> None:
+        others_done.wait(60)
+
+    def quick(a: int, b: int) -> None:
+        ran.append(a)
+        if len(ran) >= count // 2:
+            others_done.set()
+
+    with running(replica(node, held_up, 0), replica(node, quick, 1)):
+        send(node, count)
+    assert others_done.is_set()
+
+
+def test_a_replica_that_is_alone_again_runs_its_sets_itself(node: str, transport: Transport, results: Results) -> None:
+    first = replica(node, lambda a, b: (a, b), 0)
+    with running(first):
+        assert first.explain()["shares_sets"] is False
+        with replica(node, lambda a, b: (a, b), 1):
+            until = time.monotonic() + 60
+            while not first.explain()["shares_sets"]:
+                assert time.monotonic() < until
+            send(node, 20, "a")
+        while first.explain()["shares_sets"]:
+            assert time.monotonic() < until
+        send(node, 20, "b")
+    assert sorted(results(topic="out")) == [(n, n) for n in range(20)]
+
+
+def test_sets_that_a_replica_left_are_run_by_who_comes_next(node: str, transport: Transport, results: Results) -> None:
+    with replica(node, lambda a, b: (a, b), 0, timeout_ms=100) as first, replica(node, lambda a, b: (a, b), 1):
+        send(node, 20)
+        until = time.monotonic() + 60
+        while first.counters.get("sent", 0) == 0:  # and it makes sets of all others, too
+            with suppress(ReceiveTimeout):
+                next(first)
+        while transport.topic_info("in").groups["g"].backlog > 2:
+            assert time.monotonic() < until
+    with replica(node, lambda a, b: (a, b), 2) as last:
+        last.run(until="end")
+    assert sorted(results(topic="out")) == [(n, n) for n in range(20)]
+
+
+def test_what_a_replica_gives_up_names_the_inputs(node: str, dead_letters: Callable[[str], list[DeadLetter]], results: Results) -> None:
+    def task(a: int, b: int) -> int:
+        if a == 3:
+            raise ValueError("not three")
+        return a
+
+    options: dict[str, Any] = {"retries": 1, "retry_backoff_ms": 1}
+    with running(replica(node, task, 0, **options), replica(node, task, 1, **options)):
+        send(node, 6)
+    (letter,) = dead_letters("in.g.dead-letters")
+    assert (letter.source_ids, letter.attempts, letter.topic) == (["a", "b"], 2, "in")
+    assert "not three" in letter.error
+    assert sorted(results(topic="out")) == [0, 1, 2, 4, 5]
+
+
+def test_context_and_gates_are_the_same_for_a_set_that_is_shared(node: str) -> None:
+    seen: list[tuple[int, int, int, set[str], bool]] = []
+
+    def gate(value: int) -> int | None:
+        assert context().source_id in ("a", "b")
+        return None if value == 2 else value * 10
+
+    def task(a: int, b: int) -> None:
+        of = context()
+        seen.append((a, b, of.event_ns, set(of.ids), of.redelivered))
+
+    with running(replica(node, task, 0, gate_in=gate), replica(node, task, 1, gate_in=gate)):
+        send(node, 5)
+    assert sorted(seen) == [(n * 10, n * 10, n, {"a", "b"}, False) for n in (0, 1, 3, 4)]
+
+
+def test_an_error_of_the_join_reaches_who_runs_the_task(node: str) -> None:
+    with replica(node, lambda a, b: a, 0, max_held=3, overflow="error") as holder, replica(node, lambda a, b: a, 1):
+        send(node, 5, "a")
+        with pytest.raises(JoinOverflow):
+            while True:
+                next(holder)
+
+
+def test_results_reach_a_sink_and_so_does_their_end(node: str) -> None:
+    found: list[Any] = []
+    with running(replica(node, lambda a, b: a + b, 0), replica(node, lambda a, b: a + b, 1)):
+        send(node, 30)
+    with Materialize(found.append, node, topic="out") as sink:
+        sink.run(until="end")
+    assert sorted(found) == [2 * n for n in range(30)]
+
+
+def test_another_round_after_the_end(node: str, results: Results) -> None:
+    for first in (0, 10):
+        with running(replica(node, lambda a, b: a, 0), replica(node, lambda a, b: a, 1)):
+            send(node, 10, first=first)
+    assert sorted(results(topic="out")) == list(range(20))
