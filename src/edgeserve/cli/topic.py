@@ -19,6 +19,7 @@ from edgeserve.cli.messages import Seen, dead_letter, look, plain
 from edgeserve.cli.options import command, node_option, with_deadline
 from edgeserve.cli.output import CommandError, Output, one_line
 from edgeserve.stage.decisions import decision_topic
+from edgeserve.stage.sets import work_topic
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
 from edgeserve.transport.local.engine import directory_of
 from edgeserve.transport.local.lmdbkv import DATA
@@ -298,10 +299,11 @@ def forget(out: Output, topic: str, group: str, node: str) -> None:
         out.line(f"forgot group {one_line(group)} of {one_line(topic)}")
 
 
-def _decision_logs(transport: Transport, topic: str) -> list[str]:
-    """The decision logs of the groups on a topic."""
+def _of_its_joins(transport: Transport, topic: str) -> list[str]:
+    """The decision logs of the groups on a topic, and the topics of their shared sets."""
     there = set(transport.topics())
-    return [log for group in transport.topic_info(topic).groups if (log := decision_topic(topic, group)) in there]
+    groups = transport.topic_info(topic).groups
+    return [name for group in groups for name in (decision_topic(topic, group), work_topic(topic, group)) if name in there]
 
 
 def _refuse_log_in_use(transport: Transport, log: str) -> None:
@@ -337,7 +339,7 @@ def _asked(infos: Sequence[TopicInfo], node: str) -> bool:
 def delete(out: Output, topics: tuple[str, ...], yes: bool, node: str) -> None:
     """Delete each TOPIC with its messages, its groups and the logs of their joins. Refused while a group has live members."""
     with _connected(node) as transport:
-        logs = {topic: _decision_logs(transport, topic) for topic in dict.fromkeys(topics)}
+        logs = {topic: _of_its_joins(transport, topic) for topic in dict.fromkeys(topics)}
         for topic in logs:
             _refuse_log_in_use(transport, topic)
         doomed = list(dict.fromkeys(name for topic, its in logs.items() for name in (topic, *its)))

@@ -1,0 +1,291 @@
+"""One join, many replicas: how much faster they are, how they share the work, and what faults do to it.
+
+    python bench/replicas.py                           local://: 1, 2, 4, 8 replicas, then 30 faults; exit 1 when a line does not hold
+    python bench/replicas.py --node nats://localhost   on a broker
+    python bench/replicas.py --only scale|faults
+
+Judged from files that plain functions wrote: a line for each call of the task and of the sink. A fault hits whoever holds the join, stopped
+first and seen to have begun sets whose results are not stored: every second one is a kill -9, the others leave it stopped for longer than
+its silence is borne and let it go on. A newcomer takes a killed one's place, with a name that sorts first or last in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing as mp
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeserve.compute import Compute
+from edgeserve.core.codec import decode_frame
+from edgeserve.core.payload import decoder_for
+from edgeserve.data_source import DataSource
+from edgeserve.materialize import Materialize
+from edgeserve.transport import connect, disconnect
+from notes import lines, note
+
+TASK_S = 0.005
+LOAD = 0.8
+STOPPED_S = 8.0
+EVERY_S = 5.0
+
+
+def stream(name: str, count: int, rate: float | None, together: Any) -> Iterator[dict[str, Any]]:
+    """Numbered items at a steady rate, or as fast as they are taken."""
+    together.wait()
+    start = time.monotonic()
+    for n in range(count):
+        if rate is not None and (early := start + n / rate - time.monotonic()) > 0:
+            time.sleep(early)
+        yield {"source": name, "n": n, "sent": time.monotonic()}
+
+
+def source(node: str, tag: str, name: str, count: int, rate: float | None, together: Any) -> None:
+    """One of two sources."""
+
+    def stamp(item: dict[str, Any]) -> int:
+        return int(item["n"])
+
+    items = stream(name, count, rate, together)
+    with DataSource(items, node, source_id=name, topic="in" + tag, event_time=stamp, message_id=stamp) as ds:
+        ds.run()
+
+
+def replica(node: str, tag: str, root: Path, name: str, together: Any) -> None:
+    """The task: sleeps, and notes when it began which set."""
+
+    def pair(a: dict[str, Any], b: dict[str, Any]) -> list[int]:
+        note(root / f"ran-{os.getpid()}", [a["n"], b["n"], time.monotonic(), max(a["sent"], b["sent"])])
+        time.sleep(TASK_S)
+        return [a["n"], b["n"]]
+
+    with Compute(
+        pair, node, worker_id=name, group="g", output_id="pair", topic_in="in" + tag, topic_out="out" + tag, join="exact", max_held=100_000
+    ) as compute:
+        threading.Thread(target=tell, args=(compute, root), daemon=True).start()
+        if together is not None:
+            together.wait()
+        compute.run(until="end")
+
+
+def tell(compute: Compute, root: Path) -> None:
+    """Notes whenever this one gets or loses the join."""
+    held = False
+    while True:
+        holds = bool(compute.explain()["holds_the_join"])
+        if holds != held:
+            held = holds
+            note(root / "holders", [os.getpid(), holds])
+        time.sleep(0.02)
+
+
+def sink(node: str, tag: str, root: Path) -> None:
+    """Notes every result."""
+
+    def final(pair: list[int]) -> None:
+        note(root / "sink", pair)
+
+    with Materialize(final, node, topic="out" + tag) as materialize:
+        materialize.run(until="end")
+
+
+class Run:
+    """Sources, replicas and a sink on fresh topics."""
+
+    def __init__(self, node: str | None, replicas: int, count: int, rate: float | None) -> None:
+        self.root = Path(tempfile.mkdtemp(prefix="edgeserve-replicas-"))
+        os.environ["EDGESERVE_STATE_DIR"] = str(self.root / "state")
+        self.node = node or f"local://{self.root}/store"
+        self.tag = f"-{self.root.name}"
+        self.count, self.cx = count, mp.get_context("spawn")
+        # All begin when all are there.
+        self.together = self.cx.Barrier(replicas + 2)
+        self.replicas = [self._replica(f"w{n}", self.together) for n in range(replicas)]
+        self.others = [self.cx.Process(target=sink, args=(self.node, self.tag, self.root))]
+        self.others += [self.cx.Process(target=source, args=(self.node, self.tag, name, count, rate, self.together)) for name in "ab"]
+        for process in self.replicas + self.others:
+            process.start()
+
+    def _replica(self, name: str, together: Any) -> Any:
+        return self.cx.Process(target=replica, args=(self.node, self.tag, self.root, name, together))
+
+    def newcomer(self, name: str) -> None:
+        """Starts another replica."""
+        process = self._replica(name, None)
+        process.start()
+        self.replicas.append(process)
+
+    @property
+    def holder(self) -> int:
+        """The process that has the join, as far as the notes say."""
+        pid = 0
+        for told, holds in lines(self.root / "holders"):
+            pid = told if holds else (0 if told == pid else pid)
+        return pid
+
+    def calls(self) -> list[list[Any]]:
+        """Of the task, of all replicas: [a, b, when, when the later of them was sent]."""
+        return [call for path in self.root.glob("ran-*") for call in lines(path)]
+
+    def shares(self) -> list[int]:
+        """How many sets each replica has run."""
+        return [len(lines(path)) for path in self.root.glob("ran-*")]
+
+    def wait(self, seconds: float) -> list[str]:
+        """Until all have ended; returns what is wrong."""
+        until = time.monotonic() + seconds
+        for process in self.replicas + self.others:
+            process.join(max(0.1, until - time.monotonic()))
+        wrong = []
+        for process in self.replicas + self.others:
+            if process.is_alive():
+                wrong.append(f"{process.pid} did not end")
+                process.kill()
+            elif process.exitcode not in (0, -signal.SIGKILL):
+                wrong.append(f"{process.pid} ended with {process.exitcode}")
+        have = Counter((a, b) for a, b in lines(self.root / "sink"))
+        want = Counter((n, n) for n in range(self.count))
+        for what, found in (("lost", want - have), ("wrong or doubled", have - want)):
+            if found:
+                wrong.append(f"{what} {sum(found.values())}: {sorted(found)[:4]}")
+        return wrong
+
+    def close(self) -> None:
+        """Removes its files."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
+
+def scale(node: str | None, most: int) -> list[str]:
+    """Throughput of saturated replicas, and their shares at 80 % of it."""
+    wrong: list[str] = []
+    alone = 0.0
+    say("replicas   sets/s   times one   least and most of the fair share at 80 %")
+    for replicas in [n for n in (1, 2, 4, 8) if n <= most]:
+        run = Run(node, replicas, 2_500 * replicas, None)
+        wrong += [f"{replicas} saturated: {w}" for w in run.wait(200)]
+        when = sorted(call[2] for call in run.calls())
+        rate = (len(when) - 1) / (when[-1] - when[0])
+        run.close()
+        alone = alone or rate
+        shares = [1.0]
+        if replicas > 1:
+            run = Run(node, replicas, 20_000, LOAD * replicas / TASK_S)
+            wrong += [f"{replicas} at {LOAD:.0%}: {w}" for w in run.wait(200)]
+            shares = [n / (20_000 / replicas) for n in run.shares()]
+            run.close()
+        say(f"{replicas:8} {rate:8.0f} {rate / alone:11.2f}   {min(shares):.2f} {max(shares):.2f}")
+        if min(shares) < 0.5 or max(shares) > 2:
+            wrong.append(f"{replicas} replicas: shares {min(shares):.2f} to {max(shares):.2f}")
+        if replicas == 8 and rate < 6 * alone:
+            wrong.append(f"8 replicas are {rate / alone:.2f} times one, not 6")
+    return wrong
+
+
+def holds_work(run: Run, pid: int) -> bool:
+    """Whether a stopped replica has begun sets whose results are not stored."""
+    transport, decode = connect(run.node), decoder_for()
+    try:
+        stored = set()
+        for frame, _, _ in transport.read("out" + run.tag):
+            header, payload = decode_frame(frame)
+            if header.kind == 0:
+                stored.add(tuple(decode(header.schema, payload)))
+    finally:
+        disconnect(transport)
+    return any((a, b) not in stored for a, b, *_ in lines(run.root / f"ran-{pid}"))
+
+
+def in_time(run: Run, pid: int) -> bool:
+    """Asks `holds_work` in a process of its own: the stopped one may hold a lock that the answer needs."""
+    asker = mp.get_context("fork").Process(target=lambda: os._exit(0 if holds_work(run, pid) else 1))
+    asker.start()
+    asker.join(3.0)
+    asker.kill()
+    asker.join()
+    return asker.exitcode == 0
+
+
+def faults(node: str | None, count: int, within_s: float) -> list[str]:
+    """Kills and stops whoever holds the join."""
+    rate = 150.0
+    run = Run(node, 3, int(rate * (EVERY_S + STOPPED_S / 2 + 1) * count), rate)
+    wrong: list[str] = []
+    late: list[float] = []
+    rng, done, kills, until = random.Random(), 0, 0, time.monotonic() + 40 * count
+    while done < count and time.monotonic() < until and any(p.is_alive() for p in run.others[1:]):
+        time.sleep(EVERY_S * (0.8 + 0.4 * rng.random()))
+        while not hit(run, done % 2 == 0) and any(p.is_alive() for p in run.others[1:]):
+            time.sleep(0.01)
+        if done % 2 == 0:
+            late.append(time.monotonic())
+            kills += 1
+            run.newcomer(f"{'0' if kills % 2 else 'z'}{kills}")
+        done += 1
+    wrong += run.wait(120)
+    calls = sorted(run.calls(), key=lambda call: call[2])
+    resumed = [next((when - at for _, _, when, sent in calls if sent > at), float("inf")) for at in late]
+    if done < count:
+        wrong.append(f"only {done} of {count} faults met unsettled work")
+    slow = [f"{s:.2f} s" for s in resumed if s > within_s]
+    if slow:
+        wrong.append(f"work resumed only after {', '.join(slow)}, not within {within_s:g} s")
+    say(f"{done} faults, {kills} of them kills; resumed after {sorted(resumed)[len(resumed) // 2]:.2f} s (at most {max(resumed):.2f} s); ")
+    say(f"{len(lines(run.root / 'sink'))} results of {run.count}; shares {sorted(run.shares())}")
+    if not wrong:
+        run.close()
+    return wrong
+
+
+def hit(run: Run, kill: bool) -> bool:
+    """Stops the holder and, if it has unsettled work, kills it or leaves it stopped for long. False: there was nothing."""
+    pid = run.holder
+    if not any(process.pid == pid and process.is_alive() for process in run.replicas):
+        return False
+    os.kill(pid, signal.SIGSTOP)
+    proven = in_time(run, pid)
+    if not proven:
+        os.kill(pid, signal.SIGCONT)
+    elif kill:
+        os.kill(pid, signal.SIGKILL)
+    else:
+        time.sleep(STOPPED_S)
+        os.kill(pid, signal.SIGCONT)
+    return proven
+
+
+def say(text: str) -> None:
+    """Prints a line at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def main() -> None:
+    """Runs both parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--node", help="URL of a broker; default: fresh stores of local://")
+    parser.add_argument("--only", choices=["scale", "faults"])
+    parser.add_argument("--most", type=int, default=8, help="replicas, at most")
+    parser.add_argument("--faults", type=int, default=30)
+    given = parser.parse_args()
+    wrong: list[str] = []
+    if given.only != "faults":
+        wrong += scale(given.node, given.most)
+    if given.only != "scale":
+        wrong += faults(given.node, given.faults, 2.0 if given.node is None else 5.0)
+    for what in wrong:
+        say(f"FAIL {what}")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
