@@ -20,7 +20,7 @@ from edgeserve.core.message import Header, Kind
 from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.settle import Settlement, flattened, owned
-from edgeserve.transport import Fence, Frame, Subscription
+from edgeserve.transport import Apart, Fence, Frame, Subscription
 
 
 class Record(msgspec.Struct):
@@ -111,7 +111,8 @@ class Decisions(Settlement):
         units = self.units[:n]
         acks, ids, held, frames, decided, dropped, asides = zip(*units, strict=True)
         produced = flattened(list(frames))
-        outputs: dict[str, list[Frame]] = {self.topic_out: produced} if produced else {}
+        shared = self.topic_out != self._results_to
+        outputs: dict[str, list[Frame]] = {self.topic_out: Apart(produced) if shared else produced} if produced else {}
         for aside in asides if any(asides) else ():
             if aside is not None:
                 outputs.setdefault(aside[0], []).append(aside[1])
@@ -134,7 +135,7 @@ class Decisions(Settlement):
             raise
         del self.units[:n]
         self.held = after
-        if self.topic_out == self._results_to:
+        if not shared:
             self.results += len(produced)
         self._count_settled(repeat(self._topic), positions)
 

@@ -2,6 +2,7 @@
 
 from edgeserve.transport.base import (
     SEND_WINDOW,
+    Apart,
     Buffer,
     Capabilities,
     ClaimLost,
@@ -20,6 +21,7 @@ from edgeserve.transport.url import connect, disconnect
 
 __all__ = (
     "SEND_WINDOW",
+    "Apart",
     "Buffer",
     "Capabilities",
     "ClaimLost",

@@ -18,6 +18,11 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Frame: TypeAlias = bytes | Sequence[Buffer]
 """One message as bytes, or as a list of buffers that the engine gathers."""
 
+
+class Apart(list[Frame]):
+    """Frames that different members of a group are to have: an engine that stores, and hands out, several as one does not do so."""
+
+
 Delivery: TypeAlias = tuple[Buffer, int, int, int, str]
 """(frame, position, publish time in ns, earlier deliveries, topic). A plain tuple: a stage sees 100,000 of them a second."""
 
@@ -188,7 +193,7 @@ class Subscription(ABC):
 
         Args:
             acks: topic to positions that are done.
-            outputs: topic to frames.
+            outputs: topic to frames; see `Apart`.
             ids: 16-byte ids to keep with the group (`settled_ids`), at least the newest 100,000 of them.
             decisions: frames for the decision log.
             fence: the log's fence; refused with `Fenced` when somebody else holds it.
@@ -316,6 +321,7 @@ class Transport(ABC):
 
 __all__ = (
     "SEND_WINDOW",
+    "Apart",
     "Buffer",
     "Capabilities",
     "ClaimLost",

@@ -14,6 +14,7 @@ from edgeserve.testing.transport.cases import (
     TransportCases,
     acks_of,
     again_of,
+    collect,
     drain,
     flush_all,
     frames_of,
@@ -21,8 +22,9 @@ from edgeserve.testing.transport.cases import (
     positions_of,
     publish,
     settle_all,
+    together,
 )
-from edgeserve.transport import ClaimLost, GroupKind, Subscription, Transport
+from edgeserve.transport import Apart, ClaimLost, GroupKind, Subscription, Transport
 
 
 def ids_of(first: int, stop: int) -> list[bytes]:
@@ -73,6 +75,19 @@ class SettlingCases(TransportCases):
         subscription.flush()
         assert [f for f, _, _ in transport.read("out")] == [b"r"]
         assert subscription.attributes() == {"a": b"1", "b": b"2"}
+
+    def test_outputs_that_are_to_be_apart_are_not_all_for_one(self, transport: Transport) -> None:
+        publish(transport, "in", numbered(1))
+        settler = transport.subscribe(["in"], "g")
+        members = [transport.subscribe(["out"], "sink") for _ in range(2)]
+        (delivery,) = drain(settler, 1, settle=False)
+        settler.settle({"in": [delivery[1]]}, {"out": Apart(numbered(200))})
+        found = [member.receive(1, LONG_MS) for member in members]  # and neither settles it
+        assert all(found)
+        for member, some in zip(members, found, strict=True):
+            settle_all(member, some)
+        rest = collect(members, 200 - len(found[0]) - len(found[1]))
+        assert sorted(frames_of(together([*found, *rest]))) == sorted(numbered(200))
 
     def test_positions_of_several_topics_are_settled_at_once(self, transport: Transport) -> None:
         publish(transport, "a", numbered(4))

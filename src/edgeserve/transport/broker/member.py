@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 
 from edgeserve.core.errors import ClosedError, EdgeServeError, Fenced, GroupBusy, SendError, TransportError
-from edgeserve.transport.base import SEND_WINDOW, Buffer, ClaimLost, Delivery, Fence, Frame, GroupKind, Start, Subscription
+from edgeserve.transport.base import SEND_WINDOW, Apart, Buffer, ClaimLost, Delivery, Fence, Frame, GroupKind, Start, Subscription
 from edgeserve.transport.broker.desk import Desk
 from edgeserve.transport.broker.engine import BrokerEngine
 from edgeserve.transport.broker.envelope import INDEX_BITS
@@ -225,10 +225,11 @@ class BrokerSubscription(Subscription):
         if appender is None:
             appender = self._appenders[topic] = Appender(self._driver, self._trouble, topic, 4 * SEND_WINDOW)
             appender.stopping = self._told_to_stop
-        # Some may be confirmed before it is known how many there are: the count is below zero for that long.
-        entries = appender.append(frames, now_ns, partial(self._settlements.sent, job))
-        with self._lock:
-            job.outputs += entries
+        for batch in [[frame] for frame in frames] if isinstance(frames, Apart) else [frames]:
+            # Some may be confirmed before it is known how many there are: the count is below zero for that long.
+            entries = appender.append(batch, now_ns, partial(self._settlements.sent, job))
+            with self._lock:
+                job.outputs += entries
 
     def nack(self, topic: str, positions: Sequence[int], delay_ms: float = 0) -> None:
         self._check()
