@@ -241,6 +241,10 @@ class Stage(Steps):
                 self._wait_for_room(exc)
         return False
 
+    @abstractmethod
+    def has_ended(self) -> bool:
+        """Whether all sources have ended and nothing of them is left to be done."""
+
     def _idle(self) -> bool:
         """Called now and then while nothing comes; True ends the wait."""
         return False

@@ -89,7 +89,7 @@ class Direct(Stage):
                     pending.settle()
                     if self._ends.held:
                         self._write_ends()
-                    if not self._await(deadline):
+                    if self.leaves() or not self._await(deadline):
                         raise StopIteration
                 now_ns = monotonic_ns()
                 if (now_ns > self._stale_ns or pending.lost) and self._renew():
@@ -125,7 +125,7 @@ class Direct(Stage):
                     self._pending.settle()
                     if self._ends.held:
                         self._write_ends()
-                    if (self._until_end and self._finished()) or not self._await(None):
+                    if (self._until_end and self.has_ended()) or self.leaves() or not self._await(None):
                         break
                 self._run_batch()
         except GoesBack:
@@ -373,7 +373,7 @@ class Direct(Stage):
     def _never_seen(self) -> list[str]:
         return [source for source in self._sources() if source not in self._clocks and source not in self._ends.ended]
 
-    def _finished(self) -> bool:
+    def has_ended(self) -> bool:
         return not self._ready and not self._pending.positions and self._ends.all_ended(self._sources())
 
     def _idle(self) -> bool:
@@ -382,7 +382,7 @@ class Direct(Stage):
             self._write_ends()
         # Not only while there are others: the one that recorded an end may have left since.
         self._ends.learn(self._subscription.attributes())
-        return self._until_end and self._finished()
+        return self._until_end and self.has_ended()
 
 
 def _give_back(subscription: Subscription, topic: str, positions: list[int]) -> None:

@@ -227,7 +227,7 @@ class Join(Stage):
         return CONTROL
 
     def _over(self) -> bool:
-        return self._stopping() or (self._until_end and self._finished())
+        return self._stopping() or (self._until_end and self.has_ended())
 
     def _take(self, holding: Holding) -> Any:
         """Takes the next message that is ready."""
@@ -366,10 +366,6 @@ class Join(Stage):
     _never_seen = never_seen
 
     def has_ended(self) -> bool:
-        """Whether all sources have ended and nothing of them is left to be decided."""
-        return self._finished()
-
-    def _finished(self) -> bool:
         holding = self._holding
         if holding is None:
             return self._ends.all_ended(self._run_set.parameters)
@@ -385,7 +381,7 @@ class Join(Stage):
         elif self._holding.ends.held and not self._ready:
             # What comes before an end may only now be settled for the engine, too: a broker takes its time.
             self._holding.write_ends(idle=True)
-        return self._until_end and self._finished()
+        return self._until_end and self.has_ended()
 
 
 __all__ = ("Join",)

@@ -123,7 +123,7 @@ class Replicated(Steps):
             self._turn()
             stage = self._stage
             stage.run(until)
-            if self._control.stopping() or not stage.leaves():
+            if self._control.stopping() or (until == "end" and stage.has_ended()):
                 return
 
     def flush(self) -> None:
@@ -147,7 +147,12 @@ class Replicated(Steps):
                 stage.wake()
 
     def explain(self) -> dict[str, Any]:
-        return self._join.explain() | {"shares_sets": self._mode is not _Mode.ALONE}
+        while True:
+            try:
+                return self._join.explain() | {"shares_sets": self._mode is not _Mode.ALONE}
+            except RuntimeError as exc:  # a dict of the policy's has changed meanwhile: it is stepped by another thread
+                if "changed size" not in str(exc) and "mutated" not in str(exc):
+                    raise
 
     def totals(self) -> dict[str, int]:
         totals = self._join.totals()
@@ -160,7 +165,7 @@ class Replicated(Steps):
 
     @property
     def _stage(self) -> Join | SetTask:
-        return self._join if self._sets is None else self._sets
+        return self._join if self._sets is None or self._mode is _Mode.ALONE else self._sets
 
     def _turn(self) -> None:
         """Between two steps: goes over to another mode if it is time, and raises what the aligning thread has met."""
@@ -176,10 +181,10 @@ class Replicated(Steps):
                 self._halt()
                 self._mode = _Mode.DRAINED
             if self._mode is _Mode.DRAINED and self._sets is not None and self._sets.is_empty():
-                self._close_sets()
                 self._join.hand_to(self._run_set)
                 self._mode = _Mode.ALONE
             if self._mode is _Mode.ALONE:
+                self._close_sets()  # which it had opened for others that have gone before it shared any
                 self._join.leaves = self._has_others
         elif self._aligner is None:
             if self._sets is None:

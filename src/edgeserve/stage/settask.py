@@ -54,7 +54,7 @@ class SetTask(Direct):
         self._input_topic, self._source, self._topic_out = options.topics[0], run_set.output_id, run_set.topic
         self._shown_topics = self._input_topic
         self._run_set, self.current = run_set, run_set.current
-        self._has_ended, self._join_has_not_seen = has_ended, never_seen
+        self._join_has_ended, self._join_has_not_seen = has_ended, never_seen
         self._transport: Transport
         self._looked, self._empty = 0.0, False
 
@@ -85,9 +85,9 @@ class SetTask(Direct):
     def _never_seen(self) -> list[str]:
         return self._join_has_not_seen()
 
-    def _finished(self) -> bool:
+    def has_ended(self) -> bool:
         """The join's own end says that no sets follow; a replica that came later has not seen it, so what is left is asked for."""
-        return not (self._ready or self._pending.positions or self._ends.held) and self._has_ended() and self.is_empty()
+        return not (self._ready or self._pending.positions or self._ends.held) and self._join_has_ended() and self.is_empty()
 
     def is_empty(self) -> bool:
         """Whether the group has settled all sets, as of the last look, which is not long ago."""
