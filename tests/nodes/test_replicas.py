@@ -101,14 +101,15 @@ def test_a_replica_that_is_alone_again_runs_its_sets_itself(node: str, transport
 
 
 def test_sets_that_a_replica_left_are_run_by_who_comes_next(node: str, transport: Transport, results: Results) -> None:
-    with replica(node, lambda a, b: (a, b), 0), replica(node, lambda a, b: (a, b), 1):
-        send(node, 20)
+    with replica(node, lambda a, b: (a, b), 0, timeout_ms=1_000) as first, replica(node, lambda a, b: (a, b), 1):
+        send(node, 200)
         until = time.monotonic() + 60
+        assert next(first) is not None  # and the others are made, too, while nobody asks for them
         while transport.topic_info("in").groups["g"].backlog > 2:
             assert time.monotonic() < until
     with replica(node, lambda a, b: (a, b), 2) as last:
         last.run(until="end")
-    assert sorted(results(topic="out")) == [(n, n) for n in range(20)]
+    assert sorted(results(topic="out")) == [(n, n) for n in range(200)]
 
 
 def test_what_a_replica_gives_up_names_the_inputs(node: str, dead_letters: Callable[[str], list[DeadLetter]], results: Results) -> None:

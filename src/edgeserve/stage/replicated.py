@@ -180,15 +180,17 @@ class Replicated(Steps):
             if self._mode is _Mode.SHARED:
                 self._halt()
                 self._mode = _Mode.DRAINED
-            if self._mode is _Mode.DRAINED and self._sets is not None and self._sets.is_empty():
-                self._join.hand_to(self._run_set)
-                self._mode = _Mode.ALONE
+            if self._mode is _Mode.DRAINED and self._sets is not None:
+                self._sets.draining = True
+                if self._sets.drained:
+                    self._join.hand_to(self._run_set)
+                    self._mode = _Mode.ALONE
             if self._mode is _Mode.ALONE:
                 self._close_sets()  # which it had opened for others that have gone before it shared any
                 self._join.leaves = self._has_others
         elif self._aligner is None:
-            if self._sets is None:
-                self._open_sets()
+            sets = self._sets or self._open_sets()
+            sets.draining = sets.drained = False
             self._join.hand_to(self._packer)
             self._mode = _Mode.SHARED
             self._aligner = _Aligner(self._join, self.wake, self._options.name)
@@ -204,10 +206,10 @@ class Replicated(Steps):
         """Whether `_turn` has something to do; asked while there are no sets."""
         aligner = self._aligner
         if aligner is None:
-            return self._has_others() or (self._sets is not None and self._sets.is_empty())
+            return self._has_others() or self._sets is None or self._sets.drained
         return aligner.over or self._is_alone()
 
-    def _open_sets(self) -> None:
+    def _open_sets(self) -> SetTask:
         sets = SetTask(
             self._options,
             self._control,
@@ -220,6 +222,7 @@ class Replicated(Steps):
         sets.open(self._transport)
         sets.leaves = self._turns
         self._sets = sets
+        return sets
 
     def _close_sets(self) -> None:
         sets, self._sets = self._sets, None

@@ -22,6 +22,7 @@ from edgeserve.stage.sets import read_set
 from edgeserve.transport import Delivery, Frame, GroupKind, Transport
 
 _LOOK_EVERY_S = 0.2
+_LOOK_SHARE = 4
 
 
 class SetTask(Direct):
@@ -33,6 +34,10 @@ class SetTask(Direct):
         run_set: calls the task, which is open while this is.
         has_ended: says whether the join has nothing left to decide.
         never_seen: names the sources that the join has received nothing of.
+
+    Attributes:
+        draining: nobody makes sets any more: when all are settled, that ends the wait for more.
+        drained: all were settled when nothing had come for a while.
     """
 
     _kind = Kind.SET
@@ -56,7 +61,8 @@ class SetTask(Direct):
         self._run_set, self.current = run_set, run_set.current
         self._join_has_ended, self._join_has_not_seen = has_ended, never_seen
         self._transport: Transport
-        self._looked, self._empty = 0.0, False
+        self._look_at, self._empty = 0.0, False
+        self.draining = self.drained = False
 
     def open(self, transport: Transport) -> None:
         self._transport = transport
@@ -87,13 +93,19 @@ class SetTask(Direct):
 
     def has_ended(self) -> bool:
         """The join's own end says that no sets follow; a replica that came later has not seen it, so what is left is asked for."""
-        return not (self._ready or self._pending.positions or self._ends.held) and self._join_has_ended() and self.is_empty()
+        return not (self._ready or self._pending.positions or self._ends.held) and self._join_has_ended() and self._is_empty()
 
-    def is_empty(self) -> bool:
-        """Whether the group has settled all sets, as of the last look, which is not long ago."""
-        now = time.monotonic()
-        if now - self._looked > _LOOK_EVERY_S:
-            self._empty, self._looked = backlog(self._transport, self.options.topics[0], self.options.group) == 0, now
+    def _idle(self) -> bool:
+        self.drained = self.draining and self._is_empty()
+        return super()._idle() or self.drained
+
+    def _is_empty(self) -> bool:
+        """Whether the group has settled all sets, as of the last look: how long ago that may be depends on how long looking takes."""
+        began = time.monotonic()
+        if began >= self._look_at:
+            self._empty = backlog(self._transport, self.options.topics[0], self.options.group) == 0
+            now = time.monotonic()
+            self._look_at = now + max(_LOOK_EVERY_S, _LOOK_SHARE * (now - began))
         return self._empty
 
 
