@@ -7,7 +7,6 @@ its own then, so that no task, however slow, keeps the others waiting for sets.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
 from enum import Enum, auto
@@ -23,8 +22,6 @@ from edgeserve.stage.runset import RunSet
 from edgeserve.stage.sets import Packer, work_topic
 from edgeserve.stage.settask import SetTask, backlog
 from edgeserve.transport import Transport
-
-log = logging.getLogger("edgeserve")
 
 
 class _Mode(Enum):
