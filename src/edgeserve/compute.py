@@ -16,6 +16,7 @@ from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.replicated import Replicated
 from edgeserve.stage.runset import RunSet
+from edgeserve.stage.sets import SOURCE_ID
 from edgeserve.stage.single import SingleTask
 from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
@@ -177,7 +178,7 @@ class Compute(StageNode):
             run_set = RunSet(
                 options, self._control, task=work, emitter=emitter, gate_in=gate_in, logs=logs, topic=topic_out, verbose=log_verbose
             )
-            sets = Emitter(output_id, group, None, self._counts)
+            sets = Emitter(SOURCE_ID, group, None, self._counts)
             self._stage = Replicated(options, self._control, self._counts, run_set=run_set, make_policy=policy, emitter=sets)
         else:
             self._stage = SingleTask(

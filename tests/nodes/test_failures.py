@@ -896,7 +896,6 @@ def test_a_takeover_that_failed_half_way_still_knows_what_was_done(tmp_path: Pat
     send("a")
     send("b")
     steps(first)
-    first.close()
     read, failures = join_stage.last_record, [TransportError("a read that failed once")]
 
     def failing_once(*args: Any) -> Any:
@@ -905,12 +904,13 @@ def test_a_takeover_that_failed_half_way_still_knows_what_was_done(tmp_path: Pat
         return read(*args)
 
     monkeypatch.setattr(join_stage, "last_record", failing_once)
+    first.close()
     with other:
-        steps(other)
+        while failures:
+            steps(other)
         steps(other)
         send("b")
         steps(other)
-    assert not failures
     assert ran == [(1, 1)]
 
 

@@ -127,6 +127,18 @@ def test_what_a_replica_gives_up_names_the_inputs(node: str, dead_letters: Calla
     assert sorted(results(topic="out")) == [0, 1, 2, 4, 5]
 
 
+def test_replicas_may_call_their_results_differently(node: str, results: Results) -> None:
+    with running(*(replica(node, lambda a, b: a, n, output_id=None) for n in range(2))):
+        send(node, 30)
+    assert sorted(results(topic="out")) == list(range(30))
+
+
+def test_a_gated_value_that_cannot_travel_is_given_up_by_name(node: str, dead_letters: Callable[[str], list[DeadLetter]]) -> None:
+    with running(*(replica(node, lambda a, b: None, n, gate_in=lambda value: object()) for n in range(2))):
+        send(node, 2)
+    assert {letter.error.partition(":")[0] for letter in dead_letters("in.g.dead-letters")} == {"UnsupportedType"}
+
+
 def test_context_and_gates_are_the_same_for_a_set_that_is_shared(node: str) -> None:
     seen: list[tuple[int, int, int, set[str], bool]] = []
 

@@ -99,6 +99,10 @@ class TransportError(EdgeServeError, ConnectionError):
     """The engine behind a node URL could not do what was asked."""
 
 
+class UnknownTopic(TransportError):
+    """There is no topic of this name."""
+
+
 class UnknownScheme(ConfigurationError):
     """No engine is registered for the URL's scheme; the message lists the known ones."""
 
@@ -166,6 +170,7 @@ __all__ = (
     "TruncatedMessage",
     "UnknownScheme",
     "UnknownSource",
+    "UnknownTopic",
     "UnsupportedType",
     "UsedAfterFork",
 )

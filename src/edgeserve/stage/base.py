@@ -229,16 +229,16 @@ class Stage(Steps):
                 return True
             if due_ns is not None and time.time_ns() >= due_ns:
                 return False
-            if deadline is not None and time.monotonic() >= deadline:
-                raise ReceiveTimeout(
-                    f"{self.options.what} {self.options.name!r} saw no message on {self._shown_topics} "
-                    f"within timeout_ms={self.options.timeout_ms:g}"
-                )
             try:
                 if self._idle() or self.leaves():
                     return False
             except NO_ROOM as exc:
                 self._wait_for_room(exc)
+            if deadline is not None and time.monotonic() >= deadline:
+                raise ReceiveTimeout(
+                    f"{self.options.what} {self.options.name!r} saw no message on {self._shown_topics} "
+                    f"within timeout_ms={self.options.timeout_ms:g}"
+                )
         return False
 
     @abstractmethod

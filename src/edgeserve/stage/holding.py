@@ -120,8 +120,9 @@ class Holding:
         """From now on what is due goes this way. Settles what is pending first, or raises with all as it was."""
         if way is not self._way:
             self.pending.settle()
-            self.pending.topic_out, self._way = way.topic, way
-            self.run_due = self._make_run_due()
+            with self._whole():
+                self.pending.topic_out, self._way = way.topic, way
+                self.run_due = self._make_run_due()
 
     @property
     def held(self) -> int:

@@ -125,9 +125,15 @@ class Join(Stage):
 
     def hand_to(self, way: Way) -> None:
         """From now on the sets that are due go this way. Called while nobody steps."""
-        if self._holding is not None:
-            self._holding.hand_to(way)
-        self._way = way
+        try:
+            if self._holding is not None:
+                self._mend()
+            if self._holding is not None:
+                self._holding.hand_to(way)
+            self._way = way
+        except _LOST as exc:
+            self._way = way
+            self._stand_down(exc)
         # While another thread runs the task this one aligns, and its gates have a context of their own.
         self.current = self._run_set.current if way is self._run_set else Current()
 
@@ -322,6 +328,10 @@ class Join(Stage):
     def flush(self) -> None:
         if self._holding is not None:
             self._holding.pending.settle()
+        self.flush_settled()
+
+    def flush_settled(self) -> None:
+        """Returns when what was settled is durable."""
         self._subscription.flush()
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.join import Join
+from edgeserve.stage.linger import NO_ROOM, Patience
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.sets import Packer, work_topic
 from edgeserve.stage.settask import SetTask, backlog
@@ -38,7 +39,7 @@ class _Aligner:
 
     def __init__(self, join: Join, wake: Callable[[], None], name: str) -> None:
         self._join, self._wake = join, wake
-        self.halted = self.over = False
+        self.halted = self._ended = False
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=f"edgeserve-align-{name}", daemon=True)
 
@@ -47,16 +48,26 @@ class _Aligner:
         self._join.leaves = lambda: self.halted
         self._thread.start()
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing will come of it any more; also of one that could not be started."""
+        return self._ended or not self._thread.is_alive()
+
     def _run(self) -> None:
         try:
             self._join.run(None)
         except BaseException as exc:
             self.error = exc
-        self.over = True
+        self._ended = True
         self._wake()
 
+    def end(self) -> None:
+        """Asks it to end after what it has in hand."""
+        self.halted = True
+        self._join.wake()
+
     def halt(self) -> None:
-        """Ends it, after what it has in hand. Idempotent."""
+        """Ends it. Idempotent."""
         self.halted = True
         while self._thread.is_alive():
             self._join.wake()
@@ -84,6 +95,7 @@ class Replicated(Steps):
         self._topic = work_topic(options.topics[0], options.group)
         self._join = Join(options, control, counts, run_set=run_set, make_policy=make_policy)
         self._packer = Packer(self._topic, run_set.parameters, emitter, gated=run_set.gated)
+        self._patience = Patience(options.name, control)
         self._sets: SetTask | None = None
         self._aligner: _Aligner | None = None
         self._mode = _Mode.ALONE
@@ -117,7 +129,14 @@ class Replicated(Steps):
 
     def run(self, until: str | None) -> None:
         while True:
-            self._turn()
+            try:
+                self._turn()
+            except NO_ROOM as exc:  # to join a group, and to settle, are writes too
+                if not self._patience.wait(exc):
+                    raise
+                continue
+            if self._patience.troubled:
+                self._patience.over()
             stage = self._stage
             stage.run(until)
             if self._control.stopping() or (until == "end" and stage.has_ended()):
@@ -153,8 +172,8 @@ class Replicated(Steps):
 
     def totals(self) -> dict[str, int]:
         totals = self._join.totals()
-        sets = {} if self._sets is None else self._sets.totals()
-        if sent := self._sent + sets.get("sent", 0):
+        sets = self._sets
+        if sent := self._sent + (0 if sets is None else sets.totals()["sent"]):
             totals["sent"] = totals.get("sent", 0) + sent
         return totals
 
@@ -167,31 +186,34 @@ class Replicated(Steps):
     def _turn(self) -> None:
         """Between two steps: goes over to another mode if it is time, and raises what the aligning thread has met."""
         aligner = self._aligner
-        if aligner is not None and (aligner.over or aligner.halted):
-            self._halt()
+        if aligner is not None and aligner.over:
+            self._aligner = None
             if aligner.error is not None:
                 raise aligner.error
+            aligner = None
         if self._control.stopping():
             return
-        if self._is_alone():
+        if not self._is_alone():
+            if aligner is None:
+                sets = self._sets or self._open_sets()
+                sets.drain(False)
+                self._join.hand_to(self._packer)
+                self._mode = _Mode.SHARED
+                self._aligner = _Aligner(self._join, self.wake, self._options.name)
+                self._aligner.start()
+        elif aligner is not None:
+            aligner.end()  # and sets go on meanwhile: it may wait for the room that they take
+        else:
             if self._mode is _Mode.SHARED:
-                self._halt()
                 self._mode = _Mode.DRAINED
             if self._mode is _Mode.DRAINED and self._sets is not None:
-                self._sets.draining = True
+                self._sets.drain(True)
                 if self._sets.drained:
-                    self._join.hand_to(self._run_set)
                     self._mode = _Mode.ALONE
             if self._mode is _Mode.ALONE:
-                self._close_sets()  # which it had opened for others that have gone before it shared any
+                self._close_sets()
+                self._join.hand_to(self._run_set)
                 self._join.leaves = self._has_others
-        elif self._aligner is None:
-            sets = self._sets or self._open_sets()
-            sets.draining = sets.drained = False
-            self._join.hand_to(self._packer)
-            self._mode = _Mode.SHARED
-            self._aligner = _Aligner(self._join, self.wake, self._options.name)
-            self._aligner.start()
 
     def _is_alone(self) -> bool:
         return self._join.holds and self._join.alone
@@ -204,7 +226,7 @@ class Replicated(Steps):
         aligner = self._aligner
         if aligner is None:
             return self._has_others() or self._sets is None or self._sets.drained
-        return aligner.over or self._is_alone()
+        return aligner.over or (self._is_alone() and not aligner.halted)
 
     def _open_sets(self) -> SetTask:
         sets = SetTask(
@@ -215,6 +237,7 @@ class Replicated(Steps):
             run_set=self._run_set,
             has_ended=self._join.has_ended,
             never_seen=self._join.never_seen,
+            flush_join=self._join.flush_settled,
         )
         sets.open(self._transport)
         sets.leaves = self._turns
@@ -222,10 +245,13 @@ class Replicated(Steps):
         return sets
 
     def _close_sets(self) -> None:
-        sets, self._sets = self._sets, None
+        sets = self._sets
         if sets is not None:
-            sets.close()
-            self._sent += sets.totals()["sent"]
+            try:
+                sets.close()
+            finally:
+                self._sent += sets.totals()["sent"]
+                self._sets = None
 
     def _halt(self) -> None:
         if self._aligner is not None:

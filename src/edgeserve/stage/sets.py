@@ -10,13 +10,16 @@ import msgspec
 from edgeserve.align import JoinSet
 from edgeserve.align.base import Member
 from edgeserve.core.codec import decode_frame, encode_frame
-from edgeserve.core.errors import CorruptMessage, TooLarge, UnsupportedType
+from edgeserve.core.errors import CorruptMessage
 from edgeserve.core.message import set_id
-from edgeserve.core.payload import decode_value, encode_sized
+from edgeserve.core.payload import encode_sized
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.retry import GaveUp
 from edgeserve.stage.runset import GiveUp, Input, Outcome
 from edgeserve.transport import Buffer, Frame
+
+SOURCE_ID = "sets"
+"""The source id of sets, whichever replica has made them."""
 
 _LENGTH_BYTES = 4
 
@@ -74,7 +77,7 @@ class Packer:
                 head = _encode(members)
                 event_ns = max(item.header.event_ns for _, item in inputs)
                 frame = emit(of, event_ns, [len(head).to_bytes(_LENGTH_BYTES, "little") + head, *frames])
-            except (TooLarge, UnsupportedType) as error:
+            except Exception as error:  # a value of a gate that cannot travel, a set that is too large
                 aside, raised = give_up([item for _, item in inputs], GaveUp(error, 1))
                 return raised, of, ids, None, aside
             return None, of, ids, frame, None
@@ -107,10 +110,8 @@ def read_set(payload: bytes | memoryview) -> dict[str, Member]:
         at += member.size
         header, body = decode_frame(frame)
         item = Input(header, body, -1, frame, member.deliveries)
-        if member.gated:
-            item.value = decode_value(header.schema, body)
         found[member.name] = Member(header.event_ns, item)
     return found
 
 
-__all__ = ("Packer", "read_set", "work_topic")
+__all__ = ("SOURCE_ID", "Packer", "read_set", "work_topic")

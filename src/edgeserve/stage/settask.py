@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +10,7 @@ from typing import Any
 
 from edgeserve.align import JoinSet
 from edgeserve.core.codec import decode_frame
-from edgeserve.core.errors import MessageError, TransportError
+from edgeserve.core.errors import MessageError, TransportError, UnknownTopic
 from edgeserve.core.message import Header, Kind
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.base import Options
@@ -18,11 +19,13 @@ from edgeserve.stage.direct import Direct, Perform
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.retry import GaveUp
 from edgeserve.stage.runset import RunSet
-from edgeserve.stage.sets import read_set
+from edgeserve.stage.sets import SOURCE_ID, read_set
 from edgeserve.transport import Delivery, Frame, GroupKind, Transport
 
 _LOOK_EVERY_S = 0.2
 _LOOK_SHARE = 4
+_MOST_FAILED = 50
+_log = logging.getLogger("edgeserve")
 
 
 class SetTask(Direct):
@@ -34,10 +37,10 @@ class SetTask(Direct):
         run_set: calls the task, which is open while this is.
         has_ended: says whether the join has nothing left to decide.
         never_seen: names the sources that the join has received nothing of.
+        flush_join: returns when what the join has settled is durable.
 
     Attributes:
-        draining: nobody makes sets any more: when all are settled, that ends the wait for more.
-        drained: all were settled when nothing had come for a while.
+        drained: nobody makes sets any more, and all were settled when nothing had come for a while.
     """
 
     _kind = Kind.SET
@@ -52,17 +55,19 @@ class SetTask(Direct):
         run_set: RunSet,
         has_ended: Callable[[], bool],
         never_seen: Callable[[], list[str]],
+        flush_join: Callable[[], None],
     ) -> None:
         super().__init__(
             replace(options, topics=(topic,), kind=GroupKind.SHARED, start="earliest", drop_if_older_than_ms=None), control, counts
         )
-        self._input_topic, self._source, self._topic_out = options.topics[0], run_set.output_id, run_set.topic
+        self._input_topic, self._source, self._topic_out = options.topics[0], SOURCE_ID, run_set.topic
         self._shown_topics = self._input_topic
         self._run_set, self.current = run_set, run_set.current
         self._join_has_ended, self._join_has_not_seen = has_ended, never_seen
+        self._flush_join, self._who = flush_join, (options.what, options.name)
         self._transport: Transport
-        self._look_at, self._empty = 0.0, False
-        self.draining = self.drained = False
+        self._look_at, self._empty, self._looks_failed = 0.0, False, 0
+        self._draining = self.drained = False
 
     def open(self, transport: Transport) -> None:
         self._transport = transport
@@ -95,15 +100,28 @@ class SetTask(Direct):
         """The join's own end says that no sets follow; a replica that came later has not seen it, so what is left is asked for."""
         return not (self._ready or self._pending.positions or self._ends.held) and self._join_has_ended() and self._is_empty()
 
+    def drain(self, draining: bool) -> None:
+        """Whether nobody makes sets any more: then it ends when all are settled."""
+        if draining and not self._draining:
+            self._look_at, self._empty, self._looks_failed = 0.0, False, 0  # what was seen before counts no more
+        self._draining, self.drained = draining, draining and self.drained
+
     def _idle(self) -> bool:
-        self.drained = self.draining and self._is_empty()
+        self.drained = self._draining and self._is_empty()
         return super()._idle() or self.drained
 
     def _is_empty(self) -> bool:
         """Whether the group has settled all sets, as of the last look: how long ago that may be depends on how long looking takes."""
         began = time.monotonic()
         if began >= self._look_at:
-            self._empty = backlog(self._transport, self.options.topics[0], self.options.group) == 0
+            try:
+                self._flush_join()  # on a broker an end that is settled may still be on its way
+                self._empty, self._looks_failed = backlog(self._transport, self.options.topics[0], self.options.group) == 0, 0
+            except TransportError as exc:
+                self._looks_failed += 1
+                self._empty = self._looks_failed >= _MOST_FAILED
+                if self._empty:
+                    _log.warning("%s %r cannot ask for what is left of its sets, and nothing has come: %s", *self._who, exc)
             now = time.monotonic()
             self._look_at = now + max(_LOOK_EVERY_S, _LOOK_SHARE * (now - began))
         return self._empty
@@ -113,7 +131,7 @@ def backlog(transport: Transport, topic: str, group: str) -> int:
     """How many messages of a topic a group has not settled; 0 where there is no such topic or group."""
     try:
         info = transport.topic_info(topic)
-    except TransportError:
+    except UnknownTopic:
         return 0
     found = info.groups.get(group)
     return info.messages if found is None else found.backlog

@@ -299,7 +299,7 @@ class Transport(ABC):
 
     @abstractmethod
     def topic_info(self, topic: str, *, groups: bool = True) -> TopicInfo:
-        """Raises `TransportError` for an unknown topic. Without `groups` nothing is said of them, which on a broker is much quicker."""
+        """Raises `UnknownTopic` where there is none. Without `groups` nothing is said of them, which on a broker is much quicker."""
 
     @abstractmethod
     def delete_group(self, topic: str, group: str) -> None:

@@ -16,6 +16,7 @@ from edgeserve.core.errors import (
     StoreDamaged,
     StoreFull,
     TransportError,
+    UnknownTopic,
     UsedAfterFork,
 )
 from edgeserve.transport import log, records
@@ -163,7 +164,7 @@ class LogEngine(Transport):
         return TopicInfo(topic, head.first, head.next, head.stored_bytes, head.next - head.first, groups=found)
 
     def _no_topic(self, topic: str) -> TransportError:
-        return TransportError(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
+        return UnknownTopic(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
 
     def delete_group(self, topic: str, group: str) -> None:
         self.check()

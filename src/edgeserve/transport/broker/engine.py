@@ -8,7 +8,7 @@ import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 
-from edgeserve.core.errors import ClosedError, GroupConflict, MessageError, StoreDamaged, TransportError, UsedAfterFork
+from edgeserve.core.errors import ClosedError, GroupConflict, MessageError, StoreDamaged, TransportError, UnknownTopic, UsedAfterFork
 from edgeserve.core.process import lives, this_host
 from edgeserve.transport.base import (
     SEND_WINDOW,
@@ -149,7 +149,7 @@ class BrokerEngine(Transport):
         return TopicInfo(topic, first, next_, extent.stored_bytes, messages, more, found)
 
     def _no_topic(self, topic: str) -> TransportError:
-        return TransportError(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
+        return UnknownTopic(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
 
     def _count(self, topic: str, entries: Iterator[Entry], settled: Mapping[int, Sequence[int]] = {}) -> tuple[int, bool]:
         """The messages in entries less those that are settled already; and whether there are more, not counted because it would take long:
