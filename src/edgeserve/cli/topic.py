@@ -18,8 +18,7 @@ import click
 from edgeserve.cli.messages import Seen, dead_letter, look, plain
 from edgeserve.cli.options import command, node_option, with_deadline
 from edgeserve.cli.output import CommandError, Output, one_line
-from edgeserve.stage.decisions import decision_topic
-from edgeserve.stage.sets import work_topic
+from edgeserve.stage.decisions import decision_topic, work_topic
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
 from edgeserve.transport.local.engine import directory_of
 from edgeserve.transport.local.lmdbkv import DATA

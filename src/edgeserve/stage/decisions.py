@@ -61,7 +61,16 @@ def unit(acks: list[int], ids: list[bytes], *, drops: Drops = (), aside: Aside |
 
 def decision_topic(topic: str, group: str) -> str:
     """The decision log of a group's join. A dot of the group's name is escaped: the last one ends the topic's name, whatever that is."""
-    return f"{topic}.{group.replace('%', '%25').replace('.', '%2E')}.sets"
+    return _of_the_join(topic, group, "sets")
+
+
+def work_topic(topic: str, group: str) -> str:
+    """Where the sets of a group's join wait for a replica."""
+    return _of_the_join(topic, group, "work")
+
+
+def _of_the_join(topic: str, group: str, what: str) -> str:
+    return f"{topic}.{group.replace('%', '%25').replace('.', '%2E')}.{what}"
 
 
 def read_decision(frame: bytes | memoryview) -> Record:
@@ -153,4 +162,4 @@ class Decisions(Settlement):
         return encode_frame(Header(os.urandom(16), self._source_id, "", 0, now, now, "", len(body), kind=int(Kind.DECISION)), body)
 
 
-__all__ = ("Decisions", "Record", "decision_topic", "last_record", "read_decision", "unit")
+__all__ = ("Decisions", "Record", "decision_topic", "last_record", "read_decision", "unit", "work_topic")

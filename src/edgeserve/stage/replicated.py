@@ -16,11 +16,12 @@ from edgeserve.align import Policy
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.control import Control
+from edgeserve.stage.decisions import work_topic
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.join import Join
 from edgeserve.stage.linger import NO_ROOM, Patience
 from edgeserve.stage.runset import RunSet
-from edgeserve.stage.sets import Packer, work_topic
+from edgeserve.stage.sets import Packer
 from edgeserve.stage.settask import SetTask, backlog
 from edgeserve.transport import Transport
 

@@ -25,21 +25,15 @@ _LENGTH_BYTES = 4
 
 
 class _Member(msgspec.Struct, array_like=True, gc=False):
-    """One member: of which parameter, how long its frame is, how often it was delivered before, whether a gate has made its payload."""
+    """One member: of which parameter, how long its frame is, how often it was delivered before."""
 
     name: str
     size: int
     deliveries: int
-    gated: bool
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[_Member]).decode
-
-
-def work_topic(topic: str, group: str) -> str:
-    """Where the sets of a group's join wait for a replica. A dot of the group's name is escaped, as in the decision log's."""
-    return f"{topic}.{group.replace('%', '%25').replace('.', '%2E')}.work"
 
 
 class Packer:
@@ -72,7 +66,7 @@ class Packer:
             try:
                 for name, item in inputs:
                     parts = _gated(item) if gated else [item.frame]
-                    members.append(_Member(name, sum(map(len, parts)), item.deliveries, gated))
+                    members.append(_Member(name, sum(map(len, parts)), item.deliveries))
                     frames += parts
                 head = _encode(members)
                 event_ns = max(item.header.event_ns for _, item in inputs)
@@ -114,4 +108,4 @@ def read_set(payload: bytes | memoryview) -> dict[str, Member]:
     return found
 
 
-__all__ = ("SOURCE_ID", "Packer", "read_set", "work_topic")
+__all__ = ("SOURCE_ID", "Packer", "read_set")

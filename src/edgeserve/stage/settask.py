@@ -64,7 +64,7 @@ class SetTask(Direct):
         self._shown_topics = self._input_topic
         self._run_set, self.current = run_set, run_set.current
         self._join_has_ended, self._join_has_not_seen = has_ended, never_seen
-        self._flush_join, self._who = flush_join, (options.what, options.name)
+        self._flush_join = flush_join
         self._transport: Transport
         self._look_at, self._empty, self._looks_failed = 0.0, False, 0
         self._draining = self.drained = False
@@ -121,7 +121,8 @@ class SetTask(Direct):
                 self._looks_failed += 1
                 self._empty = self._looks_failed >= _MOST_FAILED
                 if self._empty:
-                    _log.warning("%s %r cannot ask for what is left of its sets, and nothing has come: %s", *self._who, exc)
+                    what, name = self.options.what, self.options.name
+                    _log.warning("%s %r cannot ask for what is left of its sets, and nothing has come: %s", what, name, exc)
             now = time.monotonic()
             self._look_at = now + max(_LOOK_EVERY_S, _LOOK_SHARE * (now - began))
         return self._empty
