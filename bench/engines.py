@@ -23,7 +23,7 @@ from pipeline import measure
 
 RAW = Path(__file__).resolve().parents[2] / "shared" / "bench" / "raw_pulsar.py"
 SATURATED = ((100, 60_000), (1_000, 40_000), (100_000, 3_000), (1_000_000, 400))
-PACED = ((100, 500), (1_000, 500))
+PACED = ((100, 1_000), (1_000, 1_000))
 LEAST_RAW = 5_000
 LEAST_RATIO, MOST_RATIO = 0.8, 1.1
 NATS_LEAST, NATS_MOST_MS = 5_000, 3.0

@@ -6,7 +6,7 @@ noted: the driver's thread adds entries, everything else is the member's.
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 
 from edgeserve.transport.base import ClaimLost, Delivery
@@ -34,7 +34,7 @@ class Open:
         self.next = 0
         # Frames given back that this member gets again, and how often.
         self.away: set[int] = set()
-        self.nacked: Counter[int] = Counter()
+        self.nacked: dict[int, int] = {}
 
     @property
     def rests(self) -> bool:
@@ -130,7 +130,7 @@ class Desk:
             for position in due:
                 opened = self.open[position >> INDEX_BITS]
                 index = position & INDEX_MASK
-                opened.nacked[index] += 1
+                opened.nacked[index] = opened.nacked.get(index, 0) + 1
                 opened.away.discard(index)
                 found.append((opened.frames[index], position, opened.publish_ns, opened.again + opened.nacked[index], topic))
         while ready and len(found) < most:
@@ -246,7 +246,8 @@ class Desk:
 
     def floor(self) -> int:
         """Every position below, of what has come to this member, is settled."""
-        return self.floor_of(min(self.open.keys() | self._gone, default=self.last + 1))
+        held = self.open.keys() | self._gone if self._gone else self.open
+        return self.floor_of(min(held, default=self.last + 1))
 
     def standing(self) -> Standing:
         """What the only member with entries knows of them without asking the broker."""
@@ -266,6 +267,8 @@ class Desk:
         """The first position of an entry that is not settled. `settled`: of its frames, as the group's log says."""
         opened = self.open.get(at)
         done, count = ({*settled}, INDEX_MASK) if opened is None else (opened.done, opened.count)
+        if not done:
+            return at << INDEX_BITS
         return at << INDEX_BITS | next((index for index in range(count) if index not in done), 0)
 
 

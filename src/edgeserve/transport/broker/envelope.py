@@ -75,7 +75,7 @@ def whole(frame: Frame) -> bytes:
 
 def wrap(frames: Sequence[bytes | Reference], publish_ns: int) -> bytes:
     """The entry of a batch."""
-    mixed = any(type(f) is Reference for f in frames)
+    mixed = Reference in map(type, frames)
     body = _encode(frames)
     seed = (len(frames) << 48 ^ publish_ns) & _MASK
     return _HEAD.pack(_MAGIC, VERSION, _PARTS if mixed else 0, len(frames), publish_ns, xxh3_64_intdigest(body, seed)) + body

@@ -174,24 +174,22 @@ class BrokerSubscription(Subscription):
     ) -> None:
         self._check()
         with self._lock:
-            for topic, positions in acks.items():
-                self._claimed(topic, positions)
-            self._settlements.wait_for_room()
+            claims = self._claims(acks)
+            if self._settlements.full:
+                self._settlements.wait_for_room()
+                claims = self._claims(acks)
             # Before the decision is appended: should the lead pass in between, the settlement must not count under the new one.
-            epoch = self._lead_epoch()
-        decided = {}
+            job = Settlement(ids, dict(attributes or {}), self._lead_epoch())
+            if fence is None:
+                self._take_out(job, claims)
         if fence is not None:
             assert isinstance(fence, BrokerFence)
             fence.stopping = self._told_to_stop
             at = fence.append_at(decisions)
             if decisions:
-                decided = {_DECIDED + fence.topic: at.to_bytes(8, "big")}
-        job = Settlement(ids, {**(attributes or {}), **decided}, epoch)
-        with self._lock:
-            desks = [(self._claimed(topic, positions), positions) for topic, positions in acks.items()]
-            for desk, positions in desks:
-                job.take_out(desk, positions)
-            self._settlements.add(job)
+                job.attributes[_DECIDED + fence.topic] = at.to_bytes(8, "big")
+            with self._lock:
+                self._take_out(job, self._claims(acks))
         now_ns = time.time_ns()
         failed: Exception | None = SendError(f"a settlement of group {self._group!r} was interrupted before its results were handed over")
         try:
@@ -205,6 +203,16 @@ class BrokerSubscription(Subscription):
         finally:
             # Without all of its results it must never count as done.
             self._settlements.sent(job, failed)
+
+    def _claims(self, acks: Mapping[str, Sequence[int]]) -> list[tuple[Desk, Sequence[int]]]:
+        """What is to be settled, if all of it is in this member's hands."""
+        return [(self._claimed(topic, positions), positions) for topic, positions in acks.items()]
+
+    def _take_out(self, job: Settlement, claims: Sequence[tuple[Desk, Sequence[int]]]) -> None:
+        """Puts a settlement on its way; holds the lock."""
+        for desk, positions in claims:
+            job.take_out(desk, positions)
+        self._settlements.add(job)
 
     def _lead_epoch(self) -> int:
         if self._kind not in _LEADS:

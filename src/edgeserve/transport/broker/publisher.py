@@ -87,9 +87,10 @@ class Appender:
 
     def _enter(self, count: int, size: int) -> None:
         with self._room:
-            grace = Grace(self.stopping)
+            grace = None
             while self._frames and (self._frames + count > self._window or self._bytes + size > _WINDOW_BYTES):
                 self._check()
+                grace = grace or Grace(self.stopping)
                 self._wait(grace)
             self._check()
             if self._frames:
@@ -127,9 +128,10 @@ class Appender:
     def _entries(self, frames: list[bytes], now_ns: int) -> list[tuple[int, bytes]]:
         """(count of frames, bytes) of each entry."""
         most = self._driver.max_bytes - HEAD_BYTES - 16
+        count = len(frames)
+        if count <= MOST_FRAMES and sum(map(len, frames)) + count * FRAME_OVERHEAD_BYTES <= most:
+            return [(count, wrap(frames, now_ns))]
         sizes = [len(f) + FRAME_OVERHEAD_BYTES for f in frames]
-        if len(frames) <= MOST_FRAMES and sum(sizes) <= most:
-            return [(len(frames), wrap(frames, now_ns))]
         found: list[tuple[int, bytes]] = []
         batch: list[bytes | Reference] = []
         room = most

@@ -134,15 +134,15 @@ class Reception:
         except Exception as exc:
             self._fail(exc)
 
-    def _fetch(self, most: int, seconds: float) -> None:
-        """Fetches from the only topic: waits for the first entry, takes what else is there at once."""
+    def _fetch(self, most: int, seconds: float) -> int:
+        """Fetches from the only topic: waits for the first entry, takes what else is there at once. Returns how many messages came."""
         desk = self._desks[self._only] if self._only is not None else None
         inlet = None if desk is None else desk.inlet
         if desk is None or inlet is None or desk.topic in self._paused:
             with self._lock:
                 if not self._woken:
                     self._lock.wait(seconds)
-            return
+            return 0
         began, count = time.monotonic(), 0
         entry = inlet.poll(seconds)
         # To find out that there is no more costs a client as much as all else: only where the first had been waiting it is asked.
@@ -150,6 +150,7 @@ class Reception:
         while entry is not None:
             count += self._take_in(desk, inlet, entry)
             entry = inlet.poll(0) if busy and count < most else None
+        return count
 
     def _take_in(self, desk: Desk, inlet: Inlet, entry: Entry) -> int:
         """Puts an entry on its desk; returns how many messages it has."""
@@ -228,10 +229,11 @@ class Reception:
         self._asked = time.monotonic()
         if not self.attached and not self._exclusive:
             self.attach()
-        polled = False
+        polled, came = False, 0
         while True:
             with self._lock:
-                self._check()
+                if not came:
+                    self._check()
                 if self._woken:
                     self._woken = False
                     return []
@@ -245,7 +247,7 @@ class Reception:
                     return []
                 wait = _SLICE_S if deadline is None else min(_SLICE_S, deadline - now)
                 due = min((d for d in (desk.next_due() for desk in self._turn) if d is not None), default=None)
-            self._fetch(max_messages, max(0.0, wait if due is None else min(wait, due - now)))
+            came = self._fetch(max_messages, max(0.0, wait if due is None else min(wait, due - now)))
             polled = True
 
     def _take(self, most: int, now: float) -> list[Delivery]:

@@ -76,9 +76,14 @@ class Settlements:
     def wait_for_room(self) -> None:
         """Returns when there is room for another; holds the lock."""
         grace = Grace(self._stopping)
-        while len(self._waiting) >= MOST_WAITING or len(self._recorded) >= _MOST_UNDER_WAY:
+        while self.full:
             self._wait(grace, 1.0)
             self._check()
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another."""
+        return len(self._waiting) >= MOST_WAITING or len(self._recorded) >= _MOST_UNDER_WAY
 
     def _wait(self, grace: Grace, seconds: float) -> None:
         """Until something has happened; not much longer than a stop allows."""
