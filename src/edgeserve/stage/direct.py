@@ -252,11 +252,13 @@ class Direct(Stage):
             clock = clocks.get(source)
             if clock is None:
                 clock = clocks[source] = SourceClock()
+            if id_ in known.new or id_ in known.old:
+                if not clock.ended:  # what came twice is no new beginning of a source that has ended
+                    clock.observe(header, position, published_ns)
+                return self._drop(delivery, header, Reason.DUPLICATE, None)
             watermark_ns = clock.observe(header, position, published_ns)
             if ends.ended and source in ends.ended:
                 self._reopen(source, topic, position)
-            if id_ in known.new or id_ in known.old:
-                return self._drop(delivery, header, Reason.DUPLICATE, None)
             if max_age_ns is not None and now_ns() - published_ns > max_age_ns:
                 return self._drop(delivery, header, Reason.LATE, id_)
             current.headers = header
@@ -351,7 +353,7 @@ class Direct(Stage):
         for entry in list(ends.held):
             topic, position, source = entry
             if self._subscription.floor(topic) < position:
-                return
+                continue
             attributes: dict[str, bytes] = {}
             outputs: dict[str, list[Frame]] = {}
             ended = self._clocks[source].ended

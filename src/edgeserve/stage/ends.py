@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import insort
 from collections.abc import Iterable
 
 import msgspec
@@ -42,15 +43,15 @@ class Ends:
     def hold(self, topic: str, position: int, source: str) -> None:
         """Keeps an end until it can be recorded. One that came again is kept once."""
         if (topic, position, source) not in self.held:
-            self.held.append((topic, position, source))
+            insort(self.held, (topic, position, source))
 
     def recording(self, source: str, topic: str, position: int) -> dict[str, bytes]:
         """The attribute that says that a source has ended."""
         return {self.PREFIX + source: msgspec.msgpack.encode((topic, position))}
 
     def completes(self, source: str, sources: Iterable[str]) -> bool:
-        """Whether all of `sources` will have ended when the one end that is held, that of `source`, is recorded."""
-        return len(self.held) == 1 and all(name == source or name in self.ended for name in sources)
+        """Whether with this end of `source` all of `sources` will have ended, and had not before."""
+        return source not in self.ended and all(name == source or name in self.ended for name in sources)
 
     def written(self, entry: tuple[str, int, str], *, ended: bool) -> None:
         """An end that was held is acknowledged, and recorded if its source has `ended`."""

@@ -104,7 +104,7 @@ class Holding:
         self._gone = {source for source in self._parameters if source in self.ends.ended}
         self._begin()
         for source in self._gone:
-            self._clocks[source].ended = True
+            self._clocks[source].restore_end(self.ends.ended[source][1])
             if len(self._gone) < len(self._parameters):  # else whoever comes next begins a new round
                 self._mark(source, WATERMARK_END)
 
@@ -169,13 +169,15 @@ class Holding:
                 return self._refuse(delivery, header, self._unknown(source))
             if position in held:
                 return None  # it came back to the member that has it
-            watermark_ns = clock.observe(header, position, published_ns)
-            if watermark_ns is not None:
-                marks[source] = watermark_ns
-            if gone and source in gone and not clock.ended:
-                self._reopen(source, position)
             # What is held after its turn is state, even if it was decided longer ago than ids are remembered.
-            if id_ in known.new or id_ in known.old or (restorable and restorable.get(position) == id_):
+            decided = id_ in known.new or id_ in known.old or (restorable and restorable.get(position) == id_)
+            if not (decided and clock.ended):  # what came twice is no new beginning of a source that has ended
+                watermark_ns = clock.observe(header, position, published_ns)
+                if watermark_ns is not None:
+                    marks[source] = watermark_ns
+                if gone and source in gone and not clock.ended:
+                    self._reopen(source, position)
+            if decided:
                 return self._known_id(delivery, header, payload)
             if max_age_ns is not None and now_ns() - published_ns > max_age_ns:
                 return self._drop(position, header, Reason.LATE)

@@ -7,12 +7,14 @@ its own then, so that no task, however slow, keeps the others waiting for sets.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Any
 
 from edgeserve.align import Policy
+from edgeserve.core.errors import TransportError
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.control import Control
@@ -24,6 +26,8 @@ from edgeserve.stage.runset import RunSet
 from edgeserve.stage.sets import Packer
 from edgeserve.stage.settask import SetTask, backlog
 from edgeserve.transport import Transport
+
+_log = logging.getLogger("edgeserve")
 
 
 class _Mode(Enum):
@@ -111,13 +115,21 @@ class Replicated(Steps):
         self._emitter.max_frame_bytes = transport.capabilities.max_frame_bytes
         self._join.open(transport)
         try:
-            if backlog(transport, self._topic, self._options.group):
+            if self._may_be_left():
                 self._open_sets()
                 self._mode = _Mode.DRAINED
             self._turn()
         except BaseException:
             self.close()
             raise
+
+    def _may_be_left(self) -> bool:
+        """Whether there are sets that others have made; also where that cannot be asked."""
+        try:
+            return backlog(self._transport, self._topic, self._options.group) > 0
+        except TransportError as exc:
+            _log.warning("%s %r cannot ask for what is left of its sets, and looks itself: %s", self._options.what, self._options.name, exc)
+            return True
 
     def next(self) -> Any:
         while True:

@@ -70,6 +70,10 @@ class SourceClock:
         self._only = None if self.ended or producer.ended else producer
         return producer.watermark_ns
 
+    def restore_end(self, position: int) -> None:
+        """Another member has recorded that the source has ended there."""
+        self.ended, self._ended_at = True, position
+
     def end(self, header: Header, position: int) -> bool:
         """Notes that a producer has ended; returns whether the source has.
 

@@ -171,6 +171,9 @@ class Subscription(ABC):
         """Claims up to `max_messages`; waits for the first of them (None: for ever; 0: not at all).
 
         Returns [] on timeout and after `wake()`. Messages come in stored order; redelivered ones (earlier deliveries > 0) first.
+
+        Raises:
+            Fenced: once, when this member of a failover group was not the active one for a while: what it held is decided by others.
         """
 
     @abstractmethod

@@ -268,6 +268,8 @@ class GroupLog:
             if record.epoch == self.epoch + 1 and record.name in self.members:
                 self.leader, self.epoch = record.name, record.epoch
         elif type(record) is Snapshot:
+            if self.checkpoint is not None and record.upto < self.checkpoint.upto:
+                return  # of a member that stood still: what it is of may be gone
             self.checkpoint = Checkpoint(at, record.upto, record.ids_after)
             self.ids = [each for each in self.ids if each[0] > record.ids_after]
             self._marks = list(record.marks)

@@ -35,7 +35,7 @@ def _look_for_snapshot(driver: Driver, group: str, topic: str) -> tuple[Snapshot
         named = decode_line(group, entry.data).checkpoint
         misses = misses or (named is not None and named.at < first)
         snapshot = _snapshot_in(group, entry)
-        if snapshot is not None:
+        if snapshot is not None and (found is None or snapshot.upto >= found[0].upto):
             found = snapshot, entry.at
     if first is not None and (misses if found is None else first > found[0].upto):
         raise TransportError(

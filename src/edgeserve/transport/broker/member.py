@@ -54,6 +54,8 @@ class BrokerSubscription(Subscription):
         self._error: Exception | None = None
         self._closed = self._ended = False
         self._retry_at = 0.0
+        # The lead that the owner knows of (its epoch; 0: none), and whether it is to be told that one was lost.
+        self._led, self._lapsed = 0, False
         self._returns: list[tuple[float, int, partial[None]]] = []
         self._trouble = engine.trouble
         # A join holds its inputs for as long as it must.
@@ -71,8 +73,9 @@ class BrokerSubscription(Subscription):
         try:
             if kind in _LEADS:
                 self._places.lead(wait=True)
+            self._led = self._lead()
             if self.active:
-                self._attach()
+                self._attach_if_free()
         except BaseException:
             self._leave({})
             raise
@@ -99,7 +102,11 @@ class BrokerSubscription(Subscription):
 
     @property
     def active(self) -> bool:
-        return self._kind not in _LEADS or self._places.leads
+        return self._kind not in _LEADS or (self._led > 0 and self._led == self._lead())
+
+    def _lead(self) -> int:
+        """The epoch of the lead that this member has; 0: it has none."""
+        return self._places.epoch if self._kind in _LEADS and self._places.leads else 0
 
     @property
     def alone(self) -> bool:
@@ -148,6 +155,9 @@ class BrokerSubscription(Subscription):
     # --- receiving ----------------------------------------------------------------------------------------------
 
     def receive(self, max_messages: int, timeout_ms: float | None = None) -> list[Delivery]:
+        if self._lapsed:
+            self._lapsed = False
+            raise Fenced(f"the lead of group {self._group!r} was another member's for a while: what this one held is decided by that one")
         return self._reception.receive(max_messages, timeout_ms)
 
     def wake(self) -> None:
@@ -327,6 +337,14 @@ class BrokerSubscription(Subscription):
             for topic in self._places.of:
                 self._tellers[topic] = Teller(self._driver, topic, self._group, partial(self._standing, topic))
 
+    def _attach_if_free(self) -> None:
+        try:
+            self._attach()
+        except GroupBusy:
+            if self._kind not in _LEADS:
+                raise
+            # The broker has not noticed yet that the one before is gone; the keeper tries again.
+
     def _standing(self, topic: str) -> Standing:
         with self._lock:
             return self._reception.desk(topic).standing()
@@ -341,20 +359,20 @@ class BrokerSubscription(Subscription):
         self._places.keep_short(lambda topic: self.floor(topic) >> INDEX_BITS)
 
     def _restless(self) -> bool:
-        return self._places.nobody_leads or self._places.leads != self._reception.attached
+        return self._places.nobody_leads or self._led != self._lead() or self._reception.attached != self.active
 
     def _follow_the_lead(self) -> None:
-        places, reception = self._places, self._reception
         if self._closed:
             return
-        places.lead()
-        if places.leads and not reception.attached:
-            try:
-                self._attach()
-            except GroupBusy:
-                pass  # the broker has not noticed yet that the one before is gone
-        elif not places.leads and reception.attached:
-            reception.detach()
+        self._places.lead()
+        lead = self._lead()
+        if self._led not in (0, lead):
+            # Also when it has come back meanwhile: others have decided.
+            self._lapsed = True
+            self._reception.detach()
+        self._led = lead
+        if lead and not self._reception.attached:
+            self._attach_if_free()
         with self._lock:
             self._lock.notify_all()
 

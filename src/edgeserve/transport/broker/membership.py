@@ -38,7 +38,7 @@ from edgeserve.transport.groups import refuse
 
 BEAT_S = 1.0
 SILENT_S = 3.0
-_LEAVE_S = 3.0
+_ANSWER_S = 3.0
 _log = logging.getLogger(__name__)
 
 
@@ -200,7 +200,8 @@ class Membership:
         """The log as it is before an entry, where records between that and what was read last were trimmed. `named`: by the entry."""
         last = max(self.log.at, self.log.upto)
         if last < 0:
-            whole = named is None or named.at >= upto  # that one is of a log that was deleted since
+            # What is named after it is of a log that was deleted since. It may have been trimmed since this member began to follow it, too.
+            whole = (named is None or named.at >= upto) and find_snapshot(self._driver, self._group, self.topic) is None
         else:
             whole = upto <= last + 1 or self._driver.get(self.topic, last) is not None  # what is trimmed is trimmed from the oldest on
         if whole:
@@ -388,7 +389,7 @@ class Membership:
 
     def leave(self, goodbye: Left) -> None:
         """Says goodbye."""
-        self.write([goodbye], wait=True, patience_s=_LEAVE_S)
+        self.write([goodbye], wait=True, patience_s=_ANSWER_S)
 
     def keep_short(self, floor: Callable[[], int]) -> None:
         """Writes a snapshot when it is time for one; what is older is not needed then. `floor`: the oldest entry not settled."""
@@ -399,7 +400,8 @@ class Membership:
         with self._lock:
             records = self.log.snapshot(-1 if newest is None else newest, unsettled)
             self._shortening = True
-        self.write(records)
+        # What it stands for may go only when it is there itself.
+        self.write(records, wait=True, patience_s=_ANSWER_S)
         snapshot = records[-1]
         assert isinstance(snapshot, Snapshot)
         if snapshot.ids_after > 0:

@@ -1,0 +1,106 @@
+"""Bugs, one per promise, that the simulator has to find: each replaces something of the code under test by what a mistake would be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edgeserve.stage.holding import Holding
+from edgeserve.transport.broker.desk import Desk
+from edgeserve.transport.broker.grouplog import GroupLog, Line
+from edgeserve.transport.broker.member import BrokerSubscription
+from edgeserve.transport.broker.membership import Membership
+from edgeserve.transport.broker.settlements import Settlement, Settlements
+
+_apply = GroupLog.apply
+_records = Settlements._records
+_follow = BrokerSubscription._follow_the_lead
+_take_out = Settlement.take_out
+_snapshot = GroupLog.snapshot
+
+
+def _any_epoch(self: GroupLog, line: Line, at: int, *, ids_only: bool = False) -> None:
+    _apply(self, line, at, ids_only=ids_only)
+    self.refused.clear()
+
+
+def _at_once(self: Settlements) -> list[Settlement]:
+    found = list(self._waiting)
+    self._waiting.clear()
+    self._recorded.extend(found)
+    return found
+
+
+def _due_at_once(self: Settlements) -> float | None:
+    return self._last if self._waiting else None
+
+
+def _not_all_ids(self: Settlements, found: list[Settlement]) -> Any:
+    for one in found:
+        one.ids = one.ids[:-1]
+    return _records(self, found)
+
+
+def _confirmed_at_once(self: Membership, record: Any, done: Callable[[Exception | None], None]) -> None:
+    self.write([record], told=lambda _, error: done(error))
+
+
+def _never_lapses(self: BrokerSubscription) -> None:
+    _follow(self)
+    self._lapsed = False
+
+
+def _whatever(self: Desk, positions: Any) -> None:
+    return None
+
+
+def _hands_on_at_once(self: Holding, way: Any) -> None:
+    with self._whole():
+        self.pending.topic_out, self._way = way.topic, way
+        self.run_due = self._make_run_due()
+
+
+def _forgets_frames(self: Settlement, desk: Desk, positions: Any) -> None:
+    _take_out(self, desk, positions)
+    self.partial.clear()
+
+
+def _snapshot_without_ids(self: GroupLog, stored: int, unsettled: int) -> list[Any]:
+    *_, state = _snapshot(self, stored, unsettled)
+    state.ids_after = self.at
+    return [state]
+
+
+PLANTED: dict[str, dict[str, Any]] = {
+    "a settlement under a lead that has passed counts": {
+        "edgeserve.transport.broker.grouplog:GroupLog.counts": lambda self, at, epoch: True,
+    },
+    "inputs are acknowledged before their results are durable": {
+        "edgeserve.transport.broker.settlements:Settlements._take_done": _at_once,
+        "edgeserve.transport.broker.settlements:Settlements.due": _due_at_once,
+    },
+    "inputs are acknowledged before their settlement is known to count": {
+        "edgeserve.transport.broker.membership:Membership.settle": _confirmed_at_once,
+    },
+    "a record misses a settled id": {"edgeserve.transport.broker.settlements:Settlements._records": _not_all_ids},
+    "who takes over does not ask for settled ids": {
+        "edgeserve.transport.broker.member:BrokerSubscription.settled_ids": lambda self: [],
+    },
+    "a holder is not told that its lead was another's": {
+        "edgeserve.transport.broker.member:BrokerSubscription._follow_the_lead": _never_lapses,
+    },
+    "what comes twice opens a source that has ended": {"edgeserve.stage.sources:SourceClock.restore_end": lambda self, position: None},
+    "an end is recorded before what came before it is settled": {
+        "edgeserve.transport.broker.member:BrokerSubscription.floor": lambda self, topic: 1 << 62,
+    },
+    "a replica that is alone again leaves sets behind": {"edgeserve.stage.settask:SetTask._is_empty": lambda self: True},
+    "results of the one way go the other": {"edgeserve.stage.holding:Holding.hand_to": _hands_on_at_once},
+    "the decision log is not fenced": {
+        "tests.simulation.broker:SimDriver.fenced_outlet": lambda self, topic: self.outlet(topic),
+    },
+    "a member settles what is not in its hands": {"edgeserve.transport.broker.desk:Desk.check": _whatever},
+    "a checkpoint misses ids": {"edgeserve.transport.broker.grouplog:GroupLog.snapshot": _snapshot_without_ids},
+}
+"""What is wrong to the names that are replaced."""
+
+__all__ = ("PLANTED",)

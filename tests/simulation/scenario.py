@@ -1,0 +1,335 @@
+"""Replicas of a task with two inputs, over the simulated broker, while processes are killed and paused and the broker is restarted.
+
+The judge reads what is stored on the topic of the results, and knows what must be there: nothing of the code under test is asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from tests.simulation.broker import CAPABILITIES, Broker, SimDriver
+from tests.simulation.world import Process, Stuck, World, here, installed, replaced, world
+
+import edgeserve.compute
+import edgeserve.transport.broker.member
+from edgeserve.core.codec import decode_frame, encode_frame
+from edgeserve.core.errors import EdgeServeError
+from edgeserve.core.message import WATERMARK_END, Header, Kind
+from edgeserve.core.payload import encode_sized
+from edgeserve.transport.broker.engine import BrokerEngine
+from edgeserve.transport.broker.envelope import unwrap, wrap
+from edgeserve.transport.broker.grouplog import MemberState
+
+_PAIR = struct.Struct(">qq")
+LIMIT_S = 180.0
+_GROUP = "in->out"
+_TOPICS = ("in", "out", f"in.{_GROUP}.work", f"in.{_GROUP}.sets")
+_URL = "pulsar://simulated:6650"
+
+
+@dataclass
+class Verdict:
+    """What became of a schedule. `wrong`: what must not be, in words; [] where all promises were kept."""
+
+    seed: int
+    join: str
+    wrong: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    takeovers: int = 0
+    shared_sets: int = 0
+    switches: int = 0
+    seconds: float = 0.0
+
+
+class _Watch:
+    """Stands for `Watch`: this world's processes."""
+
+    def __init__(self) -> None:
+        self._pids: set[int] = set()
+
+    def only(self, pids: Any) -> None:
+        self._pids = set(pids)
+
+    def someone_died(self, *, thorough: bool = False) -> bool:
+        alive = {p.pid for p in _processes if p.alive}
+        return bool(self._pids - alive)
+
+    def close(self) -> None:
+        self._pids = set()
+
+
+_processes: list[Process] = []
+
+
+def _lives(host: str, process: str) -> bool | None:
+    if host != here().host:
+        return None
+    return any(p.alive and str(p.pid) == process.partition("-")[0] for p in _processes)
+
+
+def _connect(url: str) -> BrokerEngine:
+    process = here()
+    engine = getattr(process, "engine", None)
+    if engine is None:
+        engine = process.engine = BrokerEngine(_URL, SimDriver(_broker[0], process), CAPABILITIES)  # type: ignore[attr-defined]
+    return engine
+
+
+_broker: list[Broker] = []
+
+
+def _frame(source: str, number: int, kind: Kind = Kind.DATA) -> bytes:
+    schema, payload, size = encode_sized(b"" if kind is Kind.END else _PAIR.pack(number, number))
+    id_ = source.encode() + kind.to_bytes(1, "big") + number.to_bytes(14, "big")
+    now = int(1e18)
+    mark = WATERMARK_END if kind is Kind.END else number
+    header = Header(id_, source, "p" + source, number + 1, number, now, schema, size, watermark_ns=mark, kind=int(kind))
+    return bytes(encode_frame(header, payload))
+
+
+def _feed(source: str, count: int) -> None:
+    """A source that is never killed; it may send a message twice."""
+    random = world().random
+    outlet = SimDriver(_broker[0], here()).outlet("in")
+    numbers = list(range(count))
+    while numbers:
+        some, numbers = numbers[: (n := random.randint(1, 4))], numbers[n:]
+        data = wrap([_frame(source, number) for number in some], int(1e18))
+        outlet.send(data, lambda at, error: None)
+        if random.random() < 0.1:
+            outlet.send(data, lambda at, error: None)
+        world().sleep(random.choice((0.0, 0.001, 0.05, 0.5)) * random.random())
+    outlet.send(wrap([_frame(source, count, Kind.END)], int(1e18)), lambda at, error: None)
+
+
+class Schedule:
+    """One run. Everything in it follows from the seed."""
+
+    def __init__(self, seed: int) -> None:
+        self.world = World(seed)
+        random = self.world.random
+        self.verdict = Verdict(seed, random.choice(("exact", "latest")))
+        self.pairs = random.choice((random.randint(4, 14), random.randint(10, 40)))
+        self._serial = 0
+        self._replicas: list[Process] = []
+        self._ended: set[int] = set()
+        self._hosts = random.choice((("h1",), ("h1", "h2")))
+        self._task_s = random.choice((0.0, 0.002, 0.05, 0.6))
+        self._ack_timeout_ms = random.choice((300_000, 300_000, 250))
+        self._fails = random.choice((0.0, 0.0, 0.1))
+        # Replicas and faults that are about to come.
+        self._coming = self._crashes = 0
+
+    def run(self) -> Verdict:
+        """Runs it to its end."""
+        verdict, made = self.verdict, self.world
+        with installed(made):
+            _processes.clear()
+            _broker[:] = [Broker(made)]
+            random = made.random
+            for source in ("a", "b"):
+                self._process(source).spawn(partial(_feed, source, self.pairs))
+            for _ in range(random.randint(1, 3)):
+                self._later(random.random() * 0.5, self._add)
+            for _ in range(random.randint(0, 4)):
+                self._later(random.random() * random.choice((0.3, 2.0, 6.0)), self._fault)
+            try:
+                made.run(self._is_over, LIMIT_S)
+                # What is on its way to the broker still comes there.
+                over = made.now + 0.5
+                made.after(1.0, lambda: None)
+                made.run(lambda: made.now > over, 2.0)
+            except Stuck as exc:
+                verdict.wrong.append(f"stuck: {exc}")
+            verdict.wrong += [f"{type(exc).__name__}: {exc}" for exc in made.errors]
+            self._judge()
+            verdict.switches, verdict.seconds = made.switches, made.now - 1_000
+            made.close()
+        return verdict
+
+    def _later(self, seconds: float, do: Callable[[], None]) -> None:
+        def now() -> None:
+            self._coming -= 1
+            do()
+
+        self._coming += 1
+        self.world.after(seconds, now)
+
+    def _process(self, name: str) -> Process:
+        process = Process(self.world, name, self.world.random.choice(self._hosts))
+        _processes.append(process)
+        return process
+
+    def _add(self) -> None:
+        """Another replica, whose name sorts before or behind the others'."""
+        self._serial += 1
+        process = self._process(f"{self.world.random.choice('az')}{self._serial}")
+        self._replicas.append(process)
+        process.spawn(partial(self._work, process))
+
+    def _work(self, process: Process) -> None:
+        def task(a: bytes, b: bytes) -> bytes:
+            if self._task_s:
+                world().sleep(self._task_s * world().random.random())
+            if world().random.random() < self._fails:
+                raise ValueError("planned")  # and tried again, until it does not
+            return _PAIR.pack(_PAIR.unpack(a)[0], _PAIR.unpack(b)[0])
+
+        compute = edgeserve.compute.Compute(
+            task,
+            _URL,
+            topic_in="in",
+            topic_out="out",
+            worker_id=process.name,
+            output_id="r",
+            join=self.verdict.join,
+            no_overlap=True,
+            ack_timeout_ms=self._ack_timeout_ms,
+            retries=100,
+            retry_backoff_ms=1,
+        )
+        try:
+            with compute:
+                compute.run(until="end")
+        except EdgeServeError as exc:
+            # A supervisor starts it again.
+            self._crashes += 1
+            if self._crashes > 20:
+                raise
+            self.verdict.faults.append(f"{self.world.now - 1_000:.3f} {process.name} ended with {type(exc).__name__}: {exc}")
+            self._later(0.2, self._add)
+        self._ended.add(process.pid)
+
+    def _living(self) -> list[Process]:
+        return [p for p in self._replicas if p.alive and p.pid not in self._ended]
+
+    def _fault(self) -> None:
+        random, living = self.world.random, self._living()
+        kind = random.choice(("kill", "kill", "pause", "pause", "broker", "add"))
+        when = f"{self.world.now - 1_000:.3f}"
+        if kind == "add" or not living:
+            self.verdict.faults.append(f"{when} add")
+            self._add()
+        elif kind == "broker":
+            self.verdict.faults.append(f"{when} broker")
+            broker = _broker[0]
+            if broker.up:
+                broker.kill()
+                self.world.after(random.choice((0.05, 1.0, 5.0)) * random.random(), broker.start)
+        elif kind == "kill":
+            victim = random.choice(living)
+            self.verdict.faults.append(f"{when} kill {victim.name}")
+            victim.kill()
+            self._later(random.choice((0.0, 0.5, 4.0)) * random.random(), self._add)
+        else:
+            victim, seconds = (
+                random.choice(living),
+                random.choice((0.3 * random.random(), random.uniform(3.0, 5.0), 10.0 * random.random())),
+            )
+            if victim.paused:
+                return
+            self.verdict.faults.append(f"{when} pause {victim.name} {seconds:.2f} s")
+            victim.pause()
+            self.world.after(seconds, partial(self._go_on, victim))
+            driver = next((d for d in _broker[0].drivers if d.process is victim), None)
+            if driver is not None and seconds > _broker[0].keep_alive_s:
+                self.world.after(_broker[0].keep_alive_s, driver.disconnect)
+
+    def _go_on(self, process: Process) -> None:
+        process.go_on()
+        for driver in _broker[0].drivers:
+            if driver.process is process:
+                driver.come_back()
+
+    def _is_over(self) -> bool:
+        """All replicas that live have ended, and none is about to come."""
+        return bool(self.world.errors) or (self._serial > 0 and self._coming == 0 and not self._living())
+
+    def _judge(self) -> None:
+        verdict, broker = self.verdict, _broker[0]
+        # Set by its id: its members and where its result stands first.
+        found: dict[bytes, tuple[int, int]] = {}
+        ended_before = False
+        for data in broker.topic("out").entries:
+            for frame in unwrap(data, 0)[1]:
+                header, payload = decode_frame(frame)  # type: ignore[arg-type]  # there are no references
+                if header.kind == Kind.END:
+                    ended_before = True
+                    continue
+                pair = _PAIR.unpack(bytes(payload)[-_PAIR.size :])
+                if found.setdefault(header.id, pair) != pair:
+                    verdict.wrong.append(f"one id for {found[header.id]} and {pair}")
+        if not ended_before:
+            verdict.wrong.append("no end was sent on")
+        for side, name in enumerate("ab"):
+            used = [pair[side] for pair in found.values()]
+            if twice := sorted({n for n in used if used.count(n) > 1}):
+                verdict.wrong.append(f"of {name} in two sets: {twice}")
+            if verdict.join == "exact" and (missing := sorted({*range(self.pairs)} - {*used})):
+                verdict.wrong.append(f"lost: {missing}")
+        if verdict.join == "exact" and (mixed := [pair for pair in found.values() if pair[0] != pair[1]]):
+            verdict.wrong.append(f"wrong pairs: {mixed}")
+        if not found:
+            verdict.wrong.append("no results at all")
+        if strange := [
+            name for name, topic in broker.topics.items() if topic.entries and name not in _TOPICS and not name.endswith("~group")
+        ]:
+            verdict.wrong.append(f"topics that should not be: {strange}")
+        if (
+            not verdict.wrong
+            and not any("broker" in f or "pause" in f for f in verdict.faults)
+            and (left := len(broker.topic("in").entries) - broker.topic("in").group(_GROUP).floor)
+        ):
+            verdict.wrong.append(f"{left} entries were never acknowledged")
+        verdict.shared_sets = len(broker.topic(_TOPICS[2]).entries)
+        verdict.takeovers = broker.topic(_TOPICS[3]).fence
+
+
+def patches() -> dict[str, Any]:
+    """What stands in for the machine."""
+    membership = "edgeserve.transport.broker.membership"
+
+    def this_process(kind: Any, signature: str) -> MemberState:
+        return MemberState(kind, signature, here().host, f"{here().pid}-1")
+
+    log = "edgeserve.transport.broker.grouplog"
+    return {
+        # So that short runs have many.
+        f"{log}:SNAPSHOT_EVERY_IDS": 10,
+        f"{log}:SNAPSHOT_EVERY_RECORDS": 30,
+        f"{log}:IDS_KEPT": 48,
+        f"{log}:_REWRITTEN_IDS": 4,
+        f"{membership}:Watch": _Watch,
+        f"{membership}:lives": _lives,
+        f"{membership}:this_host": lambda: here().host,
+        f"{membership}:_this_process": this_process,
+        "edgeserve.transport.broker.engine:lives": _lives,
+        "edgeserve.transport.broker.engine:this_host": lambda: here().host,
+        "edgeserve.stage.node:connect": _connect,
+        "edgeserve.stage.node:disconnect": lambda transport: transport.close(),
+    }
+
+
+def run(seeds: Any, planted: dict[str, Any] | None = None, each: Callable[[Verdict], object] = lambda _: None) -> list[Verdict]:
+    """Runs schedules; returns those that broke a promise."""
+    failed = []
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with replaced(**patches(), **(planted or {})):
+            for seed in seeds:
+                verdict = Schedule(seed).run()
+                each(verdict)
+                if verdict.wrong:
+                    failed.append(verdict)
+    finally:
+        logging.disable(before)
+    return failed
+
+
+__all__ = ("Schedule", "Verdict", "run")
