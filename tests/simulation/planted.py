@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgeserve.stage.holding import Holding
 from edgeserve.transport.broker.desk import Desk
 from edgeserve.transport.broker.grouplog import GroupLog, Line
 from edgeserve.transport.broker.member import BrokerSubscription
@@ -15,7 +14,6 @@ from edgeserve.transport.broker.settlements import Settlement, Settlements
 _apply = GroupLog.apply
 _records = Settlements._records
 _follow = BrokerSubscription._follow_the_lead
-_take_out = Settlement.take_out
 _snapshot = GroupLog.snapshot
 
 
@@ -54,17 +52,6 @@ def _whatever(self: Desk, positions: Any) -> None:
     return None
 
 
-def _hands_on_at_once(self: Holding, way: Any) -> None:
-    with self._whole():
-        self.pending.topic_out, self._way = way.topic, way
-        self.run_due = self._make_run_due()
-
-
-def _forgets_frames(self: Settlement, desk: Desk, positions: Any) -> None:
-    _take_out(self, desk, positions)
-    self.partial.clear()
-
-
 def _snapshot_without_ids(self: GroupLog, stored: int, unsettled: int) -> list[Any]:
     *_, state = _snapshot(self, stored, unsettled)
     state.ids_after = self.at
@@ -94,7 +81,6 @@ PLANTED: dict[str, dict[str, Any]] = {
         "edgeserve.transport.broker.member:BrokerSubscription.floor": lambda self, topic: 1 << 62,
     },
     "a replica that is alone again leaves sets behind": {"edgeserve.stage.settask:SetTask._is_empty": lambda self: True},
-    "results of the one way go the other": {"edgeserve.stage.holding:Holding.hand_to": _hands_on_at_once},
     "the decision log is not fenced": {
         "tests.simulation.broker:SimDriver.fenced_outlet": lambda self, topic: self.outlet(topic),
     },
