@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 
+@lru_cache(64)
+def _opened(path: Path, _pid: int) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+
 def note(path: Path, value: object) -> None:
     """Appends a line; a line is whole or not there."""
-    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(fd, (json.dumps(value) + "\n").encode())
-    finally:
-        os.close(fd)
+    os.write(_opened(path, os.getpid()), (json.dumps(value) + "\n").encode())
 
 
 def lines(path: Path) -> list[Any]:

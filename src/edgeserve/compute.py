@@ -56,6 +56,9 @@ class Compute(StageNode):
         ack_timeout_ms: a message not settled by then goes to another member.
         max_held: the most messages a join holds per source.
         overflow: what happens to one more: 'drop_oldest' or 'error'.
+        task_version: which version of the task this is: stands in the results' headers and beside the member's name in `edgeserve groups`.
+        backlog: what becomes of sets that are due while the task is busy: 'all' wait, or the newest runs next and the others are dropped,
+            counted as 'superseded' ('latest').
 
     Example:
         >>> from edgeserve.data_source import DataSource
@@ -101,6 +104,8 @@ class Compute(StageNode):
         ack_timeout_ms: int = 300_000,
         max_held: int = 10_000,
         overflow: str = "drop_oldest",
+        task_version: str = "",
+        backlog: Literal["all", "latest"] = "all",
     ) -> None:
         super().__init__(node, pulsar_node, what="Compute", name=worker_id)
         self._refuse_references("Compute", ftp)
@@ -125,6 +130,8 @@ class Compute(StageNode):
             ack_timeout_ms=ack_timeout_ms,
             max_held=max_held,
             overflow=overflow,
+            task_version=task_version,
+            backlog=backlog,
         )
         self._check_callables("Compute", gate_in=gate_in, gate_out=gate_out)
         if topic_in == topic_out:
@@ -135,7 +142,7 @@ class Compute(StageNode):
         work = Task(task, what="Compute", named=True)
         for parameter in work.parameters:
             check_source_id(parameter)
-        joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str)
+        joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str) or backlog == "latest"
         group = _default_group(worker_id, topic_in, topic_out) if group is None else group
         # What only a mistake makes different within a group. Workers have names of their own, and their results are called so by default.
         signature = [f"inputs {','.join(work.parameters)}"]
@@ -157,6 +164,8 @@ class Compute(StageNode):
             retry_backoff_ms=retry_backoff_ms,
             ack_timeout_ms=ack_timeout_ms,
             drop_if_older_than_ms=drop_if_older_than_ms,
+            version=task_version,
+            only_newest=backlog == "latest",
         )
         policy = _policy_maker(
             join,
@@ -171,7 +180,7 @@ class Compute(StageNode):
         output_id = as_parameter(output_id)
         self.wiring = Wiring(topic_in, work.parameters, topic_out, output_id)
         logs = (step_log(log_path, log_filename, worker_id, "compute"), step_log(log_path, log_filename, worker_id, "output"))
-        emitter = Emitter(output_id, group, gate_out, self._counts)
+        emitter = Emitter(output_id, group, gate_out, self._counts, task_version=task_version)
         self._logs = logs
         self._stage: Steps
         if joins:

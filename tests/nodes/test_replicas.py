@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgeserve import Compute, DataSource, Materialize, context
+from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import JoinOverflow
 from edgeserve.stage.deadletter import DeadLetter
 from edgeserve.transport import Transport
@@ -177,3 +178,73 @@ def test_another_round_after_the_end(node: str, results: Results) -> None:
         with running(replica(node, lambda a, b: a, 0), replica(node, lambda a, b: a, 1)):
             send(node, 10, first=first)
     assert sorted(results(topic="out")) == list(range(20))
+
+
+def test_a_new_version_takes_over_from_the_old_one_message_by_message(node: str, transport: Transport, results: Results) -> None:
+    """Two old ones run, two new ones come, the old ones are stopped while sets are made."""
+    seen = [threading.Event(), threading.Event()]
+
+    def work(version: int) -> Work:
+        def task(a: int, b: int) -> int:
+            seen[version - 1].set()
+            time.sleep(0.002)
+            return a
+
+        return task
+
+    old = [replica(node, work(1), n, task_version="1") for n in range(2)]
+    new = [replica(node, work(2), 2 + n, task_version="2") for n in range(2)]
+    feeding = threading.Thread(target=send, args=(node, 800))
+    with running(*new):
+        running_old = [threading.Thread(target=each.run) for each in old]
+        for thread in running_old:
+            thread.start()
+        feeding.start()
+        assert all(version.wait(60) for version in seen)
+        assert {*transport.topic_info("in").groups["g"].versions.values()} == {"1", "2"}
+        for each in old:
+            each.close()  # as a SIGTERM ends it
+        for thread in (*running_old, feeding):
+            thread.join(60)
+    assert sorted(results(topic="out")) == list(range(800))
+    versions = {decode_frame(frame)[0].task_version for frame, _, _ in transport.read("out")}
+    assert {"1", "2"} <= versions
+
+
+def test_the_newest_set_runs_next_where_only_that_is_wanted(node: str, results: Results) -> None:
+    busy, go_on = threading.Event(), threading.Event()
+
+    def task(a: int, b: int) -> int:
+        if a == 0:
+            busy.set()
+            assert go_on.wait(60)
+        return a
+
+    compute = replica(node, task, 0, backlog="latest")
+    with running(compute):
+        send(node, 1)
+        assert busy.wait(60)
+        send(node, 100, first=1)
+        go_on.set()
+    found = results(topic="out")
+    assert found[0] == 0 and found[-1] == 100 and found == sorted(found)
+    assert len(found) + compute.counters["superseded"] == 101 and len(found) < 50
+
+
+def test_replicas_run_the_newest_sets_that_they_can_get(node: str, results: Results) -> None:
+    go_on, counted = threading.Barrier(3, timeout=60), list[int]()
+
+    def task(a: int, b: int) -> int:
+        if a < 2:
+            go_on.wait()
+        return a
+
+    nodes = [replica(node, task, n, backlog="latest") for n in range(2)]
+    with running(*nodes):
+        send(node, 2)  # one for each, and both are busy with it
+        send(node, 300, first=2)
+        go_on.wait()
+    counted += [each.counters["superseded"] for each in nodes]
+    found = results(topic="out")
+    assert len(found) == len({*found}) and 301 in found
+    assert len(found) + sum(counted) == 302 and len(found) < 250

@@ -294,8 +294,8 @@ def patches() -> dict[str, Any]:
     """What stands in for the machine."""
     membership = "edgeserve.transport.broker.membership"
 
-    def this_process(kind: Any, signature: str) -> MemberState:
-        return MemberState(kind, signature, here().host, f"{here().pid}-1")
+    def this_process(kind: Any, signature: str, version: str) -> MemberState:
+        return MemberState(kind, signature, here().host, f"{here().pid}-1", version=version)
 
     log = "edgeserve.transport.broker.grouplog"
     return {
@@ -307,7 +307,7 @@ def patches() -> dict[str, Any]:
         f"{membership}:Watch": _Watch,
         f"{membership}:lives": _lives,
         f"{membership}:this_host": lambda: here().host,
-        f"{membership}:_this_process": this_process,
+        "edgeserve.transport.broker.member:this_process": this_process,
         "edgeserve.transport.broker.engine:lives": _lives,
         "edgeserve.transport.broker.engine:this_host": lambda: here().host,
         "edgeserve.stage.node:connect": _connect,

@@ -10,6 +10,7 @@ from edgeserve import __version__
 from edgeserve.cli.broker import broker
 from edgeserve.cli.demo import demo
 from edgeserve.cli.doctor import doctor
+from edgeserve.cli.groups import groups
 from edgeserve.cli.logs import log
 from edgeserve.cli.output import CommandError, show_error
 from edgeserve.cli.run import run
@@ -22,7 +23,7 @@ def root() -> None:
     """Streams from many nodes, aligned in time, joined, and served."""
 
 
-for _command in (demo, run, doctor, topic, log, broker):
+for _command in (demo, run, doctor, topic, groups, log, broker):
     root.add_command(_command)
 
 

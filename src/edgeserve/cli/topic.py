@@ -45,7 +45,7 @@ def _refuse_memory(node: str) -> None:
 
 
 @contextmanager
-def _connected(node: str) -> Iterator[Transport]:
+def connected(node: str) -> Iterator[Transport]:
     """A connection for looking: it makes no store where there is none."""
     _refuse_memory(node)
     if (url := parse(node)).scheme == "local" and not ((root := directory_of(url)) / DATA).is_dir():
@@ -92,7 +92,7 @@ def _group_summaries(info: TopicInfo) -> dict[str, Any]:
     }
 
 
-def _infos(transport: Transport, *, groups: bool) -> list[TopicInfo]:
+def topic_infos(transport: Transport, *, groups: bool) -> list[TopicInfo]:
     """What is known of all topics, asked for several at a time: a broker's answers take long, and seldom its work."""
     pool = ThreadPoolExecutor(_AT_A_TIME, "edgeserve-look")
     try:
@@ -107,8 +107,8 @@ def _infos(transport: Transport, *, groups: bool) -> list[TopicInfo]:
 @node_option
 def list_topics(out: Output, groups: bool, node: str) -> None:
     """List all topics of a node."""
-    with _connected(node) as transport:
-        found = _infos(transport, groups=groups)
+    with connected(node) as transport:
+        found = topic_infos(transport, groups=groups)
     if out.as_json:
         out.document([_summary(info) | ({"groups": _group_summaries(info)} if groups else {}) for info in found])
     elif not found:
@@ -119,13 +119,14 @@ def list_topics(out: Output, groups: bool, node: str) -> None:
 
 
 def _row(info: TopicInfo, *, groups: bool) -> tuple[object, ...]:
-    row = info.name, _count(info.messages, more=info.more), info.stored_bytes
+    row = info.name, shown_count(info.messages, more=info.more), info.stored_bytes
     backlogs = [(group.backlog, group.more) for group in info.groups.values()]
     backlog, more = max(backlogs, default=(0, False))
-    return (*row, len(backlogs), _count(backlog, more=more)) if groups else row
+    return (*row, len(backlogs), shown_count(backlog, more=more)) if groups else row
 
 
-def _count(count: int, *, more: bool) -> int:
+def shown_count(count: int, *, more: bool) -> int:
+    """A count as it is shown: with a + where there is more."""
     return _AtLeast(count) if more else count
 
 
@@ -134,7 +135,7 @@ def _count(count: int, *, more: bool) -> int:
 @node_option
 def info(out: Output, topic: str, node: str) -> None:
     """Show a topic: what it keeps, and how far each group is."""
-    with _connected(node) as transport:
+    with connected(node) as transport:
         found = transport.topic_info(topic)
     if out.as_json:
         out.document(_summary(found) | {"groups": _group_summaries(found)})
@@ -144,7 +145,7 @@ def info(out: Output, topic: str, node: str) -> None:
     out.line(f"messages  {count} (positions {found.first} to {found.next}, the last one not included)")
     out.line(f"bytes     {found.stored_bytes}")
     rows = [
-        (name, str(group.kind), len(group.members), group.active, _count(group.backlog, more=group.more), group.claimed)
+        (name, str(group.kind), len(group.members), group.active, shown_count(group.backlog, more=group.more), group.claimed)
         for name, group in sorted(found.groups.items())
     ]
     if rows:
@@ -183,7 +184,7 @@ def _stored(transport: Transport, topic: str, start: str, *, follow: bool) -> It
 @node_option
 def echo(out: Output, topic: str, start: str, count: int | None, follow: bool, node: str) -> None:
     """Print a topic's messages. Groups are not touched."""
-    with _connected(node) as transport:
+    with connected(node) as transport:
         for seen in itertools.islice(_stored(transport, topic, start, follow=follow or start == "latest"), count):
             if out.as_json:
                 out.json_line(seen.as_json())
@@ -258,7 +259,7 @@ def _dead_letter_topics(transport: Transport, topic: str) -> list[str]:
 @node_option
 def dead_letters(out: Output, topic: str, count: int | None, node: str) -> None:
     """Show what the tasks on TOPIC could not process: reason, error, traceback, and the ids of the inputs."""
-    with _connected(node) as transport:
+    with connected(node) as transport:
         found = [
             dead_letter(name, frame, at, published_ns)
             for name in _dead_letter_topics(transport, topic)
@@ -290,7 +291,7 @@ def dead_letters(out: Output, topic: str, count: int | None, node: str) -> None:
 @node_option
 def forget(out: Output, topic: str, group: str, node: str) -> None:
     """Forget GROUP on TOPIC, so that what it has not settled no longer holds space. Refused while it has live members."""
-    with _connected(node) as transport:
+    with connected(node) as transport:
         transport.delete_group(topic, group)
     if out.as_json:
         out.document({"topic": topic, "group": group, "forgotten": True})
@@ -325,7 +326,7 @@ def _asked(infos: Sequence[TopicInfo], node: str) -> bool:
     if not sys.stdin.isatty():
         raise CommandError("nobody is there who could be asked", "standard input", "say --yes, if it is to be done without asking")
     for info in infos:
-        count = _count(info.messages, more=info.more)
+        count = shown_count(info.messages, more=info.more)
         click.echo(f"{one_line(info.name)}: {count} messages, {len(info.groups)} groups", err=True)
     these = "this topic" if len(infos) == 1 else f"these {len(infos)} topics"
     return click.confirm(f"delete {these} of {without_secrets(node)}?", err=True)
@@ -337,7 +338,7 @@ def _asked(infos: Sequence[TopicInfo], node: str) -> bool:
 @node_option
 def delete(out: Output, topics: tuple[str, ...], yes: bool, node: str) -> None:
     """Delete each TOPIC with its messages, its groups and the logs of their joins. Refused while a group has live members."""
-    with _connected(node) as transport:
+    with connected(node) as transport:
         logs = {topic: _of_its_joins(transport, topic) for topic in dict.fromkeys(topics)}
         for topic in logs:
             _refuse_log_in_use(transport, topic)
@@ -359,4 +360,4 @@ def delete(out: Output, topics: tuple[str, ...], yes: bool, node: str) -> None:
 for _command in (list_topics, info, echo, pub, dead_letters, forget, delete):
     topic.add_command(_command)
 
-__all__ = ("topic",)
+__all__ = ("connected", "shown_count", "topic", "topic_infos")

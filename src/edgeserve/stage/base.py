@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,8 @@ from edgeserve.transport import Delivery, GroupKind, Start, Subscription, Transp
 _FEWEST, _MOST, _FIRST_BATCH = 1, 1024, 16
 _QUICK_NS, _SLOW_NS = 10_000_000, 50_000_000
 _NEVER = 2**63
+_SHOWN_NAME = 24
+"""Characters of a node's name in those of its members."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Options:
     retry_backoff_ms: float = 100
     ack_timeout_ms: int = 300_000
     drop_if_older_than_ms: float | None = None
+    version: str = ""
+    only_newest: bool = False
 
 
 @dataclass(frozen=True)
@@ -155,7 +161,14 @@ class Stage(Steps):
     def _subscribe(self, transport: Transport) -> Subscription:
         o = self.options
         subscription = transport.subscribe(
-            o.topics, o.group, kind=o.kind, start=o.start, ack_timeout_ms=o.ack_timeout_ms, signature=o.signature
+            o.topics,
+            o.group,
+            kind=o.kind,
+            start=o.start,
+            ack_timeout_ms=o.ack_timeout_ms,
+            signature=o.signature,
+            version=o.version,
+            member=f"{o.name[:_SHOWN_NAME]}@{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
         )
         subscription.stopping, subscription.giving_up = self._control.stopping, self._control.giving_up
         return subscription

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from typing import TypeAlias
 
@@ -28,7 +29,7 @@ class Record(msgspec.Struct):
 
     Attributes:
         sets: (set id, its members' ids) of each set whose results are published.
-        drops: (id, reason) of each input that no set will use any more and that was dropped for a reason.
+        drops: (id, reason) of each input that no set will use any more and that was dropped for a reason, and of each set that was not run.
         held: (position, id) of each input that has had its turn and may still be part of later sets: state after a restart.
     """
 
@@ -36,6 +37,8 @@ class Record(msgspec.Struct):
     drops: list[tuple[bytes, str]]
     held: list[tuple[int, bytes]]
 
+
+_DROPS = "drops"
 
 Held: TypeAlias = Sequence[tuple[int, bytes]]
 Drops: TypeAlias = Sequence[tuple[bytes, str]]
@@ -99,11 +102,20 @@ def last_record(subscription: Subscription, topic: str) -> Record | None:
         return None
 
 
+def read_drops(attributes: Mapping[str, bytes]) -> Counter[str]:
+    """How many inputs a group's join has dropped, by reason: as its attributes say."""
+    try:
+        return Counter(msgspec.msgpack.decode(attributes.get(_DROPS, b"\x80"), type=dict[str, int]))
+    except msgspec.DecodeError:
+        return Counter()
+
+
 class Decisions(Settlement):
     """What the holder of a join has decided and not settled yet.
 
     Attributes:
         topic_out: where what it publishes goes: the results' topic, or that of sets which wait for a replica.
+        drops: inputs that the group's join has dropped so far, by reason.
     """
 
     def __init__(
@@ -115,6 +127,7 @@ class Decisions(Settlement):
         self._topic, self.topic_out, self._results_to, self._source_id = topic, topic_out, topic_out, source_id
         self._encode = msgspec.msgpack.Encoder().encode
         self.held: dict[int, bytes] = {}
+        self.drops = read_drops(subscription.attributes())
 
     def _write(self, n: int) -> None:
         units = self.units[:n]
@@ -129,6 +142,10 @@ class Decisions(Settlement):
         sets = [decision for decision in decided if decision is not None]
         drops = list(chain.from_iterable(dropped))
         after = self._held_after(units) if self.held or any(held) else {}
+        totals = self.drops
+        if drops:
+            totals = Counter(self.drops)
+            totals.update(reason for _, reason in drops)
         decisions = [self._frame(Record(sets, drops, list(after.items())))] if sets or drops or after != self.held else []
         try:
             self._subscription.settle(
@@ -137,13 +154,14 @@ class Decisions(Settlement):
                 ids=list(chain.from_iterable(ids)),
                 decisions=decisions,
                 fence=self.fence,
+                attributes={_DROPS: self._encode(totals)} if drops else None,
             )
         except BaseException:
             # Large results are the task's own buffers: it may write to them again once this call has returned.
             self.units[:n] = [(*u[:3], owned(u[3]), *u[4:]) for u in units]
             raise
         del self.units[:n]
-        self.held = after
+        self.held, self.drops = after, totals
         if not shared:
             self.results += len(produced)
         self._count_settled(repeat(self._topic), positions)
@@ -162,4 +180,4 @@ class Decisions(Settlement):
         return encode_frame(Header(os.urandom(16), self._source_id, "", 0, now, now, "", len(body), kind=int(Kind.DECISION)), body)
 
 
-__all__ = ("Decisions", "Record", "decision_topic", "last_record", "read_decision", "unit", "work_topic")
+__all__ = ("Decisions", "Record", "decision_topic", "last_record", "read_decision", "read_drops", "unit", "work_topic")

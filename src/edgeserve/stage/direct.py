@@ -25,6 +25,9 @@ from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, Pending, set
 from edgeserve.stage.sources import SourceClock
 from edgeserve.transport import ClaimLost, Delivery, Frame, Subscription, Transport
 
+_WORTH, _SLOW_NS = 4, 25_000_000
+"""While more are ready, `run()` settles no fewer than these together, unless the first of them has waited for so long."""
+
 Perform: TypeAlias = Callable[[Header, "bytes | memoryview", "int | None"], tuple[Any, "Frame | Frames | None"]]
 """(header, payload, watermark) to (result, what is published); raises what the user's function raises."""
 
@@ -154,7 +157,12 @@ class Direct(Stage):
             except BaseException:
                 ready.append(delivery)
                 raise
-            if len(positions) >= MOST_PENDING or monotonic_ns() - since > OLDEST_PENDING_NS or pending.urgent:
+            age_ns = monotonic_ns() - since
+            if (
+                (age_ns > OLDEST_PENDING_NS and (len(positions) >= _WORTH or age_ns > _SLOW_NS))
+                or len(positions) >= MOST_PENDING
+                or pending.urgent
+            ):
                 settle()
                 pending.since_ns = since = monotonic_ns()
                 if (since > self._stale_ns or pending.lost) and type(result) is not Raised and self._renew():

@@ -31,7 +31,10 @@ class Emitter:
         max_frame_bytes: more is refused, as the node would; None: no bound.
     """
 
-    def __init__(self, output_id: str, group: str, gate_out: Callable[[Any], Any] | None, counts: Counters) -> None:
+    def __init__(
+        self, output_id: str, group: str, gate_out: Callable[[Any], Any] | None, counts: Counters, *, task_version: str = ""
+    ) -> None:
+        self._task_version = task_version
         self.output_id, self._group, self._gate_out, self._counts = output_id, group.encode(), gate_out, counts
         self._prefix = os.urandom(8)
         self._producer = self._prefix.hex()
@@ -41,7 +44,7 @@ class Emitter:
     def make(self) -> Emit:
         """The function that turns a result into what is published."""
         gate_out, output_id, producer, group, now_ns = self._gate_out, self.output_id, self._producer, self._group, time.time_ns
-        computed = int(TimeKind.COMPUTED)
+        computed, version = int(TimeKind.COMPUTED), self._task_version
 
         def emit(
             value: Any, of: bytes, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key, index: int = 0
@@ -56,7 +59,9 @@ class Emitter:
             schema, payload, size = encode_sized(value)
             self._sequence = sequence = self._sequence + 1
             id_ = result_id(group, of, index)
-            header = Header(id_, output_id, producer, sequence, event_ns, now_ns(), schema, size, watermark_ns, key, 0, computed, oldest_ns)
+            header = Header(
+                id_, output_id, producer, sequence, event_ns, now_ns(), schema, size, watermark_ns, key, 0, computed, oldest_ns, version
+            )
             frame = encode_frame(header, payload)
             if not isinstance(frame, bytes):
                 self._check(frame)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from edgeserve.align import Exact, JoinSet, Policy, Released
 from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import JoinOverflow, MessageError, UnknownSource
-from edgeserve.core.message import WATERMARK_END, Header, Kind
+from edgeserve.core.message import WATERMARK_END, Header, Kind, set_id
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.stage.base import CONTROL, Options, Raised
 from edgeserve.stage.deadletter import Asides
@@ -114,7 +114,8 @@ class Holding:
         self.push = self._make_push()
         if self._run_set.verbose is not None:
             self.push = self._logged(self.push, self._run_set.verbose)
-        self.run_due = self._make_run_due()
+        self.run_due = self._make_run_due(self._way.make(self._give_up))
+        self._skip_due = self._make_run_due(self._skip, Reason.SUPERSEDED)
 
     def hand_to(self, way: Way) -> None:
         """From now on what is due goes this way. Settles what is pending first, or raises with all as it was."""
@@ -122,7 +123,7 @@ class Holding:
             self.pending.settle()
             with self._whole():
                 self.pending.topic_out, self._way = way.topic, way
-                self.run_due = self._make_run_due()
+                self.run_due = self._make_run_due(way.make(self._give_up))
 
     @property
     def held(self) -> int:
@@ -334,26 +335,39 @@ class Holding:
 
     # --- run ----------------------------------------------------------------------------------------------------
 
-    def _make_run_due(self) -> Callable[[], Any]:
-        """The function that runs the first set that is due and decides its inputs; returns the result, or `Raised`."""
+    def keep_newest(self) -> None:
+        """Drops what is due but the newest set."""
+        while len(self.due) > 1:
+            self._skip_due()
+
+    def _skip(self, joined: JoinSet, _promise_ns: int | None) -> Outcome:
+        """In place of running a set."""
+        members = [member[1].header.id for name in self._parameters if (member := joined[0].get(name)) is not None]
+        self._counts.count(Reason.SUPERSEDED, edge="sets")
+        return None, set_id(members), members, None, None
+
+    def _make_run_due(self, run: Callable[[JoinSet, int | None], Outcome], dropped: str = "") -> Callable[[], Any]:
+        """The function that runs the first set that is due and decides its inputs; returns the result, or `Raised`. `dropped`: the sets are
+        not run, and the log says why."""
         due, marks, held, pending, width = self.due, self._marks, self._held, self.pending, len(self._parameters)
-        run, next_due_ns, units = self._way.make(self._give_up), self.policy.next_due_ns, self.pending.units
+        next_due_ns, units = self.policy.next_due_ns, self.pending.units
 
         def run_due() -> Any:
             joined = due[0]
             # Sets that are due already, or wait for a timer, may lie behind the watermark: no promise while there are any.
             promise = min(marks.values()) if len(due) == 1 and len(marks) == width and next_due_ns() is None else None
-            result, set_id, members, frames, aside = run(joined, promise)
+            result, of, members, frames, aside = run(joined, promise)
             try:
                 due.popleft()
                 acks: list[int] = []
+                decision, drops = (None, ((of, dropped),)) if dropped else ((of, members), ())
                 if joined[1]:
                     # No other set has them, so this is their one turn.
                     for member in joined[0].values():
                         position = member[1].position
                         acks.append(position)
                         del held[position]
-                    units.append((acks, members, (), frames, (set_id, members), (), aside))
+                    units.append((acks, members, (), frames, decision, drops, aside))
                 else:
                     ids: list[bytes] = []
                     kept: list[tuple[int, bytes]] | None = None
@@ -372,7 +386,7 @@ class Holding:
                             if not gone:
                                 kept = kept or []
                                 kept.append((item.position, item.header.id))
-                    units.append((acks, ids, kept or (), frames, (set_id, members), (), aside))
+                    units.append((acks, ids, kept or (), frames, decision, drops, aside))
                 if frames is not None and type(frames) is not bytes:
                     pending.urgent = True
             except BaseException:

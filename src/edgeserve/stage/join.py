@@ -36,6 +36,9 @@ _TELL_EVERY = 256
 _STRIDE = 16
 """So many messages are taken before the loop looks at the clock again."""
 
+_CATCH_UP_NS = 50_000_000
+"""For how long messages are taken, while there are any, before the newest set is run."""
+
 _LOST = (Fenced, ClaimLost)
 
 
@@ -214,13 +217,13 @@ class Join(Stage):
                 holding.advance(now_ns)
                 due_ns = holding.policy.next_due_ns()
             if holding.due:
-                return holding.run_due()
+                return self._run_due(holding)
         if self._ready and holding is not None:
             outcome = self._take(holding)
             due_ns = holding.policy.next_due_ns()
             if not holding.due and due_ns is not None and (now_ns := time.time_ns()) >= due_ns:
                 holding.advance(now_ns)
-            return holding.run_due() if holding.due else outcome
+            return self._run_due(holding) if holding.due else outcome
         if holding is not None:
             holding.tell()
             holding.copy_remains(self._asked)
@@ -231,6 +234,19 @@ class Join(Stage):
         if not self._await(deadline, due_ns) and self._over():
             raise StopIteration
         return CONTROL
+
+    def _run_due(self, holding: Holding) -> Any:
+        if self._skips_old:
+            until = monotonic_ns() + _CATCH_UP_NS
+            while (self._ready or self._receive(0)) and monotonic_ns() < until:
+                self._take(holding)
+            holding.keep_newest()
+        return holding.run_due()
+
+    @property
+    def _skips_old(self) -> bool:
+        """Whether only the newest set that is due is run; where replicas share sets they see to that."""
+        return self.options.only_newest and self._way is self._run_set
 
     def _over(self) -> bool:
         return self._stopping() or (self._until_end and self.has_ended())
@@ -274,6 +290,11 @@ class Join(Stage):
         outcome = self._step(None)
         holding, control, ready = self._holding, self._control, self._ready
         if holding is None:
+            return
+        if self._skips_old:
+            self._settle_soon()
+            if type(outcome) is Raised or holding.warned is not None:
+                raise outcome.error if type(outcome) is Raised else holding.take_warning()
             return
         pending, due, push, run_due, next_due_ns = holding.pending, holding.due, holding.push, holding.run_due, holding.policy.next_due_ns
         units, pop, timed, now_ns = pending.units, ready.pop, holding.policy.timed, monotonic_ns

@@ -41,6 +41,7 @@ _MESSAGES: _Check = (lambda value: _whole(value, 1), "a number of messages, an i
 
 _CHECKS: dict[str, _Check] = {
     "ack_timeout_ms": (lambda value: value is None or (_milliseconds(value) and value > 0), "a number of milliseconds above 0, or None"),
+    "backlog": (lambda value: _one_of(value, "all", "latest"), "'all' or 'latest'"),
     "drop_if_older_than_ms": _MILLISECONDS_OR_NONE,
     "group": _NAME,
     "join": (lambda value: value is not None, "'latest', 'exact' or a policy"),
@@ -59,6 +60,10 @@ _CHECKS: dict[str, _Check] = {
     "start": (
         lambda value: _one_of(value, "earliest", "latest") or _whole(value, 0),
         "'earliest', 'latest' or a publish time in integer ns",
+    ),
+    "task_version": (
+        lambda value: isinstance(value, str) and value.isprintable() and len(value.encode(errors="replace")) <= 100,
+        "a word of at most 100 bytes, such as '2.1', or '' for none",
     ),
     "timeout_ms": _MILLISECONDS_OR_NONE,
     "topic": _NAME,

@@ -12,7 +12,7 @@ from edgeserve.align import JoinSet
 from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import MessageError, TransportError, UnknownTopic
 from edgeserve.core.message import Header, Kind
-from edgeserve.core.metrics import Counters
+from edgeserve.core.metrics import Counters, Reason
 from edgeserve.stage.base import Options
 from edgeserve.stage.control import Control
 from edgeserve.stage.direct import Direct, Perform
@@ -106,6 +106,36 @@ class SetTask(Direct):
             self._look_at, self._empty, self._looks_failed = 0.0, False, 0  # what was seen before counts no more
         self._draining, self.drained = draining, draining and self.drained
 
+    def _receive(self, timeout_ms: float) -> bool:
+        if not self.options.only_newest:
+            return super()._receive(timeout_ms)
+        found = list[Delivery]()
+        try:
+            while super()._receive(0 if found else timeout_ms):
+                found = self._newest_of([*self._ready, *found])
+                self._ready.clear()
+        finally:
+            self._ready += found
+        return bool(found)
+
+    def _newest_of(self, newest_first: list[Delivery]) -> list[Delivery]:
+        """The newest set, and all that are none; the others are dropped."""
+        kept, has_set = list[Delivery](), False
+        for delivery in newest_first:
+            try:
+                header, _ = decode_frame(delivery[0])
+            except MessageError:
+                kept.append(delivery)  # to be put aside by name
+                continue
+            if header.kind != Kind.SET or not has_set:
+                has_set = has_set or header.kind == Kind.SET
+                kept.append(delivery)
+            elif header.id in self._known:
+                self._drop(delivery, header, Reason.DUPLICATE, None)
+            else:
+                self._drop(delivery, header, Reason.SUPERSEDED, header.id)
+        return kept
+
     def _idle(self) -> bool:
         self.drained = self._draining and self._is_empty()
         return super()._idle() or self.drained
@@ -116,7 +146,8 @@ class SetTask(Direct):
         if began >= self._look_at:
             try:
                 self._flush_join()  # on a broker an end that is settled may still be on its way
-                self._empty, self._looks_failed = backlog(self._transport, self.options.topics[0], self.options.group) == 0, 0
+                topic = self.options.topics[0]
+                self._empty, self._looks_failed = self._subscription.floor(topic) >= self._transport.end(topic), 0
             except TransportError as exc:
                 self._looks_failed += 1
                 self._empty = self._looks_failed >= _MOST_FAILED

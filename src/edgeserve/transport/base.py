@@ -68,7 +68,7 @@ class Capabilities:
 @dataclass(frozen=True)
 class GroupInfo:
     """One group's state on one topic. `backlog` counts messages that are not settled, claimed ones included; `more`: there are more than
-    that, which the engine has not counted."""
+    that, which the engine has not counted; `versions`: of the members that say one; `attributes`: what the members share."""
 
     kind: GroupKind
     members: tuple[str, ...]
@@ -77,6 +77,8 @@ class GroupInfo:
     claimed: int
     epoch: int
     more: bool = False
+    versions: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -280,8 +282,10 @@ class Transport(ABC):
         ack_timeout_ms: int | None = None,
         signature: str = "",
         member: str = "",
+        version: str = "",
     ) -> Subscription:
-        """Joins a group, which is made where it does not exist; `start` counts only then.
+        """Joins a group, which is made where it does not exist; `start` counts only then. `version`: of what the member does, for
+        `GroupInfo`; members of several versions may be in a group.
 
         Raises:
             GroupBusy: exclusive, and taken.
@@ -303,6 +307,10 @@ class Transport(ABC):
     @abstractmethod
     def topic_info(self, topic: str, *, groups: bool = True) -> TopicInfo:
         """Raises `UnknownTopic` where there is none. Without `groups` nothing is said of them, which on a broker is much quicker."""
+
+    @abstractmethod
+    def end(self, topic: str) -> int:
+        """The position behind the newest message that is kept; 0 where there is none, or no such topic. Does not count messages."""
 
     @abstractmethod
     def delete_group(self, topic: str, group: str) -> None:

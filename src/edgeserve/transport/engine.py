@@ -103,6 +103,7 @@ class LogEngine(Transport):
         ack_timeout_ms: int | None = None,
         signature: str = "",
         member: str = "",
+        version: str = "",
     ) -> Subscription:
         # The member's side is a module of its own; it needs this class for its types.
         from edgeserve.transport.member import LogSubscription
@@ -111,7 +112,7 @@ class LogEngine(Transport):
         check_subscription(topics, group, kind, start, ack_timeout_ms)
         name = member or f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         check_name("a member", name)
-        subscription = LogSubscription(self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name)
+        subscription = LogSubscription(self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name, version)
         self._users.add(subscription)
         return subscription
 
@@ -162,6 +163,12 @@ class LogEngine(Transport):
             states = {group: records.group_state(txn, topic, group) for group in head.groups} if groups else {}
         found = {group: state.info(head.next) for group, state in states.items() if state is not None}
         return TopicInfo(topic, head.first, head.next, head.stored_bytes, head.next - head.first, groups=found)
+
+    def end(self, topic: str) -> int:
+        self.check()
+        with self.kv.read() as txn:
+            head = records.find_head(txn, topic)
+            return 0 if head is None or head.next == head.first else head.next
 
     def _no_topic(self, topic: str) -> TransportError:
         return UnknownTopic(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")

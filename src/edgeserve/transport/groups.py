@@ -30,6 +30,7 @@ class MemberRecord(msgspec.Struct, array_like=True):
     address: str
     signature: str
     joined_ns: int
+    version: str = ""
 
 
 class Claim(msgspec.Struct, array_like=True):
@@ -303,7 +304,11 @@ class GroupState(msgspec.Struct, array_like=True):
     def info(self, head: int) -> GroupInfo:
         """For people."""
         active = self.active if self.kind is GroupKind.FAILOVER else None
-        return GroupInfo(self.kind, tuple(self.members), active, self.backlog(head), self.claimed(), self.epoch)
+        versions = {name: member.version for name, member in self.members.items() if member.version}
+        shared = dict(self.attributes)
+        return GroupInfo(
+            self.kind, tuple(self.members), active, self.backlog(head), self.claimed(), self.epoch, versions=versions, attributes=shared
+        )
 
 
 def settled_by_all(states: Sequence[GroupState], lo: int, hi: int) -> list[Range]:

@@ -32,6 +32,7 @@ class LogSubscription(Subscription):
         ack_timeout_ms: int | None,
         signature: str,
         name: str,
+        version: str,
     ) -> None:
         self._engine, self._kind = engine, kind
         self._group = f"{group}/{name}" if kind is GroupKind.BROADCAST else group
@@ -47,7 +48,7 @@ class LogSubscription(Subscription):
         self._looked = time.monotonic()
         self._waker = engine.board.waker()
         try:
-            record = MemberRecord(self._waker.address, signature, time.time_ns())
+            record = MemberRecord(self._waker.address, signature, time.time_ns(), version)
             with engine.kv.write(self._forget) as txn:
                 for place in self._turn:
                     place.join(txn, kind, start, record)

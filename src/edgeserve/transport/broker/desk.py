@@ -112,6 +112,11 @@ class Desk:
         return True
 
     @property
+    def in_hand(self) -> bool:
+        """Whether there are entries that are not settled, as far as this member knows."""
+        return bool(self.open or self._gone)
+
+    @property
     def ready(self) -> int:
         """How many entries wait to be handed over."""
         return len(self._ready)

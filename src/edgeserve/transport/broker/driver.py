@@ -108,12 +108,14 @@ class Driver(ABC):
         max_bytes: of one entry.
         precision_ms: how late a redelivery with a delay may come, or how much too soon.
         deadline_s: for how long the user wants to wait for the broker; None: for ever.
+        counts_deliveries: whether an entry that was with another member always says so (`Entry.deliveries`), also when that one has died.
     """
 
     what: str
     max_bytes: int
     precision_ms: int
     deadline_s: float | None = None
+    counts_deliveries = False
 
     @abstractmethod
     def outlet(self, topic: str) -> Outlet: ...

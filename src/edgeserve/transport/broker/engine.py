@@ -84,6 +84,7 @@ class BrokerEngine(Transport):
         ack_timeout_ms: int | None = None,
         signature: str = "",
         member: str = "",
+        version: str = "",
     ) -> Subscription:
         # The member's side is a module of its own; it needs this class for its types.
         from edgeserve.transport.broker.member import BrokerSubscription
@@ -92,7 +93,7 @@ class BrokerEngine(Transport):
         check_subscription(topics, group, kind, start, ack_timeout_ms)
         name = member or f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         check_name("a member", name)
-        subscription = BrokerSubscription(self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name)
+        subscription = BrokerSubscription(self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name, version)
         self._users.add(subscription)
         return subscription
 
@@ -148,6 +149,11 @@ class BrokerEngine(Transport):
         found = {group: self._group_info(topic, group) for group in self.driver.groups(topic)} if groups else {}
         return TopicInfo(topic, first, next_, extent.stored_bytes, messages, more, found)
 
+    def end(self, topic: str) -> int:
+        self.check()
+        extent = self.driver.extent(topic)
+        return 0 if extent is None or extent.last is None else position(extent.last + 1, 0)
+
     def _no_topic(self, topic: str) -> TransportError:
         return UnknownTopic(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
 
@@ -170,7 +176,8 @@ class BrokerEngine(Transport):
         members = tuple(given_name(name) for name in log.members)
         kind = next((m.kind for m in log.members.values()), GroupKind.SHARED)
         active = (given_name(log.leader) or None) if kind is GroupKind.FAILOVER else None
-        return GroupInfo(kind, members, active, backlog, self.driver.claimed(topic, group), log.epoch, more)
+        versions = {given_name(name): m.version for name, m in log.members.items() if m.version}
+        return GroupInfo(kind, members, active, backlog, self.driver.claimed(topic, group), log.epoch, more, versions, log.shared())
 
     def replay(self, topic: str, group: str) -> GroupLog:
         """What a group's log says now, members that are known to be dead left out."""

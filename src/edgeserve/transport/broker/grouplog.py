@@ -25,19 +25,23 @@ SNAPSHOT_EVERY_RECORDS = 2_000
 _REWRITTEN_IDS = 8_192
 """So few are written again with a snapshot, so that what lies between them can go."""
 _LOG_END = "~group"
+DECIDED = "\0decided:"
+"""Attributes of this prefix say, by topic, where the newest decision of a complete settlement stands."""
 
 Partial: TypeAlias = dict[str, dict[int, list[int]]]
 """topic to entry to the frames of it that are settled while others are not."""
 
 
 class MemberState(msgspec.Struct, array_like=True):
-    """What a member says of itself. `host` and `process` name it to others on its machine; `joined_at` is its record in the log."""
+    """What a member says of itself. `host` and `process` name it to others on its machine; `joined_at` is its record in the log; `version`
+    is its task's."""
 
     kind: GroupKind
     signature: str
     host: str = ""
     process: str = ""
     joined_at: int = -1
+    version: str = ""
 
 
 class Joined(msgspec.Struct, tag="j", array_like=True):
@@ -295,6 +299,10 @@ class GroupLog:
         body, self.ids, self._told = b"".join([ids for _, ids in self.ids]), [], True
         return [body[n : n + ID_BYTES] for n in range(0, len(body), ID_BYTES)]
 
+    def shared(self) -> dict[str, bytes]:
+        """What the members share by their own words."""
+        return {name: value for name, value in self.attributes.items() if not name.startswith(DECIDED)}
+
     def left_out(self, at: int, life: str) -> bool:
         """Whether an entry of the topic is older than what the group began with."""
         return at < self.start_at and life == self.life
@@ -351,6 +359,7 @@ class GroupLog:
 
 
 __all__ = (
+    "DECIDED",
     "ID_BYTES",
     "Beat",
     "Checkpoint",

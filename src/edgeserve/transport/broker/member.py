@@ -15,9 +15,9 @@ from edgeserve.transport.broker.desk import Desk
 from edgeserve.transport.broker.engine import BrokerEngine
 from edgeserve.transport.broker.envelope import INDEX_BITS
 from edgeserve.transport.broker.flow import Standing, Teller
-from edgeserve.transport.broker.grouplog import Record
+from edgeserve.transport.broker.grouplog import DECIDED, Record
 from edgeserve.transport.broker.lookout import Lookout
-from edgeserve.transport.broker.membership import BEAT_S
+from edgeserve.transport.broker.membership import BEAT_S, this_process
 from edgeserve.transport.broker.places import Places
 from edgeserve.transport.broker.publisher import Appender, BrokerFence, frames_of
 from edgeserve.transport.broker.reception import Reception
@@ -27,7 +27,6 @@ _log = logging.getLogger("edgeserve")
 
 _RETRY_S = 0.05
 _CLOSE_S = 10.0
-_DECIDED = "\0decided:"
 _LEADS = (GroupKind.FAILOVER,)
 _ALONE = (GroupKind.FAILOVER, GroupKind.EXCLUSIVE)
 
@@ -45,10 +44,11 @@ class BrokerSubscription(Subscription):
         ack_timeout_ms: int | None,
         signature: str,
         name: str,
+        version: str,
     ) -> None:
         self._engine, self._driver, self._kind, self._start = engine, engine.driver, kind, start
         self._group = f"{group}/{name}" if kind is GroupKind.BROADCAST else group
-        self._signature = signature
+        self._me = this_process(kind, signature, version)
         self._lock = threading.Condition(threading.RLock())
         self._appenders: dict[str, Appender] = {}
         self._error: Exception | None = None
@@ -67,7 +67,7 @@ class BrokerSubscription(Subscription):
         self._reception = Reception(
             engine, self._places, topics, self._group, start, self._lock, ack_timeout_s, self._check, self._fail, exclusive=kind in _ALONE
         )
-        self._places.join(kind, signature, start if isinstance(start, int) else 0)
+        self._places.join(self._me, start if isinstance(start, int) else 0)
         self._keeper = threading.Thread(target=self._keep, name=f"edgeserve-member-{group}", daemon=True)
         self._lookout = Lookout(f"group {self._group!r}", self._places.bury_the_dead, self._shorten, fail=self._fail_unforeseen)
         try:
@@ -124,12 +124,12 @@ class BrokerSubscription(Subscription):
     def attributes(self) -> dict[str, bytes]:
         self._check()
         with self._lock:
-            return {k: v for k, v in self._places.first.log.attributes.items() if not k.startswith(_DECIDED)}
+            return self._places.first.log.shared()
 
     def newest_decision(self, topic: str) -> Buffer | None:
         self._check()
         with self._lock:
-            raw = self._places.first.log.attributes.get(_DECIDED + topic)
+            raw = self._places.first.log.attributes.get(DECIDED + topic)
         if raw is None:
             return None
         at = int.from_bytes(raw, "big")
@@ -197,7 +197,7 @@ class BrokerSubscription(Subscription):
             fence.stopping = self._told_to_stop
             at = fence.append_at(decisions)
             if decisions:
-                job.attributes[_DECIDED + fence.topic] = at.to_bytes(8, "big")
+                job.attributes[DECIDED + fence.topic] = at.to_bytes(8, "big")
             with self._lock:
                 self._take_out(job, self._claims(acks))
         now_ns = time.time_ns()
@@ -319,7 +319,7 @@ class BrokerSubscription(Subscription):
                     looked = now
                     self._trouble.say(now)
                     self._tell({})
-                    self._places.show_life(self._kind, self._signature)
+                    self._places.show_life(self._me)
                     self._lookout.wake()
                     self._reception.take_back(now)
                 if self._kind in _LEADS and now >= self._retry_at:

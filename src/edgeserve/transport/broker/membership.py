@@ -47,8 +47,9 @@ def given_name(name: str) -> str:
     return name.partition("\0")[0]
 
 
-def _this_process(kind: GroupKind, signature: str) -> MemberState:
-    return MemberState(kind, signature, this_host(), process_name(os.getpid()))
+def this_process(kind: GroupKind, signature: str, version: str) -> MemberState:
+    """What a member of this process says of itself."""
+    return MemberState(kind, signature, this_host(), process_name(os.getpid()), version=version)
 
 
 def _pid(member: MemberState) -> int:
@@ -89,24 +90,24 @@ class Membership:
         self._closed = self._shortening = False
         self._life = ""
 
-    def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
+    def join(self, me: MemberState, start_ns: int) -> None:
         """Comes into the group, or is refused."""
         try:
             founds = self._follow()
             life, start_at = "", 0
             if start_ns and founds:
                 life, start_at = self._driver.life(self.data_topic), entry_since(self._driver, self.data_topic, start_ns)
-            self.write([Joined(self.name, _this_process(kind, signature), start_at, life)], wait=True)
-            self._settle_in(kind, signature)
+            self.write([Joined(self.name, me, start_at, life)], wait=True)
+            self._settle_in(me)
         except BaseException:
             self.close()
             raise
 
-    def come_back_if_buried(self, kind: GroupKind, signature: str) -> None:
+    def come_back_if_buried(self, me: MemberState) -> None:
         """Joins again, if others have taken it for dead while it was held up."""
         if self.name not in self.log.members and not self._closed:
             _log.warning("a member of group %r was silent for too long and joins again", self._group)
-            self.write([Joined(self.name, _this_process(kind, signature))])
+            self.write([Joined(self.name, me)])
 
     def _follow(self) -> bool:
         """Whether the log is new."""
@@ -243,7 +244,7 @@ class Membership:
         if entries:
             self.write([Settled(self.name, closed={self.data_topic: entries})])
 
-    def _settle_in(self, kind: GroupKind, signature: str) -> None:
+    def _settle_in(self, me: MemberState) -> None:
         """Finds out whether those who were here before live, and whether this member can be with them."""
         deadline = time.monotonic() + SILENT_S + BEAT_S / 2
         came = time.monotonic()
@@ -254,7 +255,7 @@ class Membership:
                 mine = self.log.members.get(self.name)
                 others = {n: m for n, m in self.log.members.items() if n != self.name and (mine is None or m.joined_at < mine.joined_at)}
                 # Another with this name took its place in the log, or this member took that of one.
-                refused = self._refusal(kind, signature, others)
+                refused = self._refusal(me, others)
                 if refused is None:
                     return
                 proven = all(self._here(m) or self._seen.get(n, 0) > came for n, m in others.items())
@@ -264,14 +265,14 @@ class Membership:
         self.write([Left(self.name)], wait=True)
         raise refused
 
-    def _refusal(self, kind: GroupKind, signature: str, others: dict[str, MemberState]) -> Exception | None:
+    def _refusal(self, me: MemberState, others: dict[str, MemberState]) -> Exception | None:
         for other in others:
             if given_name(other) == given_name(self.name):
                 return GroupConflict(
                     f"group {self._group!r} has a live member {given_name(other)!r} on {self.data_topic!r}: give this one another name"
                 )
         try:
-            refuse(kind, signature, [(given_name(n), m.kind, m.signature) for n, m in others.items()])
+            refuse(me.kind, me.signature, [(given_name(n), m.kind, m.signature) for n, m in others.items()])
         except (GroupConflict, GroupBusy) as exc:
             return exc
         return None
@@ -417,4 +418,4 @@ class Membership:
         self._outlet.close()
 
 
-__all__ = ("BEAT_S", "SILENT_S", "Membership", "given_name")
+__all__ = ("BEAT_S", "SILENT_S", "Membership", "given_name", "this_process")

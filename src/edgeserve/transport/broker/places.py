@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from edgeserve.core.errors import EdgeServeError
-from edgeserve.transport.base import GroupKind
 from edgeserve.transport.broker.driver import Driver
-from edgeserve.transport.broker.grouplog import Left, Record, Settled
+from edgeserve.transport.broker.grouplog import Left, MemberState, Record, Settled
 from edgeserve.transport.broker.membership import Membership
 
 
@@ -37,12 +36,12 @@ class Places:
         self._driver, self._topics, self._group, self._name, self._heard = driver, topics, group, name, heard
         self.of: dict[str, Membership] = {}
 
-    def join(self, kind: GroupKind, signature: str, start_ns: int) -> None:
+    def join(self, me: MemberState, start_ns: int) -> None:
         """Comes into the group on every topic, or is refused and leaves no trace."""
         try:
             for topic in self._topics:
                 place = Membership(self._driver, topic, self._group, self._name, self._lock, self._heard)
-                place.join(kind, signature, start_ns)
+                place.join(me, start_ns)
                 self.of[topic] = place
         except BaseException:
             self.leave({})
@@ -107,10 +106,10 @@ class Places:
         for place in self.of.values():
             place.barrier(stopping)
 
-    def show_life(self, kind: GroupKind, signature: str) -> None:
+    def show_life(self, me: MemberState) -> None:
         """To be called about every second: this member lives."""
         for place in self.of.values():
-            place.come_back_if_buried(kind, signature)
+            place.come_back_if_buried(me)
             place.beat()
 
     def bury_the_dead(self) -> None:

@@ -172,7 +172,8 @@ class Reception:
             # Where entries come one after the other in their order, hardly one of them was another's.
             now, before = time.monotonic(), self._took
             self._took = now
-            place.bury_who_just_died(thorough=entry.at <= desk.last or now - before > _DENSE_S)
+            may_be = entry.deliveries > 0 or not self._driver.counts_deliveries
+            place.bury_who_just_died(thorough=may_be and (entry.at <= desk.last or now - before > _DENSE_S))
         if len(frames) > 1 and (entry.deliveries or entry.at <= desk.last):
             place.barrier()  # somebody had it before: what of it is settled must be known here
         log = place.log
@@ -338,7 +339,7 @@ class Reception:
             if place.alone and desk.followed == came and at > desk.unsure_upto:
                 desk.unsure_upto = -1
             stands = desk.floor_of(at, place.log.partial.get(topic, {}).get(at, ()))
-            return min(stands, desk.floor()) if desk.last >= 0 else stands
+            return min(stands, desk.floor()) if desk.in_hand else stands
 
 
 __all__ = ("Reception",)

@@ -1,0 +1,45 @@
+"""`edgeserve groups` shows who shares a topic, who holds its join, and what was dropped."""
+
+from __future__ import annotations
+
+import json
+
+from edgeserve.compute import Compute
+from edgeserve.data_source import DataSource
+
+
+def pair(a: int, b: int) -> list[int]:
+    return [a, b]
+
+
+def send(node: str, source_id: str, *values: int) -> None:
+    with DataSource(list(values), node, source_id=source_id, topic="in", event_time=int) as source:
+        source.run(until="end")
+
+
+def test_a_join_its_replicas_and_its_drops(edgeserve, node):
+    send(node, "a", 1, 2, 3)
+    send(node, "b", 2)
+    options = {"topic_in": "in", "topic_out": "out", "join": "exact", "output_id": "pair"}
+    with (
+        Compute(pair, node, worker_id="old", task_version="1", **options),
+        Compute(pair, node, worker_id="new", task_version="2", **options) as new,
+    ):
+        found = json.loads(edgeserve("groups", "in", "--json", "--node", node).stdout)[0]
+        assert [m["version"] for m in found["members"]] == ["1", "2"]
+        assert [m["name"].partition("@")[0] for m in found["members"]] == ["old", "new"]
+        assert found["holder"] == found["members"][0]["name"] and found["kind"] == "failover"
+        text = edgeserve("groups", "in", "--node", node).stdout
+        assert "holds the join" in text and "runs sets" in text
+        assert new.explain()["holds_the_join"] is False
+    with Compute(pair, node, worker_id="old", **options) as alone:
+        alone.run(until="end")
+    (found,) = [g for g in json.loads(edgeserve("groups", "--json", "--node", node).stdout) if g["topic"] == "in"]
+    assert (found["backlog"], found["sets"], found["dropped"], found["members"]) == (0, 0, {"unmatched": 2}, [])
+
+
+def test_nothing_and_a_topic_that_is_not_there(edgeserve, node):
+    edgeserve("topic", "pub", "letters", "a", "--source-id", "me", "--node", node)
+    assert edgeserve("groups", "--node", node).stdout == f"no groups on {node}\n"
+    assert edgeserve("groups", "letters", "--node", node).stdout == "no groups on topic letters\n"
+    assert "there is no topic 'numbers'" in edgeserve("groups", "numbers", "--node", node).stderr
