@@ -182,25 +182,30 @@ def test_another_round_after_the_end(node: str, results: Results) -> None:
 
 def test_a_new_version_takes_over_from_the_old_one_message_by_message(node: str, transport: Transport, results: Results) -> None:
     """Two old ones run, two new ones come, the old ones are stopped while sets are made."""
-    seen = [threading.Event(), threading.Event()]
+    together = threading.Barrier(5, timeout=60)
 
-    def work(version: int) -> Work:
+    def work() -> Work:
+        begun = False
+
         def task(a: int, b: int) -> int:
-            seen[version - 1].set()
+            nonlocal begun
+            if not begun:
+                begun = True
+                together.wait()  # nobody goes on before all have one
             time.sleep(0.002)
             return a
 
         return task
 
-    old = [replica(node, work(1), n, task_version="1") for n in range(2)]
-    new = [replica(node, work(2), 2 + n, task_version="2") for n in range(2)]
+    old = [replica(node, work(), n, task_version="1") for n in range(2)]
+    new = [replica(node, work(), 2 + n, task_version="2") for n in range(2)]
     feeding = threading.Thread(target=send, args=(node, 800))
     with running(*new):
         running_old = [threading.Thread(target=each.run) for each in old]
         for thread in running_old:
             thread.start()
         feeding.start()
-        assert all(version.wait(60) for version in seen)
+        together.wait()
         assert {*transport.topic_info("in").groups["g"].versions.values()} == {"1", "2"}
         for each in old:
             each.close()  # as a SIGTERM ends it
@@ -232,19 +237,26 @@ def test_the_newest_set_runs_next_where_only_that_is_wanted(node: str, results: 
 
 
 def test_replicas_run_the_newest_sets_that_they_can_get(node: str, results: Results) -> None:
-    go_on, counted = threading.Barrier(3, timeout=60), list[int]()
+    begun, go_on = [threading.Event(), threading.Event()], threading.Event()
 
-    def task(a: int, b: int) -> int:
-        if a < 2:
-            go_on.wait()
-        return a
+    def work(number: int) -> Work:
+        def task(a: int, b: int) -> int:
+            begun[number].set()
+            assert go_on.wait(60)
+            return a
 
-    nodes = [replica(node, task, n, backlog="latest") for n in range(2)]
+        return task
+
+    nodes = [replica(node, work(n), n, backlog="latest") for n in range(2)]
     with running(*nodes):
-        send(node, 2)  # one for each, and both are busy with it
-        send(node, 300, first=2)
-        go_on.wait()
-    counted += [each.counters["superseded"] for each in nodes]
+        count = 0
+        while not all(each.is_set() for each in begun):
+            send(node, 1, first=count)
+            count += 1
+            begun[count % 2].wait(0.5)
+        send(node, 300, first=count)  # both are busy
+        go_on.set()
+        count += 300
     found = results(topic="out")
-    assert len(found) == len({*found}) and 301 in found
-    assert len(found) + sum(counted) == 302 and len(found) < 250
+    assert len(found) == len({*found}) and count - 1 in found
+    assert len(found) + sum(each.counters["superseded"] for each in nodes) == count and len(found) < 250

@@ -176,8 +176,8 @@ class Holding:
                 watermark_ns = clock.observe(header, position, published_ns)
                 if watermark_ns is not None:
                     marks[source] = watermark_ns
-                if gone and source in gone and not clock.ended:
-                    self._reopen(source, position)
+                if gone and source in gone and not clock.ended and self._reopen(source, position):
+                    return self.push(delivery)
             if decided:
                 return self._known_id(delivery, header, payload)
             if max_age_ns is not None and now_ns() - published_ns > max_age_ns:
@@ -444,21 +444,25 @@ class Holding:
                 self._mark(header.source_id, WATERMARK_END)
         return CONTROL
 
-    def _reopen(self, source: str, position: int) -> None:
-        """A new incarnation of a source that had ended. After the end of all of them it begins a new round, and opens all."""
-        whole = all(name in self.ends.ended for name in self._parameters)
+    def _reopen(self, source: str, position: int) -> bool:
+        """A new incarnation of a source that had ended. After the end of all of them it begins a new round, and opens all. True: with a new
+        policy, since the ends of the round before are not written yet."""
+        whole = len(self._gone) == len(self._parameters)
         attributes = self.ends.reopening_all() if whole else self.ends.reopening(source, self._topic, position)
         if attributes:
             self.pending.write_control({}, {}, attributes)
             self.ends.learn(attributes)
-        if whole:
-            self._gone.clear()
-            for clock in self._clocks.values():
-                clock.ended = False
-        else:
+        if not whole:
             self._gone.discard(source)
             self._mark(source, _NO_PROMISE)
             del self._marks[source]
+            return False
+        self._gone.clear()
+        for clock in self._clocks.values():
+            clock.ended = False
+        if self.ends.held:
+            self._let_go()
+        return bool(self.ends.held)
 
     def write_ends(self, *, idle: bool) -> None:
         """Acknowledges ends that all before is settled of. When all sources have ended, nothing will use what is held any more.
@@ -483,10 +487,14 @@ class Holding:
             ends.written(entry, ended=ended)
 
     def _let_go(self) -> None:
-        """Decides what the policy still holds: its sources have ended."""
+        """Decides what the policy still holds, and no set that is due: its sources have ended."""
         with self._whole():
             self._release(self.policy.drain())
+            awaited = {id(member[1]) for joined in self.due for member in joined[0].values() if member is not None}
             for item in list(self._held.values()):
+                if id(item) in awaited:
+                    item.released = True
+                    continue
                 del self._held[item.position]
                 if item.decided:
                     self._ack(item.position)

@@ -326,6 +326,8 @@ class Join(Stage):
                 except BaseException:
                     ready.append(delivery)
                     raise
+                if holding.push is not push:
+                    break
                 if due:
                     # The common case of a join: one message completes one set.
                     outcome = run_due()
@@ -334,6 +336,8 @@ class Join(Stage):
                 if timed and next_due_ns() is not None:
                     break
             holding.untold += there - len(ready)
+            if holding.push is not push:
+                return  # a new round has begun, with a policy of its own
 
     def _settle_at_end(self) -> None:
         holding = self._holding

@@ -59,7 +59,11 @@ def test_what_the_broker_brings_again_is_not_handed_over_again() -> None:
     assert at_of(one.take(5, 0.0)) == [position(5, 1)]
     complete, _ = one.settle([position(5, 0), position(5, 1)])
     assert complete[0].entry is again.entry  # the newest one's token is what the broker takes
-    assert not one.add(opened(5, 2, again=2))
+    newest = opened(5, 2, again=2)
+    assert one.add(newest)  # not acknowledged before its settlement counts
+    assert complete[0].entry is newest.entry
+    one.finish(complete[0])
+    assert not one.add(opened(5, 2, again=3))
     assert one.take(5, 0.0) == []
 
 

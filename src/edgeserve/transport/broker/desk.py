@@ -60,7 +60,8 @@ class Desk:
         self.topic = topic
         self.open: dict[int, Open] = {}
         self._ready: deque[Open] = deque()
-        # What this member has finished: a broker may bring it back.
+        # What this member has settled, and does not know yet to count; and what it has finished: a broker may bring back either.
+        self._settled: dict[int, Open] = {}
         self._finished: OrderedDict[int, None] = OrderedDict()
         # Messages given back of entries that others of are in hand: (when due, position).
         self._returned: list[tuple[float, int]] = []
@@ -83,7 +84,7 @@ class Desk:
         for at, opened in self.open.items():
             in_hand = set(range(opened.next)) - opened.done - opened.away
             self._outlived |= {at << INDEX_BITS | index for index in in_hand}
-        for held in (self.open, self._ready, self._finished, self._returned, self._gone):
+        for held in (self.open, self._ready, self._settled, self._finished, self._returned, self._gone):
             held.clear()
         self.last = self.unsure_upto = -1
         self.settled, self.asked = 0, float("-inf")
@@ -95,7 +96,7 @@ class Desk:
         if at > self.last:
             self.last = at
         self._gone.discard(at)
-        held = self.open.get(at)
+        held = self.open.get(at) or self._settled.get(at)
         if held is not None:
             held.entry = opened.entry  # it came again over a new connection: the old one's token is worth nothing
             return True
@@ -192,12 +193,15 @@ class Desk:
                 if opened.deadline and opened.rests:
                     opened.deadline = 0.0
             else:
-                del self.open[at]
-                self._remember(at)
+                self._settled[at] = self.open.pop(at)
                 complete.append(opened)
         return complete, some
 
-    def _remember(self, at: int) -> None:
+    def finish(self, opened: Open) -> None:
+        """An entry that was settled counts as that, and is acknowledged."""
+        at = opened.entry.at
+        if self._settled.pop(at, None) is not opened:
+            return  # of a topic that was made again
         self._finished[at] = None
         if len(self._finished) > _REMEMBERED:
             self._finished.popitem(last=False)

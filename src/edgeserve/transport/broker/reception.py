@@ -321,7 +321,8 @@ class Reception:
         with self._lock:
             came = place.came
             known = desk.last >= 0 and (self._exclusive or (place.alone and desk.followed == came))
-            if known and desk.unsure_upto < 0:
+            # With nothing in hand it is at least that far; what others have settled behind it, the broker knows.
+            if known and desk.unsure_upto < 0 and desk.in_hand:
                 return desk.floor()
             asks = place.alone and desk.followed != came
         if asks:

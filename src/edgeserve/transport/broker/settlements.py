@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from edgeserve.core.errors import SendError
-from edgeserve.transport.broker.desk import Desk
-from edgeserve.transport.broker.driver import Entry, Inlet
+from edgeserve.transport.broker.desk import Desk, Open
+from edgeserve.transport.broker.driver import Inlet
 from edgeserve.transport.broker.grouplog import ID_BYTES, Settled
 from edgeserve.transport.broker.patience import Grace
 from edgeserve.transport.broker.places import Places
@@ -30,8 +30,8 @@ class Settlement:
     def __init__(self, ids: Sequence[bytes], attributes: dict[str, bytes], epoch: int) -> None:
         self.outputs, self.epoch = 1, epoch
         self.ids, self.attributes = ids, attributes
-        # With the topics that they are of.
-        self.complete: list[tuple[str, Inlet, Entry]] = []
+        # With where they are acknowledged.
+        self.complete: list[tuple[Desk, Inlet, Open]] = []
         self.partial: dict[str, dict[int, list[int]]] = {}
         self.closed: dict[str, list[int]] = {}
 
@@ -39,7 +39,7 @@ class Settlement:
         """Takes messages out of a desk."""
         complete, some = desk.settle(positions)
         if desk.inlet is not None:
-            self.complete += [(desk.topic, desk.inlet, opened.entry) for opened in complete]
+            self.complete += [(desk, desk.inlet, opened) for opened in complete]
         closed = [opened.entry.at for opened in complete if opened.named]
         if closed:
             self.closed[desk.topic] = closed
@@ -197,10 +197,13 @@ class Settlements:
     def _acknowledge(self, found: list[Settlement], error: Exception | None) -> None:
         done: dict[str, list[int]] = {}
         if error is None:
-            for one in found:
-                for topic, inlet, entry in one.complete:
-                    inlet.acknowledge(entry)
-                    done.setdefault(topic, []).append(entry.at)
+            complete = [each for one in found for each in one.complete]
+            with self._lock:
+                for desk, _, opened in complete:
+                    desk.finish(opened)
+            for desk, inlet, opened in complete:
+                inlet.acknowledge(opened.entry)  # as it came last
+                done.setdefault(desk.topic, []).append(opened.entry.at)
         with self._lock:
             if error is not None and self.error is None:
                 self.error = error
