@@ -94,7 +94,7 @@ def test_the_deadline_is_of_those_who_look_and_only_where_the_url_has_none():
 
 
 def test_a_list_reads_no_log_of_a_group_unless_it_is_asked_for_groups(broker: str, monkeypatch: pytest.MonkeyPatch):
-    from edgeserve.cli.topic import _infos
+    from edgeserve.cli.topic import topic_infos
 
     transport = connect(broker)
     try:
@@ -103,6 +103,6 @@ def test_a_list_reads_no_log_of_a_group_unless_it_is_asked_for_groups(broker: st
                 next(source)
             transport.subscribe([f"t{number}"], "g").close()
         monkeypatch.setattr(engine.BrokerEngine, "replay", lambda *_: pytest.fail("a group's log was read, and nobody had asked for it"))
-        assert [(info.name, info.messages) for info in _infos(transport, groups=False)] == [("t0", 1), ("t1", 1), ("t2", 1)]
+        assert [(info.name, info.messages) for info in topic_infos(transport, groups=False)] == [("t0", 1), ("t1", 1), ("t2", 1)]
     finally:
         disconnect(transport)

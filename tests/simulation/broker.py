@@ -397,7 +397,7 @@ class SimInlet(Inlet):
 
     def _later(self, seconds: float, entry: Entry, do: Callable[[int], None]) -> None:
         session = self._driver.session
-        if entry.token == session and self._driver.connected:
+        if entry.token == session and self._driver.connected and not self._closed:
             self._driver.world.after(seconds, lambda: do(entry.at) if session == self._driver.session and self._driver.broker.up else None)
 
     def acknowledge(self, entry: Entry) -> None:

@@ -81,9 +81,6 @@ PLANTED: dict[str, dict[str, Any]] = {
         "edgeserve.transport.broker.member:BrokerSubscription.floor": lambda self, topic: 1 << 62,
     },
     "a replica that is alone again leaves sets behind": {"edgeserve.stage.settask:SetTask._is_empty": lambda self: True},
-    "the decision log is not fenced": {
-        "tests.simulation.broker:SimDriver.fenced_outlet": lambda self, topic: self.outlet(topic),
-    },
     "a member settles what is not in its hands": {"edgeserve.transport.broker.desk:Desk.check": _whatever},
     "a checkpoint misses ids": {"edgeserve.transport.broker.grouplog:GroupLog.snapshot": _snapshot_without_ids},
 }

@@ -23,6 +23,9 @@ from edgeserve.transport import Delivery, GroupKind, Start, Subscription, Transp
 _FEWEST, _MOST, _FIRST_BATCH = 1, 1024, 16
 _QUICK_NS, _SLOW_NS = 10_000_000, 50_000_000
 _NEVER = 2**63
+CATCH_UP_NS = 50_000_000
+"""For how long messages are taken, while there are any, before the newest set is run (`only_newest`)."""
+
 _SHOWN_NAME = 24
 """Characters of a node's name in those of its members."""
 
@@ -263,4 +266,4 @@ class Stage(Steps):
         return False
 
 
-__all__ = ("CONTROL", "Options", "Raised", "Stage", "Steps")
+__all__ = ("CATCH_UP_NS", "CONTROL", "Options", "Raised", "Stage", "Steps")

@@ -49,6 +49,10 @@ class Ends:
         """The attribute that says that a source has ended."""
         return {self.PREFIX + source: msgspec.msgpack.encode((topic, position))}
 
+    def is_last(self, entry: tuple[str, int, str]) -> bool:
+        """Whether no later end of the same source is held: what came between the two is not settled when the first is."""
+        return all(held <= entry or held[2] != entry[2] for held in self.held)
+
     def completes(self, source: str, sources: Iterable[str]) -> bool:
         """Whether with this end of `source` all of `sources` will have ended, and had not before."""
         return source not in self.ended and all(name == source or name in self.ended for name in sources)

@@ -460,9 +460,12 @@ class Holding:
         self._gone.clear()
         for clock in self._clocks.values():
             clock.ended = False
-        if self.ends.held:
-            self._let_go()
-        return bool(self.ends.held)
+        if not self.ends.held:
+            return False
+        while (due_ns := self.policy.next_due_ns()) is not None:
+            self.advance(due_ns)  # a set that waits for its time is the last of its round
+        self._let_go()
+        return True
 
     def write_ends(self, *, idle: bool) -> None:
         """Acknowledges ends that all before is settled of. When all sources have ended, nothing will use what is held any more.
@@ -480,7 +483,7 @@ class Holding:
             topic, position, source = entry = ends.held[0]
             if self._subscription.floor(topic) < position:
                 return
-            ended = self._clocks[source].ended
+            ended = self._clocks[source].ended and ends.is_last(entry)
             attributes = ends.recording(source, topic, position) if ended else {}
             outputs = {pending.topic_out: [self._way.end_frame()]} if last and len(ends.held) == 1 else {}
             pending.write_control({topic: [position]}, outputs, attributes)

@@ -15,9 +15,9 @@ from time import monotonic_ns
 from typing import Any
 
 from edgeserve.align import Policy
-from edgeserve.core.errors import Fenced
+from edgeserve.core.errors import Fenced, JoinOverflow
 from edgeserve.core.metrics import Counters
-from edgeserve.stage.base import CONTROL, Options, Raised, Stage
+from edgeserve.stage.base import CATCH_UP_NS, CONTROL, Options, Raised, Stage
 from edgeserve.stage.context import CURRENT, Current
 from edgeserve.stage.control import Control
 from edgeserve.stage.decisions import Decisions, decision_topic, last_record
@@ -35,9 +35,6 @@ log = logging.getLogger("edgeserve")
 _TELL_EVERY = 256
 _STRIDE = 16
 """So many messages are taken before the loop looks at the clock again."""
-
-_CATCH_UP_NS = 50_000_000
-"""For how long messages are taken, while there are any, before the newest set is run."""
 
 _LOST = (Fenced, ClaimLost)
 
@@ -237,9 +234,12 @@ class Join(Stage):
 
     def _run_due(self, holding: Holding) -> Any:
         if self._skips_old:
-            until = monotonic_ns() + _CATCH_UP_NS
-            while (self._ready or self._receive(0)) and monotonic_ns() < until:
-                self._take(holding)
+            until = monotonic_ns() + CATCH_UP_NS
+            try:
+                while (self._ready or self._receive(0)) and monotonic_ns() < until:
+                    self._push_next(holding)
+            except JoinOverflow:
+                pass  # raised again when it is taken the next time; what is due makes room for it
             holding.keep_newest()
         return holding.run_due()
 
@@ -251,14 +251,17 @@ class Join(Stage):
     def _over(self) -> bool:
         return self._stopping() or (self._until_end and self.has_ended())
 
-    def _take(self, holding: Holding) -> Any:
-        """Takes the next message that is ready."""
+    def _push_next(self, holding: Holding) -> Any:
         delivery = self._ready.pop()
         try:
-            outcome = holding.push(delivery)
+            return holding.push(delivery)
         except BaseException:
             self._ready.append(delivery)
             raise
+
+    def _take(self, holding: Holding) -> Any:
+        """Takes the next message that is ready."""
+        outcome = self._push_next(holding)
         holding.untold = untold = holding.untold + 1
         if untold >= _TELL_EVERY:
             holding.tell()

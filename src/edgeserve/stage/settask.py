@@ -6,25 +6,28 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
+from time import monotonic_ns
 from typing import Any
 
 from edgeserve.align import JoinSet
 from edgeserve.core.codec import decode_frame
-from edgeserve.core.errors import MessageError, TransportError, UnknownTopic
+from edgeserve.core.errors import ClosedError, MessageError, TransportError, UnknownTopic
 from edgeserve.core.message import Header, Kind
 from edgeserve.core.metrics import Counters, Reason
-from edgeserve.stage.base import Options
+from edgeserve.stage.base import CATCH_UP_NS, Options
 from edgeserve.stage.control import Control
 from edgeserve.stage.direct import Direct, Perform
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.retry import GaveUp
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.sets import SOURCE_ID, read_set
+from edgeserve.stage.settle import MOST_PENDING
 from edgeserve.transport import Delivery, Frame, GroupKind, Transport
 
 _LOOK_EVERY_S = 0.2
 _LOOK_SHARE = 4
-_MOST_FAILED = 50
+_FAILED_S = 15.0
 _log = logging.getLogger("edgeserve")
 
 
@@ -66,7 +69,7 @@ class SetTask(Direct):
         self._join_has_ended, self._join_has_not_seen = has_ended, never_seen
         self._flush_join = flush_join
         self._transport: Transport
-        self._look_at, self._empty, self._looks_failed = 0.0, False, 0
+        self._look_at, self._empty, self._failed_since = 0.0, False, 0.0
         self._draining = self.drained = False
 
     def open(self, transport: Transport) -> None:
@@ -103,35 +106,39 @@ class SetTask(Direct):
     def drain(self, draining: bool) -> None:
         """Whether nobody makes sets any more: then it ends when all are settled."""
         if draining and not self._draining:
-            self._look_at, self._empty, self._looks_failed = 0.0, False, 0  # what was seen before counts no more
+            self._look_at, self._empty, self._failed_since = 0.0, False, 0.0  # what was seen before counts no more
         self._draining, self.drained = draining, draining and self.drained
 
     def _receive(self, timeout_ms: float) -> bool:
         if not self.options.only_newest:
             return super()._receive(timeout_ms)
-        found = list[Delivery]()
+        found, until = list[Delivery](), monotonic_ns() + CATCH_UP_NS
         try:
-            while super()._receive(0 if found else timeout_ms):
+            while not (found and (self._control.stop or monotonic_ns() > until)) and super()._receive(0 if found else timeout_ms):
                 found = self._newest_of([*self._ready, *found])
                 self._ready.clear()
+                if len(self._pending) >= MOST_PENDING:
+                    self._pending.settle()
         finally:
             self._ready += found
         return bool(found)
 
-    def _newest_of(self, newest_first: list[Delivery]) -> list[Delivery]:
-        """The newest set, and all that are none; the others are dropped."""
-        kept, has_set = list[Delivery](), False
-        for delivery in newest_first:
+    def _newest_of(self, deliveries: list[Delivery]) -> list[Delivery]:
+        """The newest set, and all that are none, newest first; the others are dropped."""
+        kept, newest = list[Delivery](), -1
+        for delivery in sorted(deliveries, key=itemgetter(1), reverse=True):
             try:
                 header, _ = decode_frame(delivery[0])
             except MessageError:
                 kept.append(delivery)  # to be put aside by name
                 continue
-            if header.kind != Kind.SET or not has_set:
-                has_set = has_set or header.kind == Kind.SET
+            if header.kind != Kind.SET:
                 kept.append(delivery)
             elif header.id in self._known:
                 self._drop(delivery, header, Reason.DUPLICATE, None)
+            elif newest < 0:
+                newest = delivery[1]
+                kept.append(delivery)
             else:
                 self._drop(delivery, header, Reason.SUPERSEDED, header.id)
         return kept
@@ -143,19 +150,21 @@ class SetTask(Direct):
     def _is_empty(self) -> bool:
         """Whether the group has settled all sets, as of the last look: how long ago that may be depends on how long looking takes."""
         began = time.monotonic()
-        if began >= self._look_at:
-            try:
-                self._flush_join()  # on a broker an end that is settled may still be on its way
-                topic = self.options.topics[0]
-                self._empty, self._looks_failed = self._subscription.floor(topic) >= self._transport.end(topic), 0
-            except TransportError as exc:
-                self._looks_failed += 1
-                self._empty = self._looks_failed >= _MOST_FAILED
-                if self._empty:
-                    what, name = self.options.what, self.options.name
-                    _log.warning("%s %r cannot ask for what is left of its sets, and nothing has come: %s", what, name, exc)
-            now = time.monotonic()
-            self._look_at = now + max(_LOOK_EVERY_S, _LOOK_SHARE * (now - began))
+        if began < self._look_at:
+            return self._empty
+        pause = 0.0
+        try:
+            self._flush_join()  # on a broker an end that is settled may still be on its way
+            topic = self.options.topics[0]
+            self._empty, self._failed_since = self._subscription.floor(topic) >= self._transport.end(topic), 0.0
+            pause = _LOOK_SHARE * (time.monotonic() - began)
+        except (TransportError, ClosedError) as exc:  # the join may be leaving its group to join it anew
+            self._failed_since = self._failed_since or began
+            self._empty = time.monotonic() - self._failed_since > _FAILED_S
+            if self._empty:
+                what, name = self.options.what, self.options.name
+                _log.warning("%s %r cannot ask for what is left of its sets, and nothing has come: %s", what, name, exc)
+        self._look_at = time.monotonic() + max(_LOOK_EVERY_S, pause)
         return self._empty
 
 

@@ -19,7 +19,7 @@ from edgeserve.transport import ClaimLost, Fence, Frame, Subscription
 
 MOST_PENDING = 256
 OLDEST_PENDING_NS = 8_000_000
-"""`run()` settles when the oldest unsettled input began this long ago, though more are ready."""
+"""`run()` settles when the oldest unsettled input began this long ago, though more are ready; see `Direct._run_batch` for slow tasks."""
 
 _STUCK_NS = 20_000_000
 _T = TypeVar("_T")

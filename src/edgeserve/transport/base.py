@@ -310,7 +310,7 @@ class Transport(ABC):
 
     @abstractmethod
     def end(self, topic: str) -> int:
-        """The position behind the newest message that is kept; 0 where there is none, or no such topic. Does not count messages."""
+        """The position behind the newest message that is kept; 0 where there is none. Does not count messages. Raises `UnknownTopic`."""
 
     @abstractmethod
     def delete_group(self, topic: str, group: str) -> None:

@@ -168,7 +168,9 @@ class LogEngine(Transport):
         self.check()
         with self.kv.read() as txn:
             head = records.find_head(txn, topic)
-            return 0 if head is None or head.next == head.first else head.next
+            if head is None:
+                raise self._no_topic(topic)
+            return 0 if head.next == head.first else head.next
 
     def _no_topic(self, topic: str) -> TransportError:
         return UnknownTopic(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")

@@ -224,7 +224,12 @@ def _await_health(engine: Engine, shelf: Shelf, record: Record, process: subproc
             lines = shelf.tail()
             for line in lines:
                 progress(f"    {line}")
-            what = f"{engine.title} ended while starting" if ended else f"{engine.title} was not ready in {engine.start_s:g} s: {trouble}"
+            status = "" if process is None or process.returncode is None else f", status {process.returncode}"
+            what = (
+                f"{engine.title} ended while starting{status}"
+                if ended
+                else f"{engine.title} was not ready in {engine.start_s:g} s: {trouble}"
+            )
             telling = [line for line in lines if _TELLING.search(line)] or lines
             raise CommandError(what + (f": {telling[-1].strip()}" if telling else ""), str(shelf.log), _hint("\n".join(lines), engine))
         time.sleep(_LOOK_S)

@@ -115,6 +115,8 @@ class Pulsar(Engine):
             "PULSAR_MEM": os.environ.get("PULSAR_MEM", _MEMORY),
             # Its log has no end otherwise, and each line costs time.
             "PULSAR_LOG_LEVEL": os.environ.get("PULSAR_LOG_LEVEL", "warn"),
+            # Else what it says at its end is never written.
+            "PULSAR_LOG_IMMEDIATE_FLUSH": os.environ.get("PULSAR_LOG_IMMEDIATE_FLUSH", "true"),
             "PULSAR_GC_LOG": os.environ.get("PULSAR_GC_LOG", " "),
             "PULSAR_EXTRA_OPTS": os.environ.get("PULSAR_EXTRA_OPTS", f"{_SHIPPED_OPTIONS} {_loopback_options()}".strip()),
         }

@@ -9,7 +9,7 @@ from threading import Event
 
 import pytest
 
-from edgeserve.core.errors import GroupBusy, GroupConflict, TransportError
+from edgeserve.core.errors import GroupBusy, GroupConflict, TransportError, UnknownTopic
 from edgeserve.testing.transport.cases import (
     LONG_MS,
     MOMENT_MS,
@@ -238,6 +238,34 @@ class GroupCases(TransportCases):
         assert 3 <= group.claimed <= 9  # what members fetched ahead may be counted
         two.close()
         assert transport.topic_info("a").groups["g"].members == ("one",)
+
+    def test_a_group_has_settled_all_when_its_floor_is_the_end_of_the_topic(self, transport: Transport) -> None:
+        with pytest.raises(UnknownTopic):
+            transport.end("a")
+        publish(transport, "a", numbered(6), batch=1)
+        one, two = transport.subscribe(["a"], "g"), transport.subscribe(["a"], "g")
+        first, second = collect([one, two], 6, batch=1, settle=False)
+        assert transport.end("a") > max(d[1] for d in [*first, *second])
+        settle_all(one, first)
+        flush_all(one, two)
+        assert not second or max(one.floor("a"), two.floor("a")) < transport.end("a")
+        settle_all(two, second)
+        flush_all(one, two)
+        two.close()  # the other has not seen what this one has settled
+        until = time.monotonic() + LONG_MS / 1000
+        while one.floor("a") < transport.end("a"):
+            assert time.monotonic() < until
+        publish(transport, "a", [b"more"])
+        assert one.floor("a") < transport.end("a")
+
+    def test_versions_of_members_and_what_they_share_are_told(self, transport: Transport) -> None:
+        publish(transport, "a", numbered(1))
+        one = transport.subscribe(["a"], "g", member="one", version="1")
+        two = transport.subscribe(["a"], "g", member="two")
+        one.settle({}, attributes={"colour": b"red"})
+        flush_all(one, two)
+        group = transport.topic_info("a").groups["g"]
+        assert (dict(group.versions), dict(group.attributes)) == ({"one": "1"}, {"colour": b"red"})
 
     def test_topic_info_names_the_active_member_and_counts_changes(self, transport: Transport) -> None:
         one = transport.subscribe(["a"], "g", kind=FAILOVER, member="one")

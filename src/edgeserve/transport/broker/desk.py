@@ -18,14 +18,16 @@ _REMEMBERED = 65_536
 
 
 class Open:
-    """An entry in this member's hands. `left`: frames that are not settled; `next`: the first that was not handed over yet."""
+    """An entry in this member's hands. `left`: frames that are not settled; `next`: the first that was not handed over yet; `inlet`: where
+    it came from last, and is acknowledged."""
 
-    __slots__ = ("again", "away", "count", "deadline", "done", "entry", "frames", "left", "nacked", "named", "next", "publish_ns")
+    __slots__ = ("again", "away", "count", "deadline", "done", "entry", "frames", "inlet", "left", "nacked", "named", "next", "publish_ns")
 
     def __init__(
         self, entry: Entry, publish_ns: int, frames: Sequence[bytes | memoryview], again: int, done: Iterable[int], deadline: float
     ) -> None:
         self.entry, self.publish_ns, self.frames, self.again, self.deadline = entry, publish_ns, frames, again, deadline
+        self.inlet: Inlet | None = None
         self.count = len(frames)
         self.done = set(done)
         # Whether the group's log speaks of this entry's frames one by one.
@@ -98,7 +100,8 @@ class Desk:
         self._gone.discard(at)
         held = self.open.get(at) or self._settled.get(at)
         if held is not None:
-            held.entry = opened.entry  # it came again over a new connection: the old one's token is worth nothing
+            # It came again over a new connection: the old one's token is worth nothing.
+            held.entry, held.inlet = opened.entry, opened.inlet
             return True
         if at in self._finished or not opened.left:
             return False
@@ -200,8 +203,9 @@ class Desk:
     def finish(self, opened: Open) -> None:
         """An entry that was settled counts as that, and is acknowledged."""
         at = opened.entry.at
-        if self._settled.pop(at, None) is not opened:
+        if self._settled.get(at) is not opened:
             return  # of a topic that was made again
+        del self._settled[at]
         self._finished[at] = None
         if len(self._finished) > _REMEMBERED:
             self._finished.popitem(last=False)

@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs.
 
     `life`: where a topic that was deleted and made again numbers from the start, names which of the two it is of. `stored_ns`: since when
-    the broker has it, set by `scan` only, to about a second.
+    the broker has it, set by `scan` only, to about a second. `first`: the broker says that nobody had it before, not even one that died.
     """
 
     at: int
@@ -27,6 +27,7 @@ class Entry(NamedTuple):
     token: Any = None
     life: str = ""
     stored_ns: int = 0
+    first: bool = False
 
 
 Deliver: TypeAlias = Callable[[Entry], None]
@@ -108,14 +109,12 @@ class Driver(ABC):
         max_bytes: of one entry.
         precision_ms: how late a redelivery with a delay may come, or how much too soon.
         deadline_s: for how long the user wants to wait for the broker; None: for ever.
-        counts_deliveries: whether an entry that was with another member always says so (`Entry.deliveries`), also when that one has died.
     """
 
     what: str
     max_bytes: int
     precision_ms: int
     deadline_s: float | None = None
-    counts_deliveries = False
 
     @abstractmethod
     def outlet(self, topic: str) -> Outlet: ...

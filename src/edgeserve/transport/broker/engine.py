@@ -152,7 +152,9 @@ class BrokerEngine(Transport):
     def end(self, topic: str) -> int:
         self.check()
         extent = self.driver.extent(topic)
-        return 0 if extent is None or extent.last is None else position(extent.last + 1, 0)
+        if extent is None:
+            raise self._no_topic(topic)
+        return 0 if extent.last is None else position(extent.last + 1, 0)
 
     def _no_topic(self, topic: str) -> TransportError:
         return UnknownTopic(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")

@@ -68,13 +68,14 @@ class Membership:
 
     Attributes:
         came: how many others have come since this member has.
+        buried_at: when this member last heard that another was found dead (monotonic seconds).
     """
 
     def __init__(
         self, driver: Driver, topic: str, group: str, name: str, lock: threading.Condition, heard: Callable[[str, Record], None]
     ) -> None:
         self._driver, self.data_topic, self.topic, self._group = driver, topic, group_topic(topic, group), group
-        self._heard, self.came = heard, 0
+        self._heard, self.came, self.buried_at = heard, 0, float("-inf")
         # Two incarnations under one name are two members.
         self.name = f"{name}\0{uuid.uuid4().hex[:8]}"
         self._lock = lock
@@ -88,6 +89,8 @@ class Membership:
         # Settlements that are durable and were not read back yet, by their entry: the epoch, and who is to be told.
         self._unheard: dict[int, tuple[int, Callable[[Exception | None], None]]] = {}
         self._closed = self._shortening = False
+        # Whether it has said goodbye: then it does not come back.
+        self._left, self._coming = False, threading.Lock()
         self._life = ""
 
     def join(self, me: MemberState, start_ns: int) -> None:
@@ -105,9 +108,10 @@ class Membership:
 
     def come_back_if_buried(self, me: MemberState) -> None:
         """Joins again, if others have taken it for dead while it was held up."""
-        if self.name not in self.log.members and not self._closed:
-            _log.warning("a member of group %r was silent for too long and joins again", self._group)
-            self.write([Joined(self.name, me)])
+        with self._coming:
+            if self.name not in self.log.members and not self._left:
+                _log.warning("a member of group %r was silent for too long and joins again", self._group)
+                self.write([Joined(self.name, me)])
 
     def _follow(self) -> bool:
         """Whether the log is new."""
@@ -187,6 +191,8 @@ class Membership:
                     # The broker was away, or this process stood still: the others' time begins anew.
                     self._seen.clear()
                 self._seen[record.name] = now
+            if type(record) is Left and record.by:
+                self.buried_at = now
             if fresh:
                 self.came += type(record) is Joined and record.name != self.name
                 self._heard(self.data_topic, record)
@@ -390,6 +396,8 @@ class Membership:
 
     def leave(self, goodbye: Left) -> None:
         """Says goodbye."""
+        with self._coming:
+            self._left = True
         self.write([goodbye], wait=True, patience_s=_ANSWER_S)
 
     def keep_short(self, floor: Callable[[], int]) -> None:

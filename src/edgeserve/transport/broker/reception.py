@@ -23,6 +23,7 @@ _SLICE_S = 0.2
 _BUSY_S = 0.0002
 _ASK_AGAIN_S = 0.1
 _DENSE_S = 0.0005
+_MISSED_S = 90.0
 
 
 class Reception:
@@ -172,8 +173,7 @@ class Reception:
             # Where entries come one after the other in their order, hardly one of them was another's.
             now, before = time.monotonic(), self._took
             self._took = now
-            may_be = entry.deliveries > 0 or not self._driver.counts_deliveries
-            place.bury_who_just_died(thorough=may_be and (entry.at <= desk.last or now - before > _DENSE_S))
+            place.bury_who_just_died(thorough=not entry.first and (entry.at <= desk.last or now - before > _DENSE_S))
         if len(frames) > 1 and (entry.deliveries or entry.at <= desk.last):
             place.barrier()  # somebody had it before: what of it is settled must be known here
         log = place.log
@@ -187,6 +187,7 @@ class Reception:
             done = range(len(frames)) if left_out else log.partial.get(topic, {}).get(entry.at, ())
             opened = Open(entry, publish_ns, frames, again, done, 0.0)
             opened.named = opened.named or entry.at in log.worked.get(topic, ())
+            opened.inlet = inlet
             kept = desk.add(opened)
             if self._only is None:
                 self._lock.notify_all()
@@ -320,10 +321,13 @@ class Reception:
         desk, place = self.desk(topic), self._places.of[topic]
         with self._lock:
             came = place.came
-            known = desk.last >= 0 and (self._exclusive or (place.alone and desk.followed == came))
-            # With nothing in hand it is at least that far; what others have settled behind it, the broker knows.
-            if known and desk.unsure_upto < 0 and desk.in_hand:
-                return desk.floor()
+            # Who was found dead the broker may still hand entries to, until it misses it.
+            trusts = place.alone and desk.followed == came and time.monotonic() - place.buried_at > _MISSED_S
+            known = desk.last >= 0 and desk.unsure_upto < 0 and (self._exclusive or trusts)
+            at_least = desk.floor() if known else 0
+            # With nothing in hand the broker is asked what others have settled behind that.
+            if known and desk.in_hand:
+                return at_least
             asks = place.alone and desk.followed != came
         if asks:
             # Who else there was is gone: what it was given and did not settle comes again, some time.
@@ -340,7 +344,7 @@ class Reception:
             if place.alone and desk.followed == came and at > desk.unsure_upto:
                 desk.unsure_upto = -1
             stands = desk.floor_of(at, place.log.partial.get(topic, {}).get(at, ()))
-            return min(stands, desk.floor()) if desk.in_hand else stands
+            return min(stands, desk.floor()) if desk.in_hand else max(stands, at_least)
 
 
 __all__ = ("Reception",)

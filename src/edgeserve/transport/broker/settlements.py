@@ -10,7 +10,6 @@ from functools import partial
 
 from edgeserve.core.errors import SendError
 from edgeserve.transport.broker.desk import Desk, Open
-from edgeserve.transport.broker.driver import Inlet
 from edgeserve.transport.broker.grouplog import ID_BYTES, Settled
 from edgeserve.transport.broker.patience import Grace
 from edgeserve.transport.broker.places import Places
@@ -30,16 +29,14 @@ class Settlement:
     def __init__(self, ids: Sequence[bytes], attributes: dict[str, bytes], epoch: int) -> None:
         self.outputs, self.epoch = 1, epoch
         self.ids, self.attributes = ids, attributes
-        # With where they are acknowledged.
-        self.complete: list[tuple[Desk, Inlet, Open]] = []
+        self.complete: list[tuple[Desk, Open]] = []
         self.partial: dict[str, dict[int, list[int]]] = {}
         self.closed: dict[str, list[int]] = {}
 
     def take_out(self, desk: Desk, positions: Sequence[int]) -> None:
         """Takes messages out of a desk."""
         complete, some = desk.settle(positions)
-        if desk.inlet is not None:
-            self.complete += [(desk, desk.inlet, opened) for opened in complete]
+        self.complete += [(desk, opened) for opened in complete]
         closed = [opened.entry.at for opened in complete if opened.named]
         if closed:
             self.closed[desk.topic] = closed
@@ -199,10 +196,11 @@ class Settlements:
         if error is None:
             complete = [each for one in found for each in one.complete]
             with self._lock:
-                for desk, _, opened in complete:
+                for desk, opened in complete:
                     desk.finish(opened)
-            for desk, inlet, opened in complete:
-                inlet.acknowledge(opened.entry)  # as it came last
+            for desk, opened in complete:
+                if opened.inlet is not None:
+                    opened.inlet.acknowledge(opened.entry)
                 done.setdefault(desk.topic, []).append(opened.entry.at)
         with self._lock:
             if error is not None and self.error is None:

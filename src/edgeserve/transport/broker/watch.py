@@ -14,7 +14,9 @@ _EXITING = 4
 
 
 def _is_ending(stat: int, pid: int) -> bool:
-    """Whether a process has begun to end. `stat`: its open file of that name."""
+    """Whether a process has begun to end. `stat`: its open file of that name; -1: that cannot be seen."""
+    if stat < 0:
+        return False
     try:
         return bool(int(os.pread(stat, 1024, 0).rpartition(b")")[2].split()[6]) & _EXITING)
     except (OSError, IndexError, ValueError):

@@ -21,7 +21,7 @@ from edgeserve.transport.nats.trim import Trimmer
 class NatsDriver(Driver):
     """See `Driver`. Any thread may call."""
 
-    what, counts_deliveries = "NATS", True
+    what = "NATS"
     precision_ms = 50
 
     def __init__(self, settings: Settings) -> None:

@@ -179,7 +179,7 @@ class NatsInlet(Puller, Inlet):
         return before != got.stored_ns
 
     def _entry(self, got: Got) -> Entry | None:
-        return Entry(got.at, got.data, self._given_back(got) if got.delivered > 1 else 0, got.reply, got.life)
+        return Entry(got.at, got.data, self._given_back(got) if got.delivered > 1 else 0, got.reply, got.life, first=got.delivered == 1)
 
     def _given_back(self, got: Got) -> int:
         if self._marks_at < got.came:

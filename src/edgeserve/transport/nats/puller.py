@@ -65,6 +65,8 @@ class Puller:
         # When the stream was made that the messages are of.
         self._life = ""
         self._queue: SimpleQueue[Got | None] = SimpleQueue()
+        # Of what has just come, in the loop: not in order yet.
+        self._mixed: list[Got] = []
         self._subscription: Subscription | None = None
         # Requests that the server has: [subject for the answers, messages that are still to come, when it ends].
         self._asked: deque[tuple[str, list[float]]] = deque()
@@ -210,9 +212,20 @@ class Puller:
                 self._asked.popleft()
         got = got_from(message, self._life)
         if self._accept(got):
-            self._queue.put(got)
+            if got.delivered > 1 or self._mixed:
+                # What was given back the server hands on in any order; most of it comes at once.
+                if not self._mixed:
+                    self._connection.loop.call_soon(self._hand_on)
+                self._mixed.append(got)
+            else:
+                self._queue.put(got)
         if not self._asked:
             self._pull()
+
+    def _hand_on(self) -> None:
+        mixed, self._mixed = sorted(self._mixed), []
+        for got in mixed:
+            self._queue.put(got)
 
     def _on_status(self, message: Msg) -> None:
         headers = message.headers or {}
