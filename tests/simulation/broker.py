@@ -233,7 +233,7 @@ class SimDriver(Driver):
         found = self.broker.topic(topic).group(group, start)
         if exclusive and found.inlets:
             raise GroupBusy(f"{topic} is taken")
-        return SimInlet(self, found)
+        return SimInlet(self, found, exclusive=exclusive)
 
     def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
         self.ask()
@@ -352,8 +352,8 @@ class SimOutlet(Outlet):
 class SimInlet(Inlet):
     """A consumer with a queue of its own."""
 
-    def __init__(self, driver: SimDriver, group: Subscription) -> None:
-        self._driver, self.group = driver, group
+    def __init__(self, driver: SimDriver, group: Subscription, *, exclusive: bool) -> None:
+        self._driver, self.group, self._exclusive = driver, group, exclusive
         self._queue: deque[Entry] = deque()
         self._changed = Condition()
         self._closed = False
@@ -379,7 +379,11 @@ class SimInlet(Inlet):
         self.group.leave(self)
 
     def join(self) -> None:
-        if not self._closed:
+        session = self._driver.session
+        if self._exclusive and self.group.inlets:
+            # It is another's by now; the client tries again and again.
+            self._driver.world.after(0.1, lambda: self.join() if session == self._driver.session else None)
+        elif not self._closed:
             self.room = QUEUE
             self.group.inlets.append(self)
             self.group.pump()

@@ -210,6 +210,8 @@ class Replicated(Steps):
             if aligner is None:
                 sets = self._sets or self._open_sets()
                 sets.drain(False)
+                if self._mode is _Mode.ALONE:
+                    self._join.flush()  # an end that goes by way of the sets must not overtake results that did not
                 self._join.hand_to(self._packer)
                 self._mode = _Mode.SHARED
                 self._aligner = _Aligner(self._join, self.wake, self._options.name)
