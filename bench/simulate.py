@@ -16,12 +16,11 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tests.simulation.planted import PLANTED
-from tests.simulation.scenario import Verdict, run
+from tests.simulation.scenario import Verdict, run, search
 
 CHUNK = 250
 MOST = 20_000
@@ -38,23 +37,7 @@ def some(first: int) -> tuple[int, int, int, int, list[Verdict]]:
 
 def found(bug: str) -> tuple[str, int, Verdict | None]:
     """After how many schedules a planted bug shows, and how."""
-    tried = 0
-
-    class FoundError(Exception):
-        """The first schedule that shows it."""
-
-    def look(verdict: Verdict) -> None:
-        nonlocal tried
-        tried += 1
-        if verdict.wrong:
-            raise FoundError(verdict)
-
-    try:
-        run(range(MOST), PLANTED[bug], look)
-    except FoundError as exc:
-        verdict: Any = exc.args[0]
-        return bug, tried, verdict
-    return bug, tried, None
+    return bug, *search(range(MOST), PLANTED[bug])
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -331,4 +331,25 @@ def run(seeds: Any, planted: dict[str, Any] | None = None, each: Callable[[Verdi
     return failed
 
 
-__all__ = ("Schedule", "Verdict", "run")
+class _FoundError(Exception):
+    """The first schedule that broke a promise."""
+
+
+def search(seeds: Iterable[int], planted: dict[str, Any]) -> tuple[int, Verdict | None]:
+    """How many schedules ran until one broke a promise, and which."""
+    tried = 0
+
+    def look(verdict: Verdict) -> None:
+        nonlocal tried
+        tried += 1
+        if verdict.wrong:
+            raise _FoundError(verdict)
+
+    try:
+        run(seeds, planted, look)
+    except _FoundError as exc:
+        return tried, exc.args[0]
+    return tried, None
+
+
+__all__ = ("Schedule", "Verdict", "run", "search")

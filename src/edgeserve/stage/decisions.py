@@ -103,7 +103,7 @@ def last_record(subscription: Subscription, topic: str) -> Record | None:
 
 
 def read_drops(attributes: Mapping[str, bytes]) -> Counter[str]:
-    """How many inputs a group's join has dropped, by reason: as its attributes say."""
+    """What a group's join has dropped (`Record.drops`), counted by reason: as its attributes say."""
     try:
         return Counter(msgspec.msgpack.decode(attributes.get(_DROPS, b"\x80"), type=dict[str, int]))
     except msgspec.DecodeError:
@@ -115,7 +115,7 @@ class Decisions(Settlement):
 
     Attributes:
         topic_out: where what it publishes goes: the results' topic, or that of sets which wait for a replica.
-        drops: inputs that the group's join has dropped so far, by reason.
+        drops: what the group's join has dropped so far; see `read_drops`.
     """
 
     def __init__(

@@ -125,7 +125,7 @@ class SetTask(Direct):
 
     def _newest_of(self, deliveries: list[Delivery]) -> list[Delivery]:
         """The newest set, and all that are none, newest first; the others are dropped."""
-        kept, newest = list[Delivery](), -1
+        kept, has_newest = list[Delivery](), False
         for delivery in sorted(deliveries, key=itemgetter(1), reverse=True):
             try:
                 header, _ = decode_frame(delivery[0])
@@ -136,8 +136,8 @@ class SetTask(Direct):
                 kept.append(delivery)
             elif header.id in self._known:
                 self._drop(delivery, header, Reason.DUPLICATE, None)
-            elif newest < 0:
-                newest = delivery[1]
+            elif not has_newest:
+                has_newest = True
                 kept.append(delivery)
             else:
                 self._drop(delivery, header, Reason.SUPERSEDED, header.id)

@@ -157,9 +157,7 @@ class LogEngine(Transport):
     def topic_info(self, topic: str, *, groups: bool = True) -> TopicInfo:
         self.check()
         with self.kv.read() as txn:
-            head = records.find_head(txn, topic)
-            if head is None:
-                raise self._no_topic(topic)
+            head = self._head(txn, topic)
             states = {group: records.group_state(txn, topic, group) for group in head.groups} if groups else {}
         found = {group: state.info(head.next) for group, state in states.items() if state is not None}
         return TopicInfo(topic, head.first, head.next, head.stored_bytes, head.next - head.first, groups=found)
@@ -167,13 +165,15 @@ class LogEngine(Transport):
     def end(self, topic: str) -> int:
         self.check()
         with self.kv.read() as txn:
-            head = records.find_head(txn, topic)
-            if head is None:
-                raise self._no_topic(topic)
+            head = self._head(txn, topic)
             return 0 if head.next == head.first else head.next
 
-    def _no_topic(self, topic: str) -> TransportError:
-        return UnknownTopic(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
+    def _head(self, txn: Txn, topic: str) -> records.Head:
+        """Of a topic that has to be there."""
+        head = records.find_head(txn, topic)
+        if head is None:
+            raise UnknownTopic(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
+        return head
 
     def delete_group(self, topic: str, group: str) -> None:
         self.check()
@@ -188,9 +188,7 @@ class LogEngine(Transport):
     def delete_topic(self, topic: str) -> None:
         self.check()
         with self.kv.write() as txn:
-            head = records.find_head(txn, topic)
-            if head is None:
-                raise self._no_topic(topic)
+            head = self._head(txn, topic)
             for group in list(head.groups):
                 state = records.group_state(txn, topic, group)
                 if state is not None:
