@@ -135,6 +135,8 @@ def decoder_for(annotation: Any = inspect.Parameter.empty, *, source: str = "") 
         tag = "b" if annotation is bytes else "s"
 
         def decode_text(schema: str, payload: bytes | memoryview) -> Any:
+            if schema == "b" == tag:
+                return payload if type(payload) is bytes else bytes(payload)
             value = decode_value(schema, payload)
             return value if schema == tag else fit(value)
 

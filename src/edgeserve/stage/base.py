@@ -122,6 +122,7 @@ class Stage(Steps):
         self._batch, self._asked, self._batch_began_ns = _FIRST_BATCH, _FIRST_BATCH, 0
         # From then on (monotonic) what is ready may have gone to another member.
         self._stale_ns = _NEVER
+        self._stale_after_ns = options.ack_timeout_ms * 1_000_000 or _NEVER
         self._fetched = 0
         # Control messages among them: ends, and whatever else is no message of a step.
         self._controls = 0
@@ -184,7 +185,7 @@ class Stage(Steps):
             batch = self._claimed
             if not batch:
                 batch = self._subscription.receive(self._batch, timeout_ms)
-                self._set_stale()
+                self._stale_ns = monotonic_ns() + self._stale_after_ns
             if batch:
                 self._claimed = batch
                 self._admit_batch(batch)
@@ -205,8 +206,7 @@ class Stage(Steps):
 
     def _set_stale(self) -> None:
         """Claims were taken, or renewed, just now."""
-        timeout_ms = self.options.ack_timeout_ms
-        self._stale_ns = monotonic_ns() + timeout_ms * 1_000_000 if timeout_ms else _NEVER
+        self._stale_ns = monotonic_ns() + self._stale_after_ns
 
     def _wait_for_room(self, error: Exception) -> None:
         """In `run()` a store without room is waited for, as when settling; elsewhere, and when the node is to end, it is an error."""

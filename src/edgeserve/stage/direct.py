@@ -47,7 +47,7 @@ class Direct(Stage):
         self._known = RecentIds()
         self._clocks: dict[str, SourceClock] = {}
         self._in_order = False
-        self._next_position = -1
+        self._newest = -1
         self._read: dict[str, int] = {}
         self._pending: Pending
         self._ends: Ends
@@ -202,13 +202,15 @@ class Direct(Stage):
         else:
             for _, position, _, _, name in batch:
                 read[name] = max(read.get(name, 0), position + 1)
-        self._known.turn(read, subscription.floor)
+        known = self._known
+        if known.begun or len(known.new) >= known.generation:
+            known.turn(read, subscription.floor)
         if not alone or not subscription.knows_all_ids:
-            self._known.update(subscription.settled_ids())
+            known.update(subscription.settled_ids())
         # A watermark is passed on only while no other member holds older messages, and none of ours has gone back.
-        following = self._in_order and first == self._next_position
+        following = self._in_order and subscription.follows(first, self._newest)
         self._in_order = alone and len(self.options.topics) == 1 and (following or subscription.floor(topic) >= first)
-        self._next_position = batch[-1][1] + 1
+        self._newest = batch[-1][1]
 
     def _renew(self) -> bool:
         """What is ready was claimed so long ago that others may have it by now. Gives back what they have not, to be claimed anew; False:

@@ -168,6 +168,10 @@ class Subscription(ABC):
     def knows_all_ids(self) -> bool:
         """Whether `settled_ids` has nothing to tell, as far as is known without asking."""
 
+    def follows(self, position: int, before: int) -> bool:
+        """Whether the message at a position is stored right behind another of its topic, as far as the positions tell."""
+        return position == before + 1
+
     @abstractmethod
     def receive(self, max_messages: int, timeout_ms: float | None = None) -> list[Delivery]:
         """Claims up to `max_messages`; waits for the first of them (None: for ever; 0: not at all).

@@ -53,6 +53,7 @@ class Desk:
     Attributes:
         last: the newest entry that has come; -1 none.
         inlet: where they come from.
+        life: see `Entry`; of the newest.
         followed: how many others had come when this member began to be the only one; -1: it is not.
         settled, asked: below which entry the broker says that all is settled, and when it was asked.
         unsure_upto: entries up to this one may be unsettled without being here; -1: none.
@@ -73,14 +74,14 @@ class Desk:
         self.inlet: Inlet | None = None
         self.followed = self.unsure_upto = -1
         self.settled, self.asked = 0, float("-inf")
-        self._life = ""
+        self.life = ""
         # What was handed over before the topic began anew: its positions mean other messages now.
         self._outlived: set[int] = set()
 
     def begin_anew(self, life: str) -> bool:
         """Whether what comes is of a topic that was made again, with the numbers that others had; then those are forgotten. What of them
         is in a task's hands cannot be settled any more."""
-        before, self._life = self._life, life
+        before, self.life = self.life, life
         if before in ("", life):
             return False
         for at, opened in self.open.items():
@@ -260,7 +261,9 @@ class Desk:
     def floor(self) -> int:
         """Every position below, of what has come to this member, is settled."""
         held = self.open.keys() | self._gone if self._gone else self.open
-        return self.floor_of(min(held, default=self.last + 1))
+        at = min(held, default=self.last + 1)
+        opened = self.open.get(at)
+        return at << INDEX_BITS if opened is None or not opened.done else self.floor_of(at)
 
     def standing(self) -> Standing:
         """What the only member with entries knows of them without asking the broker."""

@@ -11,7 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
+from edgeserve.core.errors import TransportError
 from edgeserve.transport.base import Start
+
+
+class NoAnswer(TransportError):
+    """The broker did not answer, or that it cannot say now: it may the next time."""
 
 
 class Entry(NamedTuple):
@@ -211,4 +216,4 @@ class Driver(ABC):
     def close(self) -> None: ...
 
 
-__all__ = ("Channel", "Deliver", "Done", "Driver", "Entry", "Extent", "Inlet", "Outlet", "Tail")
+__all__ = ("Channel", "Deliver", "Done", "Driver", "Entry", "Extent", "Inlet", "NoAnswer", "Outlet", "Tail")

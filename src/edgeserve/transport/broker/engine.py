@@ -27,7 +27,7 @@ from edgeserve.transport.broker.envelope import INDEX_BITS, Item, Reference, par
 from edgeserve.transport.broker.grouplog import GroupLog, decode_line, group_of, group_topic, is_group_topic
 from edgeserve.transport.broker.history import find_snapshot
 from edgeserve.transport.broker.membership import BEAT_S, given_name
-from edgeserve.transport.broker.publisher import BrokerFence, BrokerPublisher, unstamped
+from edgeserve.transport.broker.publisher import BrokerFence, BrokerPublisher
 from edgeserve.transport.broker.trouble import Trouble
 from edgeserve.transport.checks import check_name, check_subscription, check_window
 
@@ -50,20 +50,20 @@ class BrokerEngine(Transport):
     def __init__(self, url: str, driver: Driver, capabilities: Capabilities) -> None:
         self.url, self.driver, self.capabilities = url, driver, capabilities
         self.trouble = Trouble(driver)
-        self._pid = os.getpid()
-        self._closed = False
+        self.pid = os.getpid()
+        self.closed = False
         self._users: weakref.WeakSet[Subscription | Publisher] = weakref.WeakSet()
 
     @property
     def foreign(self) -> bool:
         """Whether this is a child of the process that the connection belongs to."""
-        return self._pid != os.getpid()
+        return self.pid != os.getpid()
 
     def check(self) -> None:
         """Raises when the connection is closed or belongs to another process."""
-        if self._pid != os.getpid():
-            raise UsedAfterFork(f"{self.url} was opened by process {self._pid} and used by {os.getpid()}: open it again after the fork")
-        if self._closed:
+        if self.pid != os.getpid():
+            raise UsedAfterFork(f"{self.url} was opened by process {self.pid} and used by {os.getpid()}: open it again after the fork")
+        if self.closed:
             raise ClosedError(f"{self.url} is closed")
 
     def publisher(self, topic: str, *, send_window: int = SEND_WINDOW) -> Publisher:
@@ -109,16 +109,16 @@ class BrokerEngine(Transport):
         since_ns = start if isinstance(start, int) and position is None else None
         first = None if position is None else position >> INDEX_BITS
         for entry in self.driver.scan(topic, first, since_ns=since_ns):
-            publish_ns, items = self.unwrap(topic, entry)
+            publish_ns, items = self.unwrap(entry)
             for index, item in enumerate(items):
                 at = entry.at << INDEX_BITS | index
                 if (position is None or at >= position) and (since_ns is None or publish_ns >= since_ns):
                     yield bytes(self.fetch(topic, item)), at, publish_ns
 
-    def unwrap(self, topic: str, entry: Entry) -> tuple[int, Sequence[Item]]:
+    def unwrap(self, entry: Entry) -> tuple[int, Sequence[Item]]:
         """(publish time, frames) of an entry; what cannot be read is a frame as it is, for the stage to put aside by name."""
         try:
-            return unwrap(unstamped(entry.data), time.time_ns())
+            return unwrap(entry.data, time.time_ns())
         except MessageError:
             return time.time_ns(), [entry.data]
 
@@ -166,7 +166,7 @@ class BrokerEngine(Transport):
         for number, entry in enumerate(entries):
             if number >= _COUNTED_ENTRIES or size > _COUNTED_BYTES:
                 return count, True
-            count += len(self.unwrap(topic, entry)[1]) - len(settled.get(entry.at, ()))
+            count += len(self.unwrap(entry)[1]) - len(settled.get(entry.at, ()))
             size += len(entry.data)
         return count, False
 
@@ -232,13 +232,13 @@ class BrokerEngine(Transport):
                 raise GroupConflict(f"group {group!r} of topic {topic!r} has live members: {names}; stop them first")
 
     def close(self) -> None:
-        if self._closed:
+        if self.closed:
             return
         if not self.foreign:
             for user in list(self._users):
                 user.close()
             self.driver.close()
-        self._closed = True
+        self.closed = True
 
 
 __all__ = ("BrokerEngine",)

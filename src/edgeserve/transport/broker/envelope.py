@@ -31,6 +31,8 @@ INDEX_BITS = 12
 INDEX_MASK = MOST_FRAMES - 1
 _HEAD = struct.Struct("<2sBBIQQ")
 _MAGIC = b"\xedB"
+STAMP_MAGIC = b"\xedF"
+"""Begins what a fence puts before an entry: these two bytes, its length in two more, and so many more."""
 _PARTS = 1
 PARTS = ".parts"
 _LARGE_FRAME_BYTES = 4096
@@ -82,11 +84,13 @@ def wrap(frames: Sequence[bytes | Reference], publish_ns: int) -> bytes:
 
 
 def unwrap(data: bytes, otherwise_ns: int) -> tuple[int, Sequence[Item]]:
-    """(publish time, frames) of an entry.
+    """(publish time, frames) of an entry, with or without a stamp.
 
     Raises:
         NewerFormat, CorruptMessage: it is one of ours and cannot be read.
     """
+    if data[:2] == STAMP_MAGIC:
+        data = data[4 + int.from_bytes(data[2:4], "little") :]
     if data[:2] != _MAGIC or len(data) < HEAD_BYTES:
         return otherwise_ns, [data]
     _, version, flags, count, publish_ns, checksum = _HEAD.unpack_from(data)
@@ -121,6 +125,7 @@ __all__ = (
     "INDEX_MASK",
     "MOST_FRAMES",
     "PARTS",
+    "STAMP_MAGIC",
     "Item",
     "Reference",
     "parts_topic",

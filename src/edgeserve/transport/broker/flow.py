@@ -21,6 +21,7 @@ import msgspec
 
 from edgeserve.core.errors import ClosedError, TransportError
 from edgeserve.transport.broker.driver import Channel, Driver
+from edgeserve.transport.broker.guard import Guard
 
 _log = logging.getLogger("edgeserve")
 _ASK_AT = 4
@@ -240,7 +241,7 @@ class Restraint:
 
     def __init__(self, driver: Driver, topic: str, window: int, pending: Callable[[], int]) -> None:
         self._window, self._pending = window, pending
-        self._room = threading.Condition()
+        self._guard = Guard()
         self._line = _Line(driver, topic, self._hear, f"a join of topic {topic!r} cannot hold back who sends to it")
         # Until when somebody may answer.
         self._answer_by = 0.0
@@ -252,7 +253,7 @@ class Restraint:
 
     def sent(self, at: int, count: int) -> None:
         """An entry is stored. Any thread."""
-        with self._room:
+        with self._guard.mutex:
             self._recent[at] = count
             self._recent_count += count
             while self._recent_count > 2 * self._window and len(self._recent) > 2:
@@ -272,8 +273,8 @@ class Restraint:
         if self._sent <= self._window:
             return
         while not self._groups and (left := self._answer_by - time.monotonic()) > 0 and not stopping():
-            with self._room:
-                self._room.wait(min(left, _SLICE_S))
+            with self._guard.mutex:
+                self._guard.changed.wait(min(left, _SLICE_S))
         for name in list(self._groups):
             self._hold_back(name, stopping)
 
@@ -285,17 +286,17 @@ class Restraint:
         news = _read(data)
         if news is None or not news.group:
             return
-        with self._room:
+        with self._guard.mutex:
             group = self._groups.get(news.group)
             if group is None:
                 left = OrderedDict((at, count) for at, count in self._recent.items() if at >= news.floor)
                 group = self._groups[news.group] = _Group(left)
             group.heard = time.monotonic()
             group.settle(news)
-            self._room.notify_all()
+            self._guard.changed.notify_all()
 
     def _hold_back(self, name: str, stopping: Callable[[], bool]) -> None:
-        with self._room:
+        with self._guard.mutex:
             group = self._groups[name]
             began, moves = time.monotonic(), group.moves
             while group.ahead(self._pending()) > self._window and group.stalled_at != group.moves and not stopping():
@@ -308,7 +309,7 @@ class Restraint:
                 if now - began > (_STALL_S if group.moves else _FIRST_S):
                     group.stall()
                     return
-                self._room.wait(_SLICE_S)
+                self._guard.changed.wait(_SLICE_S)
 
     def close(self) -> None:
         """Idempotent."""

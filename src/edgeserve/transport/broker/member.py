@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,10 @@ from edgeserve.core.errors import ClosedError, EdgeServeError, Fenced, GroupBusy
 from edgeserve.transport.base import SEND_WINDOW, Apart, Buffer, ClaimLost, Delivery, Fence, Frame, GroupKind, Start, Subscription
 from edgeserve.transport.broker.desk import Desk
 from edgeserve.transport.broker.engine import BrokerEngine
-from edgeserve.transport.broker.envelope import INDEX_BITS
+from edgeserve.transport.broker.envelope import INDEX_BITS, INDEX_MASK
 from edgeserve.transport.broker.flow import Standing, Teller
 from edgeserve.transport.broker.grouplog import DECIDED, Record
+from edgeserve.transport.broker.guard import Guard
 from edgeserve.transport.broker.lookout import Lookout
 from edgeserve.transport.broker.membership import BEAT_S, this_process
 from edgeserve.transport.broker.places import Places
@@ -49,7 +51,7 @@ class BrokerSubscription(Subscription):
         self._engine, self._driver, self._kind, self._start = engine, engine.driver, kind, start
         self._group = f"{group}/{name}" if kind is GroupKind.BROADCAST else group
         self._me = this_process(kind, signature, version)
-        self._lock = threading.Condition(threading.RLock())
+        self._guard = Guard()
         self._appenders: dict[str, Appender] = {}
         self._error: Exception | None = None
         self._closed = self._ended = False
@@ -60,12 +62,12 @@ class BrokerSubscription(Subscription):
         self._trouble = engine.trouble
         # A join holds its inputs for as long as it must.
         ack_timeout_s = (ack_timeout_ms or 0) / 1000 if kind is GroupKind.SHARED else 0.0
-        self._places = Places(self._driver, topics, self._group, name, self._lock, self._hear)
-        self._settlements = Settlements(self._places, self._lock, self._check, self._tell, self._told_to_stop)
+        self._places = Places(self._driver, topics, self._group, name, self._guard, self._hear)
+        self._settlements = Settlements(self._places, self._guard, self._check, self._tell, self._told_to_stop)
         # Of a join: what tells the sources how far it is.
         self._tellers: dict[str, Teller] = {}
         self._reception = Reception(
-            engine, self._places, topics, self._group, start, self._lock, ack_timeout_s, self._check, self._fail, exclusive=kind in _ALONE
+            engine, self._places, topics, self._group, start, self._guard, ack_timeout_s, self._check, self._fail, exclusive=kind in _ALONE
         )
         self._places.join(self._me, start if isinstance(start, int) else 0)
         self._keeper = threading.Thread(target=self._keep, name=f"edgeserve-member-{group}", daemon=True)
@@ -86,9 +88,9 @@ class BrokerSubscription(Subscription):
         self._reception.hear(topic, record)
 
     def _fail(self, error: Exception) -> None:
-        with self._lock:
+        with self._guard.mutex:
             self._error = self._error or error
-            self._lock.notify_all()
+            self._guard.changed.notify_all()
 
     def _told_to_stop(self) -> bool:
         return self.giving_up is not None and self.giving_up()
@@ -110,25 +112,36 @@ class BrokerSubscription(Subscription):
 
     @property
     def alone(self) -> bool:
-        return self._places.alone
+        # Asked for every batch: a generator costs more than this loop, and so does `place.alone`.
+        for place in self._places.of.values():
+            if len(place.log.members) > 1:
+                return False
+        return True
 
     @property
     def knows_all_ids(self) -> bool:
-        return self._places.knows_all_ids
+        for place in self._places.of.values():
+            if place.log.ids:
+                return False
+        return True
+
+    def follows(self, position: int, before: int) -> bool:
+        # The first of an entry: of the one before, what did not come is done.
+        return position == before + 1 or (position & INDEX_MASK == 0 and position >> INDEX_BITS == (before >> INDEX_BITS) + 1)
 
     def settled_ids(self) -> list[bytes]:
         self._check()
-        with self._lock:
+        with self._guard.mutex:
             return self._places.take_ids()
 
     def attributes(self) -> dict[str, bytes]:
         self._check()
-        with self._lock:
+        with self._guard.mutex:
             return self._places.first.log.shared()
 
     def newest_decision(self, topic: str) -> Buffer | None:
         self._check()
-        with self._lock:
+        with self._guard.mutex:
             raw = self._places.first.log.attributes.get(DECIDED + topic)
         if raw is None:
             return None
@@ -144,10 +157,14 @@ class BrokerSubscription(Subscription):
         return self._reception.floor(topic)
 
     def _check(self) -> None:
-        self._engine.check()
+        engine = self._engine
+        if engine.closed or engine.pid != os.getpid():
+            engine.check()
         if self._closed:
             raise ClosedError(f"the subscription of group {self._group!r} is closed")
-        self._places.check()
+        for place in self._places.of.values():
+            if place.error is not None or (place.tail is not None and place.tail.error is not None):
+                place.check()
         error = self._error or self._settlements.error
         if error is not None:
             raise error if isinstance(error, EdgeServeError) else SendError(str(error)) from error
@@ -183,27 +200,28 @@ class BrokerSubscription(Subscription):
         attributes: Mapping[str, bytes] | None = None,
     ) -> None:
         self._check()
-        with self._lock:
+        with self._guard.mutex:
             claims = self._claims(acks)
             if self._settlements.full:
                 self._settlements.wait_for_room()
                 claims = self._claims(acks)
             # Before the decision is appended: should the lead pass in between, the settlement must not count under the new one.
-            job = Settlement(ids, dict(attributes or {}), self._lead_epoch())
+            epoch = self._lead_epoch() if self._kind in _LEADS else 0
+            job = Settlement(ids, {} if attributes is None else dict(attributes), epoch)
             if fence is None:
-                self._take_out(job, claims)
+                self._settlements.put(job, claims)
         if fence is not None:
             assert isinstance(fence, BrokerFence)
             fence.stopping = self._told_to_stop
             at = fence.append_at(decisions)
             if decisions:
                 job.attributes[DECIDED + fence.topic] = at.to_bytes(8, "big")
-            with self._lock:
-                self._take_out(job, self._claims(acks))
+            with self._guard.mutex:
+                self._settlements.put(job, self._claims(acks))
         now_ns = time.time_ns()
         failed: Exception | None = SendError(f"a settlement of group {self._group!r} was interrupted before its results were handed over")
         try:
-            for topic, frames in (outputs or {}).items():
+            for topic, frames in () if outputs is None else outputs.items():
                 if frames:
                     self._publish(job, topic, frames, now_ns)
             failed = None
@@ -216,24 +234,19 @@ class BrokerSubscription(Subscription):
 
     def _claims(self, acks: Mapping[str, Sequence[int]]) -> list[tuple[Desk, Sequence[int]]]:
         """What is to be settled, if all of it is in this member's hands."""
-        return [(self._claimed(topic, positions), positions) for topic, positions in acks.items()]
-
-    def _take_out(self, job: Settlement, claims: Sequence[tuple[Desk, Sequence[int]]]) -> None:
-        """Puts a settlement on its way; holds the lock."""
-        for desk, positions in claims:
-            job.take_out(desk, positions)
-        self._settlements.add(job)
+        found = []  # a comprehension is a call more
+        for topic, positions in acks.items():
+            found.append((self._claimed(topic, positions), positions))
+        return found
 
     def _lead_epoch(self) -> int:
-        if self._kind not in _LEADS:
-            return 0
         if not self.active:
             raise Fenced(f"another member of group {self._group!r} has the lead: what this one held is that one's")
         return self._places.epoch
 
     def _claimed(self, topic: str, positions: Sequence[int]) -> Desk:
-        desk = self._reception.desk(topic)
-        if positions and not self.active:
+        desk = self._reception.desks.get(topic) or self._reception.desk(topic)
+        if positions and self._kind in _LEADS and not self.active:
             raise ClaimLost(topic, positions)
         desk.check(positions)
         return desk
@@ -246,17 +259,17 @@ class BrokerSubscription(Subscription):
         for batch in [[frame] for frame in frames] if isinstance(frames, Apart) else [frames]:
             # Some may be confirmed before it is known how many there are: the count is below zero for that long.
             entries = appender.append(batch, now_ns, partial(self._settlements.sent, job))
-            with self._lock:
+            with self._guard.mutex:
                 job.outputs += entries
 
     def nack(self, topic: str, positions: Sequence[int], delay_ms: float = 0) -> None:
         self._check()
         due = time.monotonic() + delay_ms / 1000
-        with self._lock:
+        with self._guard.mutex:
             desk = self._claimed(topic, positions)
             gone = desk.give_back(positions, due)
             inlet = desk.inlet
-            self._lock.notify_all()
+            self._guard.changed.notify_all()
         if inlet is None:
             return
         if any(opened.done for opened in gone):
@@ -265,9 +278,9 @@ class BrokerSubscription(Subscription):
             if delay_ms <= 0:
                 inlet.give_back(opened.entry)
                 continue
-            with self._lock:
+            with self._guard.mutex:
                 heapq.heappush(self._returns, (due, opened.entry.at, partial(inlet.give_back, opened.entry)))
-                self._lock.notify_all()
+                self._guard.changed.notify_all()
 
     def flush(self) -> None:
         """Every settle is durable when it returns, and what others have settled before is known."""
@@ -288,7 +301,7 @@ class BrokerSubscription(Subscription):
         """Records and acknowledges settlements, shows that the member lives, takes the lead when it has to."""
         looked = 0.0
         while True:
-            with self._lock:
+            with self._guard.mutex:
                 while not self._ended:
                     now = time.monotonic()
                     due = looked + BEAT_S
@@ -300,7 +313,7 @@ class BrokerSubscription(Subscription):
                         due = min(due, self._retry_at)
                     if now >= due:
                         break
-                    self._lock.wait(due - now)
+                    self._guard.changed.wait(due - now)
                 if self._ended:
                     return
                 returned = list[partial[None]]()
@@ -346,7 +359,7 @@ class BrokerSubscription(Subscription):
             # The broker has not noticed yet that the one before is gone; the keeper tries again.
 
     def _standing(self, topic: str) -> Standing:
-        with self._lock:
+        with self._guard.mutex:
             return self._reception.desk(topic).standing()
 
     def _tell(self, done: Mapping[str, list[int]]) -> None:
@@ -373,8 +386,8 @@ class BrokerSubscription(Subscription):
         self._led = lead
         if lead and not self._reception.attached:
             self._attach_if_free()
-        with self._lock:
-            self._lock.notify_all()
+        with self._guard.mutex:
+            self._guard.changed.notify_all()
 
     # --- the end ------------------------------------------------------------------------------------------------
 
@@ -385,9 +398,9 @@ class BrokerSubscription(Subscription):
         self._leave(self._reception.begun() if worked_on else {})
 
     def _leave(self, worked: dict[str, list[int]]) -> None:
-        with self._lock:
+        with self._guard.mutex:
             self._closed = True
-            self._lock.notify_all()
+            self._guard.changed.notify_all()
         try:
             if not any(worked.values()):
                 self._reception.close()
@@ -400,9 +413,9 @@ class BrokerSubscription(Subscription):
             self._reception.close()
             for appender in self._appenders.values():
                 appender.close()
-            with self._lock:
+            with self._guard.mutex:
                 self._ended = True
-                self._lock.notify_all()
+                self._guard.changed.notify_all()
             self._lookout.close()
             if self._keeper.is_alive() and threading.current_thread() is not self._keeper:
                 self._keeper.join()

@@ -29,6 +29,7 @@ from edgeserve.transport.broker.grouplog import (
     encode_line,
     group_topic,
 )
+from edgeserve.transport.broker.guard import Guard
 from edgeserve.transport.broker.history import find_snapshot
 from edgeserve.transport.broker.patience import Grace, PatientOutlet
 from edgeserve.transport.broker.start import entry_since
@@ -63,28 +64,27 @@ class Membership:
         driver: the broker.
         topic, group: whose log it is.
         name: this member's.
-        lock: guards the state; shared with the owner.
+        guard: of the state; shared with the owner.
         heard: told each record that comes, with the topic; holds the lock.
 
     Attributes:
         came: how many others have come since this member has.
+        error, tail: what went wrong with the log; what follows it.
         buried_at: when this member last heard that another was found dead (monotonic seconds).
     """
 
-    def __init__(
-        self, driver: Driver, topic: str, group: str, name: str, lock: threading.Condition, heard: Callable[[str, Record], None]
-    ) -> None:
+    def __init__(self, driver: Driver, topic: str, group: str, name: str, guard: Guard, heard: Callable[[str, Record], None]) -> None:
         self._driver, self.data_topic, self.topic, self._group = driver, topic, group_topic(topic, group), group
         self._heard, self.came, self.buried_at = heard, 0, float("-inf")
         # Two incarnations under one name are two members.
         self.name = f"{name}\0{uuid.uuid4().hex[:8]}"
-        self._lock = lock
+        self._guard = guard
         self.log = GroupLog(self.name)
         self._seen: dict[str, float] = {}
         self._watch = Watch()
-        self._error: Exception | None = None
+        self.error: Exception | None = None
         self._outlet = PatientOutlet(driver.outlet(self.topic), Silence(driver, None, self.topic), driver.deadline_s)
-        self._tail: Tail | None = None
+        self.tail: Tail | None = None
         self._sent = 0.0
         # Settlements that are durable and were not read back yet, by their entry: the epoch, and who is to be told.
         self._unheard: dict[int, tuple[int, Callable[[Exception | None], None]]] = {}
@@ -117,7 +117,7 @@ class Membership:
         """Whether the log is new."""
         founds = self._driver.last(self.topic) is None
         self.log, after = self._restored()
-        self._tail = self._driver.tail(self.topic, after, self._deliver)
+        self.tail = self._driver.tail(self.topic, after, self._deliver)
         return founds
 
     def _restored(self) -> tuple[GroupLog, int | None]:
@@ -135,7 +135,7 @@ class Membership:
             return
 
         def confirm(at: int | None, error: Exception | None) -> None:
-            with self._lock:
+            with self._guard.mutex:
                 if error is None and at is not None and self.log.at < at:
                     self._unheard[at] = record.epoch, done
                     return
@@ -155,7 +155,7 @@ class Membership:
     def _deliver(self, entry: Entry) -> None:
         """By the driver's thread."""
         unheard = list[Callable[[Exception | None], None]]()
-        with self._lock:
+        with self._guard.mutex:
             if self._life not in ("", entry.life):
                 unheard = self._begin_anew()
             self._life = entry.life
@@ -167,17 +167,17 @@ class Membership:
             line = decode_line(self._group, entry.data)
             caught_up = self._caught_up(entry.at, line.checkpoint)
         except TransportError as exc:
-            with self._lock:
-                self._error = self._error or exc
-                self._lock.notify_all()
+            with self._guard.mutex:
+                self.error = self.error or exc
+                self._guard.changed.notify_all()
             return
-        with self._lock:
+        with self._guard.mutex:
             if caught_up is not None:
                 self._go_on_with(caught_up)
             self._apply(line, entry.at)
             heard = [(at, *self._unheard.pop(at)) for at in sorted(self._unheard) if at <= entry.at]
             outcomes = [(done, self._outlived(at, epoch)) for at, epoch, done in heard]
-            self._lock.notify_all()
+            self._guard.changed.notify_all()
         for done, outlived in outcomes:
             done(outlived)
 
@@ -257,7 +257,7 @@ class Membership:
         refused: Exception | None = None
         while True:
             self.bury_the_dead(wait=True)
-            with self._lock:
+            with self._guard.mutex:
                 mine = self.log.members.get(self.name)
                 others = {n: m for n, m in self.log.members.items() if n != self.name and (mine is None or m.joined_at < mine.joined_at)}
                 # Another with this name took its place in the log, or this member took that of one.
@@ -267,7 +267,7 @@ class Membership:
                 proven = all(self._here(m) or self._seen.get(n, 0) > came for n, m in others.items())
                 if proven or time.monotonic() > deadline:
                     break
-                self._lock.wait(BEAT_S / 5)
+                self._guard.changed.wait(BEAT_S / 5)
         self.write([Left(self.name)], wait=True)
         raise refused
 
@@ -300,11 +300,11 @@ class Membership:
         confirmed: list[int | None] = []
 
         def confirm(at: int | None, error: Exception | None) -> None:
-            with self._lock:
+            with self._guard.mutex:
                 confirmed.append(at)
                 if error is not None:
-                    self._error = self._error or error
-                self._lock.notify_all()
+                    self.error = self.error or error
+                self._guard.changed.notify_all()
             if told is not None:
                 told(at, error)
 
@@ -312,14 +312,14 @@ class Membership:
         self._outlet.send(encode_line(records, self.log.checkpoint), confirm)
         if wait:
             began, grace = time.monotonic(), Grace(stopping)
-            with self._lock:
+            with self._guard.mutex:
                 while not confirmed or confirmed[0] is None or self.log.at < confirmed[0]:
                     self.check()
                     if self._closed:
                         raise ClosedError(f"the member {self.name!r} of group {self._group!r} is closed")
                     if grace.over:
                         raise SendError(f"told to stop while the log of group {self._group!r} does not answer")
-                    if not self._lock.wait(0.5) and patience_s is not None and time.monotonic() - began > patience_s:
+                    if not self._guard.changed.wait(0.5) and patience_s is not None and time.monotonic() - began > patience_s:
                         why = self._driver.trouble() or "no reason is known"
                         raise TransportError(f"the log of group {self._group!r} did not answer within {patience_s:g} s: {why}")
 
@@ -329,7 +329,7 @@ class Membership:
 
     def check(self) -> None:
         """Raises what went wrong with the log."""
-        error = self._error or (None if self._tail is None else self._tail.error)
+        error = self.error or (None if self.tail is None else self.tail.error)
         if error is not None:
             raise TransportError(f"the log of group {self._group!r} failed: {error}") from error
 
@@ -337,7 +337,7 @@ class Membership:
 
     def bury_who_just_died(self, *, thorough: bool) -> None:
         """What a killed member held may come at once: then it must be known that it is dead."""
-        with self._lock:
+        with self._guard.mutex:
             died = self._watch.someone_died(thorough=thorough)
         if died:
             self.bury_the_dead(wait=True, whoever=True)
@@ -361,7 +361,7 @@ class Membership:
     def bury_the_dead(self, *, wait: bool = False, whoever: bool = False) -> list[str]:
         """Writes down who is dead; returns their names. One member of those that live is enough, unless `whoever` finds it must."""
         now = time.monotonic()
-        with self._lock:
+        with self._guard.mutex:
             dead = [n for n, m in self.log.members.items() if n != self.name and self._dead(n, m, now)]
             living = [n for n in self.log.members if n not in dead]
             if not dead or (not whoever and self.name in living and self.log.first_of(living) != self.name):
@@ -377,7 +377,7 @@ class Membership:
 
     def lead(self, *, wait: bool = False) -> None:
         """Takes the lead when nobody has it and this member is the first in line."""
-        with self._lock:
+        with self._guard.mutex:
             log = self.log
             wants = not log.leader and self.name in log.members and log.first_of(log.members) == self.name
             epoch = log.epoch + 1
@@ -402,11 +402,11 @@ class Membership:
 
     def keep_short(self, floor: Callable[[], int]) -> None:
         """Writes a snapshot when it is time for one; what is older is not needed then. `floor`: the oldest entry not settled."""
-        with self._lock:
+        with self._guard.mutex:
             if self._shortening or not self.log.wants_snapshot or self.log.first_of(self.log.members) != self.name:
                 return
         unsettled, newest = floor(), self._driver.last(self.data_topic)
-        with self._lock:
+        with self._guard.mutex:
             records = self.log.snapshot(-1 if newest is None else newest, unsettled)
             self._shortening = True
         # What it stands for may go only when it is there itself.
@@ -418,11 +418,11 @@ class Membership:
 
     def close(self) -> None:
         """Lets go of the log. Idempotent."""
-        with self._lock:
+        with self._guard.mutex:
             self._closed = True
             self._watch.close()
-        if self._tail is not None:
-            self._tail.close()
+        if self.tail is not None:
+            self.tail.close()
         self._outlet.close()
 
 

@@ -7,9 +7,12 @@ import time
 from bisect import insort
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
+from typing import TypeAlias
 
 from edgeserve.core.errors import SendError, StoreFull
 from edgeserve.transport.broker.driver import Done, Outlet
+from edgeserve.transport.broker.guard import Guard
 from edgeserve.transport.broker.trouble import Silence
 
 GRACE_S = 10.0
@@ -40,11 +43,8 @@ class Grace:
         self._since = 0.0
 
 
-class _Kept:
-    __slots__ = ("data", "done", "number")
-
-    def __init__(self, number: int, data: bytes, done: Done) -> None:
-        self.number, self.data, self.done = number, data, done
+_Kept: TypeAlias = tuple[int, bytes, Done]
+"""An entry: the how manieth it is, its bytes, who is told when it is durable."""
 
 
 class PatientOutlet(Outlet):
@@ -59,7 +59,7 @@ class PatientOutlet(Outlet):
 
     def __init__(self, outlet: Outlet, silence: Silence, deadline_s: float | None) -> None:
         self._outlet, self._silence, self._deadline_s = outlet, silence, deadline_s
-        self._changed = threading.Condition()
+        self._guard = Guard()
         # In the order in which they were handed over.
         self._kept: list[_Kept] = []
         self._count = self._unanswered = self._refusals = 0
@@ -73,50 +73,51 @@ class PatientOutlet(Outlet):
         return self._thread is not None
 
     def send(self, data: bytes, done: Done) -> None:
-        with self._changed:
+        with self._guard.mutex:
             self._count += 1
-            item = _Kept(self._count, data, done)
+            item = (self._count, data, done)
             if self._thread is not None:
                 self._kept.append(item)
                 return
             self._unanswered += 1
-        self._hand_over(item)
+        try:
+            self._outlet.send(data, partial(self._answered, item))
+        except BaseException:
+            self._not_sent()
+            raise
 
     def close(self) -> None:
-        with self._changed:
+        with self._guard.mutex:
             self._closed = True
             thread = self._thread
-            self._changed.notify_all()
+            self._guard.changed.notify_all()
         self._outlet.close()
         if thread is not None and thread is not threading.current_thread():
             thread.join(_CLOSE_S)
 
-    def _hand_over(self, item: _Kept) -> None:
-        try:
-            self._outlet.send(item.data, partial(self._answered, item))
-        except BaseException:
-            with self._changed:
-                self._unanswered -= 1
-                self._changed.notify_all()
-            raise
+    def _not_sent(self) -> None:
+        with self._guard.mutex:
+            self._unanswered -= 1
+            self._guard.changed.notify_all()
 
     def _answered(self, item: _Kept, at: int | None, error: Exception | None) -> None:
         refused = isinstance(error, StoreFull)
-        with self._changed:
+        with self._guard.mutex:
             self._unanswered -= 1
             if refused:
                 self._keep(item)
-            self._changed.notify_all()
+            if self._thread is not None:
+                self._guard.changed.notify_all()
         if refused:
             self._silence.why = str(error)
             return
         if error is None:
             self._silence.heard()
-        item.done(at, error)
+        item[2](at, error)
 
     def _keep(self, item: _Kept) -> None:
         self._refusals += 1
-        insort(self._kept, item, key=lambda each: each.number)
+        insort(self._kept, item, key=itemgetter(0))
         if self._thread is None and not self._closed:
             self._since = time.monotonic()
             self._thread = threading.Thread(target=self._send_again, name="edgeserve-no-room", daemon=True)
@@ -142,45 +143,46 @@ class PatientOutlet(Outlet):
 
     def _wait(self) -> bool:
         """Until the broker has answered to all that it has: what it refuses comes before the rest. False: closed."""
-        with self._changed:
+        with self._guard.mutex:
             while self._unanswered and not self._closed:
-                self._changed.wait(_SAY_EVERY_S)
+                self._guard.changed.wait(_SAY_EVERY_S)
                 self._silence.say(len(self._kept) + self._unanswered, "batches")
             return not self._closed
 
     def _some_kept(self) -> bool:
         """Whether there is something; otherwise the thread ends, and who sends does it himself."""
-        with self._changed:
+        with self._guard.mutex:
             if not self._kept:
                 self._thread = None
             return self._thread is not None
 
     def _pause(self, seconds: float) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed, seconds)
+        with self._guard.mutex:
+            self._guard.changed.wait_for(lambda: self._closed, seconds)
         self._silence.say(len(self._kept), "batches")
 
     def _send_first(self) -> bool:
-        with self._changed:
+        with self._guard.mutex:
             if not self._kept or self._closed:
                 return False
             item = self._kept.pop(0)
             self._unanswered += 1
         try:
-            self._hand_over(item)
+            self._outlet.send(item[1], partial(self._answered, item))
         except Exception as exc:
-            item.done(None, exc)
+            self._not_sent()
+            item[2](None, exc)
         return True
 
     def _fail_if_too_late(self) -> None:
         waited = time.monotonic() - self._since
         if self._deadline_s is None or waited <= self._deadline_s:
             return
-        with self._changed:
+        with self._guard.mutex:
             failed, self._kept = self._kept, []
         error = SendError(f"no room for {len(failed)} batches for {waited:.0f} s (deadline_s=): {self._silence.why}")
-        for item in failed:
-            item.done(None, error)
+        for _, _, done in failed:
+            done(None, error)
 
 
 __all__ = ("GRACE_S", "Grace", "PatientOutlet")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from edgeserve.core.errors import EdgeServeError
 from edgeserve.transport.broker.driver import Driver
 from edgeserve.transport.broker.grouplog import Left, MemberState, Record, Settled
+from edgeserve.transport.broker.guard import Guard
 from edgeserve.transport.broker.membership import Membership
 
 
@@ -19,7 +19,7 @@ class Places:
         driver: the broker.
         topics, group: whose logs they are.
         name: this member's.
-        lock: guards the state; shared with the owner.
+        guard: of the state; shared with the owner.
         heard: told each record that comes, with its topic; holds the lock.
     """
 
@@ -29,10 +29,10 @@ class Places:
         topics: Sequence[str],
         group: str,
         name: str,
-        lock: threading.Condition,
+        guard: Guard,
         heard: Callable[[str, Record], None],
     ) -> None:
-        self._lock = lock
+        self._guard = guard
         self._driver, self._topics, self._group, self._name, self._heard = driver, topics, group, name, heard
         self.of: dict[str, Membership] = {}
 
@@ -40,7 +40,7 @@ class Places:
         """Comes into the group on every topic, or is refused and leaves no trace."""
         try:
             for topic in self._topics:
-                place = Membership(self._driver, topic, self._group, self._name, self._lock, self._heard)
+                place = Membership(self._driver, topic, self._group, self._name, self._guard, self._heard)
                 place.join(me, start_ns)
                 self.of[topic] = place
         except BaseException:
@@ -54,22 +54,6 @@ class Places:
         return self.of[min(self._topics)]
 
     # --- what is known ------------------------------------------------------------------------------------------
-
-    @property
-    def alone(self) -> bool:
-        """Whether there is no other member."""
-        for place in self.of.values():  # a generator costs more than this loop
-            if not place.alone:
-                return False
-        return True
-
-    @property
-    def knows_all_ids(self) -> bool:
-        """Whether there are no ids that were not taken yet."""
-        for place in self.of.values():
-            if place.log.ids:
-                return False
-        return True
 
     def take_ids(self) -> list[bytes]:
         """Settled ids that were not taken yet."""
@@ -91,11 +75,6 @@ class Places:
         return not self.first.log.leader
 
     # --- what is done -------------------------------------------------------------------------------------------
-
-    def check(self) -> None:
-        """Raises what went wrong with a log."""
-        for place in self.of.values():
-            place.check()
 
     def lead(self, *, wait: bool = False) -> None:
         """Takes the lead when nobody has it and this member is the first in line."""
@@ -154,7 +133,7 @@ class Places:
 
         def confirm(error: Exception | None) -> None:
             nonlocal left
-            with self._lock:
+            with self._guard.mutex:
                 left -= 1
                 if error is not None:
                     failed.append(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -14,8 +15,19 @@ from xxhash import xxh3_128_digest
 from edgeserve.core.errors import ClosedError, Fenced, SendError
 from edgeserve.transport.base import Fence, Frame, Publisher
 from edgeserve.transport.broker.driver import Driver, Entry, Outlet
-from edgeserve.transport.broker.envelope import FRAME_OVERHEAD_BYTES, HEAD_BYTES, MOST_FRAMES, Reference, parts_topic, unwrap, whole, wrap
+from edgeserve.transport.broker.envelope import (
+    FRAME_OVERHEAD_BYTES,
+    HEAD_BYTES,
+    MOST_FRAMES,
+    STAMP_MAGIC,
+    Reference,
+    parts_topic,
+    unwrap,
+    whole,
+    wrap,
+)
 from edgeserve.transport.broker.flow import Restraint
+from edgeserve.transport.broker.guard import Guard
 from edgeserve.transport.broker.patience import GRACE_S, Grace, PatientOutlet
 from edgeserve.transport.broker.trouble import Silence, Trouble
 
@@ -25,8 +37,8 @@ if TYPE_CHECKING:
 _WINDOW_BYTES = 32 << 20
 _CLOSE_S = 30.0
 _DISCARD_EVERY = 256
-_FENCE_MAGIC = b"\xedF"
 _TAKE_TRIES = 20
+_ONLY_BYTES = frozenset((bytes,))
 
 
 class Appender:
@@ -50,8 +62,8 @@ class Appender:
         self._silence = Silence(driver, trouble, topic)
         self._outlet = self._patient(topic)
         self._parts: Outlet | None = None
-        self._room = threading.Condition()
-        self._frames = self._bytes = 0
+        self._guard = Guard()
+        self._frames = self._bytes = self._waiters = 0
         self._error: Exception | None = None
         self._closed = False
 
@@ -60,17 +72,25 @@ class Appender:
 
     def append(self, frames: Sequence[Frame], now_ns: int, done: Callable[[Exception | None], None] | None = None) -> int:
         """Hands frames over; waits while the window is full. `done` is called once per entry; returns how many there are."""
-        entries = self._entries([whole(f) for f in frames], now_ns)
+        if not _ONLY_BYTES.issuperset(map(type, frames)):
+            frames = [whole(f) for f in frames]
+        count = len(frames)
+        most = self._driver.max_bytes - HEAD_BYTES - 16
+        if count <= MOST_FRAMES and sum(map(len, frames)) + count * FRAME_OVERHEAD_BYTES <= most:
+            entries = [(count, wrap(frames, now_ns))]  # type: ignore[arg-type]  # bytes, all of them
+        else:
+            entries = self._entries(frames, now_ns, most)  # type: ignore[arg-type]
         for count, data in entries:
             self._enter(count, len(data))
 
             def confirm(at: int | None, error: Exception | None, count: int = count, size: int = len(data)) -> None:
-                with self._room:
+                with self._guard.mutex:
                     self._frames -= count
                     self._bytes -= size
                     if error is not None and self._error is None:
                         self._error = error
-                    self._room.notify_all()
+                    if self._waiters:
+                        self._guard.changed.notify_all()
                 if self._stored is not None and at is not None:
                     self._stored(at, count)
                 if done is not None:
@@ -79,20 +99,21 @@ class Appender:
             try:
                 self._outlet.send(data, confirm)
             except BaseException:
-                with self._room:
+                with self._guard.mutex:
                     self._frames -= count
                     self._bytes -= len(data)
                 raise
         return len(entries)
 
     def _enter(self, count: int, size: int) -> None:
-        with self._room:
+        with self._guard.mutex:
             grace = None
             while self._frames and (self._frames + count > self._window or self._bytes + size > _WINDOW_BYTES):
                 self._check()
                 grace = grace or Grace(self.stopping)
                 self._wait(grace)
-            self._check()
+            if self._error is not None or self._closed:
+                self._check()
             if self._frames:
                 self._silence.say(self._frames)
             else:
@@ -103,7 +124,11 @@ class Appender:
     def _wait(self, grace: Grace) -> None:
         """Until something is confirmed; holds the lock."""
         before = self._frames
-        self._room.wait(1.0)
+        self._waiters += 1
+        try:
+            self._guard.changed.wait(1.0)
+        finally:
+            self._waiters -= 1
         self._silence.say(self._frames)
         if self._frames < before:
             grace.begin_again()
@@ -125,12 +150,8 @@ class Appender:
         if self._error is not None:
             raise self._error
 
-    def _entries(self, frames: list[bytes], now_ns: int) -> list[tuple[int, bytes]]:
-        """(count of frames, bytes) of each entry."""
-        most = self._driver.max_bytes - HEAD_BYTES - 16
-        count = len(frames)
-        if count <= MOST_FRAMES and sum(map(len, frames)) + count * FRAME_OVERHEAD_BYTES <= most:
-            return [(count, wrap(frames, now_ns))]
+    def _entries(self, frames: Sequence[bytes], now_ns: int, most: int) -> list[tuple[int, bytes]]:
+        """(count of frames, bytes) of each entry, of which none is larger than `most`, where one is not enough."""
         sizes = [len(f) + FRAME_OVERHEAD_BYTES for f in frames]
         found: list[tuple[int, bytes]] = []
         batch: list[bytes | Reference] = []
@@ -184,7 +205,7 @@ class Appender:
     def flush(self, patience_s: float | None = None) -> None:
         """Returns when everything is confirmed. `patience_s`: raises `SendError` when that takes longer."""
         began, grace = time.monotonic(), Grace(self.stopping)
-        with self._room:
+        with self._guard.mutex:
             while self._frames:
                 self._check()
                 self._wait(grace)
@@ -219,7 +240,9 @@ class BrokerPublisher(Publisher):
             raise ClosedError(f"the publisher of topic {self._topic!r} is closed")
 
     def publish(self, frames: Sequence[Frame]) -> None:
-        self._check()
+        engine = self._engine
+        if self._closed or engine.closed or engine.pid != os.getpid():
+            self._check()
         if frames:
             self._appender.append(frames, time.time_ns())
             self._restraint.wait(len(frames), self._stops)
@@ -257,16 +280,11 @@ _decode_epoch = msgspec.msgpack.Decoder(_Epoch).decode
 
 def _stamped(epoch: _Epoch, body: bytes) -> bytes:
     head = _encode_epoch(epoch)
-    return _FENCE_MAGIC + len(head).to_bytes(2, "little") + head + body
-
-
-def unstamped(data: bytes) -> bytes:
-    """An entry without what a fence has put before it."""
-    return data[4 + int.from_bytes(data[2:4], "little") :] if data[:2] == _FENCE_MAGIC else data
+    return STAMP_MAGIC + len(head).to_bytes(2, "little") + head + body
 
 
 def _epoch_of(entry: Entry | None) -> _Epoch:
-    if entry is None or entry.data[:2] != _FENCE_MAGIC:
+    if entry is None or entry.data[:2] != STAMP_MAGIC:
         return _Epoch(0, "")
     return _decode_epoch(entry.data[4 : 4 + int.from_bytes(entry.data[2:4], "little")])
 
@@ -346,8 +364,8 @@ class BrokerFence(Fence):
 
 def frames_of(entry: Entry, otherwise_ns: int = 0) -> tuple[int, list[bytes]]:
     """(publish time, frames) of an entry that holds no references."""
-    publish_ns, items = unwrap(unstamped(entry.data), otherwise_ns)
+    publish_ns, items = unwrap(entry.data, otherwise_ns)
     return publish_ns, [bytes(i) if not isinstance(i, Reference) else b"" for i in items]
 
 
-__all__ = ("Appender", "BrokerFence", "BrokerPublisher", "frames_of", "unstamped")
+__all__ = ("Appender", "BrokerFence", "BrokerPublisher", "frames_of")

@@ -6,14 +6,16 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from edgeserve.core.errors import ConfigurationError, StoreDamaged
 from edgeserve.transport.base import Delivery, Start
 from edgeserve.transport.broker.desk import Desk, Open
-from edgeserve.transport.broker.driver import Driver, Entry, Inlet
+from edgeserve.transport.broker.driver import Driver, Entry, Inlet, NoAnswer
 from edgeserve.transport.broker.engine import BrokerEngine
-from edgeserve.transport.broker.envelope import Item
+from edgeserve.transport.broker.envelope import Item, Reference
 from edgeserve.transport.broker.grouplog import Left, Record, Settled
+from edgeserve.transport.broker.guard import Guard
 from edgeserve.transport.broker.places import Places
 
 _log = logging.getLogger("edgeserve")
@@ -24,6 +26,10 @@ _BUSY_S = 0.0002
 _ASK_AGAIN_S = 0.1
 _DENSE_S = 0.0005
 _MISSED_S = 90.0
+_PATIENCE_S = 30.0
+"""A broker that is there may not answer for so long before that is an error."""
+_ANSWERED = (-1e9, -1e9)
+_NONE: dict[int, list[int]] = {}
 
 
 class Reception:
@@ -33,7 +39,7 @@ class Reception:
         engine: the connection.
         places: the member's in its group.
         topics, group, start, exclusive: what is received.
-        lock: guards the state; shared with the owner.
+        guard: of the state; shared with the owner.
         ack_timeout_s: how long a message may stay unsettled where others could have it; 0: for ever.
         check: raises what keeps the owner from going on.
         fail: told an error that ends it all.
@@ -46,18 +52,18 @@ class Reception:
         topics: Sequence[str],
         group: str,
         start: Start,
-        lock: threading.Condition,
+        guard: Guard,
         ack_timeout_s: float,
         check: Callable[[], None],
         fail: Callable[[Exception], None],
         *,
         exclusive: bool,
     ) -> None:
-        self._engine, self._places, self._group, self._start, self._lock = engine, places, group, start, lock
+        self._engine, self._places, self._group, self._start, self._guard = engine, places, group, start, guard
         self._driver: Driver = engine.driver
         self._ack_timeout_s, self._check, self._fail, self._exclusive = ack_timeout_s, check, fail, exclusive
-        self._desks = {topic: Desk(topic) for topic in topics}
-        self._turn = list(self._desks.values())
+        self.desks = {topic: Desk(topic) for topic in topics}
+        self._turn = list(self.desks.values())
         self._paused: set[str] = set()
         # Of one topic the caller of `receive` fetches itself: to be woken by another thread would cost it more than all the rest.
         self._only = topics[0] if len(topics) == 1 else None
@@ -68,10 +74,12 @@ class Reception:
         self._skipped = 0
         # When this member last asked for messages, and when it last gave some back because their time was up.
         self._asked = self._late = 0.0
+        # From when to when the broker did not say how far the group is.
+        self._unanswered = _ANSWERED
 
     def desk(self, topic: str) -> Desk:
         """The desk of a topic that is subscribed to."""
-        desk = self._desks.get(topic)
+        desk = self.desks.get(topic)
         if desk is None:
             raise ConfigurationError(f"this member of group {self._group!r} is not subscribed to topic {topic!r}")
         return desk
@@ -80,117 +88,125 @@ class Reception:
 
     def attach(self) -> None:
         """Begins to receive."""
-        for topic, desk in self._desks.items():
+        for topic, desk in self.desks.items():
             if desk.inlet is None:
                 inlet = self._driver.inlet(topic, self._group, self._start, exclusive=self._exclusive)
                 place = self._places.of[topic]
-                with self._lock:
+                with self._guard.mutex:
                     if place.alone:
                         # Nobody else has entries of it, unless one that died is not gone for the broker.
                         desk.follow(place.came, place.log.doubt.get(topic, -1))
                     desk.inlet = inlet
-                    self._lock.notify_all()
+                    self._guard.changed.notify_all()
                 if self._only is None:
                     threading.Thread(target=self._pump, args=(desk, inlet), name=f"edgeserve-pump-{topic[:40]}", daemon=True).start()
         self.attached = True
 
     def detach(self) -> None:
         """Another member leads: what is in hand is that one's."""
-        with self._lock:
+        with self._guard.mutex:
             left = self._turn
             self.attached = False
-            self._desks = {topic: Desk(topic) for topic in self._desks}
-            self._turn = list(self._desks.values())
-            self._lock.notify_all()
+            self.desks = {topic: Desk(topic) for topic in self.desks}
+            self._turn = list(self.desks.values())
+            self._guard.changed.notify_all()
         for desk in left:
             if desk.inlet is not None:
                 desk.inlet.close()
 
     def close(self) -> None:
         """Ends it; what is not acknowledged goes back."""
-        with self._lock:
+        with self._guard.mutex:
             self.closed = True
-            self._lock.notify_all()
+            self._guard.changed.notify_all()
         for desk in self._turn:
             if desk.inlet is not None:
                 desk.inlet.close()
 
     def begun(self) -> dict[str, list[int]]:
         """Topic to entries that were begun and are not finished."""
-        with self._lock:
-            return {topic: [at for at, opened in desk.open.items() if opened.next] for topic, desk in self._desks.items()}
+        with self._guard.mutex:
+            return {topic: [at for at, opened in desk.open.items() if opened.next] for topic, desk in self.desks.items()}
 
     # --- entries ------------------------------------------------------------------------------------------------
 
     def _pump(self, desk: Desk, inlet: Inlet) -> None:
         """A thread for each of several topics: what comes from one must not wait for another."""
         try:
-            while not self.closed and self._desks[desk.topic] is desk and desk.inlet is inlet:
-                with self._lock:
+            while not self.closed and self.desks[desk.topic] is desk and desk.inlet is inlet:
+                with self._guard.mutex:
                     while not self.closed and desk.ready >= _READY_ENTRIES:
-                        self._lock.wait(1.0)
+                        self._guard.changed.wait(1.0)
                 entry = inlet.poll(1.0)
                 if entry is not None:
-                    self._take_in(desk, inlet, entry)
+                    try:
+                        self._take_in(desk, inlet, entry)
+                    except Exception:
+                        self._give_back(inlet, entry)
+                        raise
         except Exception as exc:
             self._fail(exc)
 
     def _fetch(self, most: int, seconds: float) -> int:
         """Fetches from the only topic: waits for the first entry, takes what else is there at once. Returns how many messages came."""
-        desk = self._desks[self._only] if self._only is not None else None
+        desk = self.desks[self._only] if self._only is not None else None
         inlet = None if desk is None else desk.inlet
         if desk is None or inlet is None or desk.topic in self._paused:
-            with self._lock:
+            with self._guard.mutex:
                 if not self._woken:
-                    self._lock.wait(seconds)
+                    self._guard.changed.wait(seconds)
             return 0
         began, count = time.monotonic(), 0
         entry = inlet.poll(seconds)
         # To find out that there is no more costs a client as much as all else: only where the first had been waiting it is asked.
         busy = time.monotonic() - began < _BUSY_S
         while entry is not None:
-            count += self._take_in(desk, inlet, entry)
+            try:
+                count += self._take_in(desk, inlet, entry)
+            except Exception:
+                self._give_back(inlet, entry)
+                raise
             entry = inlet.poll(0) if busy and count < most else None
         return count
 
+    def _give_back(self, inlet: Inlet, entry: Entry) -> None:
+        """Else nobody would have it until this member ends."""
+        if not self._exclusive:
+            inlet.give_back(entry)
+
     def _take_in(self, desk: Desk, inlet: Inlet, entry: Entry) -> int:
         """Puts an entry on its desk; returns how many messages it has."""
-        try:
-            return self._lay_down(desk, inlet, entry)
-        except Exception:
-            if not self._exclusive:
-                inlet.give_back(entry)  # else nobody would have it until this member ends
-            raise
-
-    def _lay_down(self, desk: Desk, inlet: Inlet, entry: Entry) -> int:
         topic = desk.topic
-        publish_ns, items = self._engine.unwrap(topic, entry)
-        frames = [item if isinstance(item, bytes) else self._whole(topic, item) for item in items]
+        publish_ns, items = self._engine.unwrap(entry)
+        # This runs for every entry that comes while nothing else is to be done: each call counts.
+        referring = Reference in map(type, items)
+        frames: Sequence[Any] = [self._whole(topic, item) for item in items] if referring else items
         place = self._places.of[topic]
-        left_out = place.log.left_out(entry.at, entry.life)
-        self._count_skipped(len(frames) if left_out else 0)
-        if not place.alone:
+        log = place.log
+        left_out = entry.at < log.start_at and log.left_out(entry.at, entry.life)
+        if left_out or self._skipped:
+            self._count_skipped(len(frames) if left_out else 0)
+        if len(log.members) > 1:
             # Where entries come one after the other in their order, hardly one of them was another's.
             now, before = time.monotonic(), self._took
             self._took = now
             place.bury_who_just_died(thorough=not entry.first and (entry.at <= desk.last or now - before > _DENSE_S))
         if len(frames) > 1 and (entry.deliveries or entry.at <= desk.last):
             place.barrier()  # somebody had it before: what of it is settled must be known here
-        log = place.log
-        with self._lock:
-            if self.closed or self._desks[topic] is not desk:
+        with self._guard.mutex:
+            if self.closed or self.desks[topic] is not desk:
                 return 0
-            if desk.begin_anew(entry.life):
+            if entry.life != desk.life and desk.begin_anew(entry.life):
                 place.forget_entries()
-            begun = entry.at in log.worked.get(topic, ()) or entry.at <= log.doubt.get(topic, -1)
-            again = max(entry.deliveries, int(begun))
-            done = range(len(frames)) if left_out else log.partial.get(topic, {}).get(entry.at, ())
+            worked = entry.at in log.worked.get(topic, ())
+            again = entry.deliveries or int(worked or entry.at <= log.doubt.get(topic, -1))
+            done = range(len(frames)) if left_out else log.partial.get(topic, _NONE).get(entry.at, ())
             opened = Open(entry, publish_ns, frames, again, done, 0.0)
-            opened.named = opened.named or entry.at in log.worked.get(topic, ())
+            opened.named = opened.named or worked
             opened.inlet = inlet
             kept = desk.add(opened)
             if self._only is None:
-                self._lock.notify_all()
+                self._guard.changed.notify_all()
         if not kept:
             inlet.acknowledge(entry)
         return len(frames)
@@ -203,6 +219,8 @@ class Reception:
             self._skipped = 0
 
     def _whole(self, topic: str, item: Item) -> bytes | memoryview:
+        if not isinstance(item, Reference):
+            return item
         try:
             return self._engine.fetch(topic, item)
         except StoreDamaged as exc:
@@ -212,7 +230,7 @@ class Reception:
 
     def hear(self, topic: str, record: Record) -> None:
         """What others say of entries; holds the lock."""
-        desk = self._desks.get(topic)
+        desk = self.desks.get(topic)
         if desk is None or not desk.open:
             return
         if type(record) is Settled:
@@ -233,7 +251,7 @@ class Reception:
             self.attach()
         polled, came = False, 0
         while True:
-            with self._lock:
+            with self._guard.mutex:
                 if not came:
                     self._check()
                 if self._woken:
@@ -243,7 +261,7 @@ class Reception:
                 found = self._take(max_messages, now)
                 if found:
                     if self._only is None:
-                        self._lock.notify_all()
+                        self._guard.changed.notify_all()
                     return found
                 if deadline is not None and now >= deadline and (polled or self._only is None):
                     return []
@@ -261,16 +279,16 @@ class Reception:
         for desk in turn:
             if desk.topic not in self._paused and len(found) < most:
                 some = desk.take(most - len(found), now)
-                if some and self._ack_timeout_s and not self._places.of[desk.topic].alone:
+                if some and self._ack_timeout_s and len(self._places.of[desk.topic].log.members) > 1:
                     desk.stamp(some, now + self._ack_timeout_s)
                 found += some
         return found
 
     def wake(self) -> None:
         """Ends a `receive` that waits."""
-        with self._lock:
+        with self._guard.mutex:
             self._woken = True
-            self._lock.notify_all()
+            self._guard.changed.notify_all()
 
     def pause(self, topic: str) -> None:
         """See `Subscription.pause`."""
@@ -280,17 +298,17 @@ class Reception:
     def resume(self, topic: str) -> None:
         """See `Subscription.resume`."""
         self.desk(topic)
-        with self._lock:
+        with self._guard.mutex:
             self._paused.discard(topic)
-            self._lock.notify_all()
+            self._guard.changed.notify_all()
 
     def take_back(self, now: float) -> None:
         """Gives back what was not settled in time, where others could have it."""
         if not self._ack_timeout_s:
             return
         gone: list[tuple[Inlet, Open]] = []
-        with self._lock:
-            for topic, desk in self._desks.items():
+        with self._guard.mutex:
+            for topic, desk in self.desks.items():
                 if self._places.of[topic].alone or desk.inlet is None:
                     continue
                 gone += [(desk.inlet, desk.drop(at)) for at in desk.overdue(now)]
@@ -304,10 +322,10 @@ class Reception:
 
     def _stand_aside(self) -> None:
         """This member's task stands still: it would be given again what it gave back. It is given nothing until it asks for more."""
-        with self._lock:
+        with self._guard.mutex:
             self.attached, self._late = False, 0.0
-            inlets = [desk.inlet for desk in self._desks.values() if desk.inlet is not None]
-            for desk in self._desks.values():
+            inlets = [desk.inlet for desk in self.desks.values() if desk.inlet is not None]
+            for desk in self.desks.values():
                 desk.inlet = None
                 desk.drop_all()
         for inlet in inlets:
@@ -318,27 +336,35 @@ class Reception:
     def floor(self, topic: str) -> int:
         """Every position below is settled by the group. While this member is alone, and all that others may have been given is settled,
         what it knows itself is enough."""
-        desk, place = self.desk(topic), self._places.of[topic]
-        with self._lock:
-            came = place.came
+        desk, place = self.desks.get(topic) or self.desk(topic), self._places.of[topic]
+        with self._guard.mutex:
+            came, alone = place.came, len(place.log.members) <= 1
             # Who was found dead the broker may still hand entries to, until it misses it.
-            trusts = place.alone and desk.followed == came and time.monotonic() - place.buried_at > _MISSED_S
+            trusts = alone and desk.followed == came and time.monotonic() - place.buried_at > _MISSED_S
             known = desk.last >= 0 and desk.unsure_upto < 0 and (self._exclusive or trusts)
             at_least = desk.floor() if known else 0
             # With nothing in hand the broker is asked what others have settled behind that.
             if known and desk.in_hand:
                 return at_least
-            asks = place.alone and desk.followed != came
-        if asks:
-            # Who else there was is gone: what it was given and did not settle comes again, some time.
-            given = self._driver.delivered(topic, self._group)
-            with self._lock:
-                desk.follow(came, given)
+            asks = alone and desk.followed != came
         now = time.monotonic()
-        if now - desk.asked > _ASK_AGAIN_S:
-            desk.settled = self._driver.floor(topic, self._group)
-            desk.asked = now
-        with self._lock:
+        try:
+            if asks:
+                # Who else there was is gone: what it was given and did not settle comes again, some time.
+                given = self._driver.delivered(topic, self._group)
+                with self._guard.mutex:
+                    desk.follow(came, given)
+            if now - desk.asked > _ASK_AGAIN_S:
+                desk.asked = now
+                desk.settled = self._driver.floor(topic, self._group)
+                self._unanswered = _ANSWERED
+        except NoAnswer:
+            # What was known is a floor still.
+            since, last = self._unanswered
+            self._unanswered = (now if now - last > _PATIENCE_S else since, now)
+            if now - self._unanswered[0] > _PATIENCE_S and self._driver.trouble() is None:
+                raise
+        with self._guard.mutex:
             at = desk.settled
             desk.forget_below(at)
             if place.alone and desk.followed == came and at > desk.unsure_upto:

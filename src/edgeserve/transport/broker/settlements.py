@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,6 +10,7 @@ from functools import partial
 from edgeserve.core.errors import SendError
 from edgeserve.transport.broker.desk import Desk, Open
 from edgeserve.transport.broker.grouplog import ID_BYTES, Settled
+from edgeserve.transport.broker.guard import Guard
 from edgeserve.transport.broker.patience import Grace
 from edgeserve.transport.broker.places import Places
 
@@ -36,10 +36,10 @@ class Settlement:
     def take_out(self, desk: Desk, positions: Sequence[int]) -> None:
         """Takes messages out of a desk."""
         complete, some = desk.settle(positions)
-        self.complete += [(desk, opened) for opened in complete]
-        closed = [opened.entry.at for opened in complete if opened.named]
-        if closed:
-            self.closed[desk.topic] = closed
+        for opened in complete:
+            self.complete.append((desk, opened))
+            if opened.named:
+                self.closed.setdefault(desk.topic, []).append(opened.entry.at)
         for opened in some:
             opened.named = True
             self.partial.setdefault(desk.topic, {})[opened.entry.at] = sorted(opened.done)
@@ -49,7 +49,7 @@ class Settlements:
     """Those of one member, in order.
 
     Args:
-        lock: guards the state; shared with the owner.
+        guard: of the state; shared with the owner.
         check: raises what keeps the owner from going on.
         told: told the entries that are done with, by topic.
         stopping: says whether the owner was told to stop.
@@ -58,15 +58,17 @@ class Settlements:
     def __init__(
         self,
         places: Places,
-        lock: threading.Condition,
+        guard: Guard,
         check: Callable[[], None],
         told: Callable[[dict[str, list[int]]], None],
         stopping: Callable[[], bool],
     ) -> None:
-        self._places, self._lock, self._check, self._told, self._stopping = places, lock, check, told, stopping
+        self._places, self._guard, self._check, self._told, self._stopping = places, guard, check, told, stopping
         self._waiting: deque[Settlement] = deque()
         self._recorded: deque[Settlement] = deque()
         self._flushing = 0
+        # Whether the owner waits for no longer than until the first of them is to be recorded.
+        self._awaited = False
         self._last = 0.0
         self.error: Exception | None = None
 
@@ -85,32 +87,35 @@ class Settlements:
     def _wait(self, grace: Grace, seconds: float) -> None:
         """Until something has happened; not much longer than a stop allows."""
         before = len(self._waiting) + len(self._recorded)
-        self._lock.wait(seconds)
+        self._guard.changed.wait(seconds)
         left = len(self._waiting) + len(self._recorded)
         if left < before:
             grace.begin_again()
         elif grace.over and self.error is None:
             self.error = SendError(f"told to stop while {left} settlements are not confirmed: what they are of comes again")
 
-    def add(self, one: Settlement) -> None:
-        """Holds the lock."""
+    def put(self, one: Settlement, claims: Sequence[tuple[Desk, Sequence[int]]]) -> None:
+        """Puts one on its way, with the messages that it takes out of their desks; holds the lock."""
+        for desk, positions in claims:
+            one.take_out(desk, positions)
         self._waiting.append(one)
 
     def sent(self, one: Settlement, error: Exception | None) -> None:
         """An entry of a settlement's outputs is durable, or will never be."""
-        with self._lock:
+        with self._guard.mutex:
             one.outputs -= 1
             if error is not None and self.error is None:
                 self.error = error
-            if one.outputs == 0 or error is not None:
-                self._lock.notify_all()
+            # The owner is not woken for what it is going to look at anyway: that would cost each message a change of threads.
+            if error is not None or (one.outputs == 0 and (not self._awaited or self._hurries)):
+                self._guard.changed.notify_all()
 
     def drain(self, seconds: float | None) -> bool:
         """Returns when all are done; False when they are not after that long."""
         deadline = None if seconds is None else time.monotonic() + seconds
-        with self._lock:
+        with self._guard.mutex:
             self._flushing += 1
-            self._lock.notify_all()
+            self._guard.changed.notify_all()
             try:
                 grace = Grace(self._stopping)
                 while self._waiting or self._recorded:
@@ -128,11 +133,15 @@ class Settlements:
     # --- the owner's thread -------------------------------------------------------------------------------------
 
     def due(self) -> float | None:
-        """When `record` has something to do; holds the lock."""
-        if not self._waiting or self._waiting[0].outputs or self.error is not None:
+        """When `record` has something to do; holds the lock. To be asked before each wait."""
+        self._awaited = bool(self._waiting) and not self._waiting[0].outputs and self.error is None
+        if not self._awaited:
             return None
-        hurry = self._flushing or len(self._waiting) > MOST_WAITING // 4
-        return self._last if hurry else self._last + LINGER_S
+        return self._last if self._hurries else self._last + LINGER_S
+
+    @property
+    def _hurries(self) -> bool:
+        return self._flushing > 0 or len(self._waiting) > MOST_WAITING // 4
 
     def record(self) -> None:
         """Writes down what is done so far, then acknowledges it."""
@@ -148,7 +157,7 @@ class Settlements:
     def _take_done(self) -> list[Settlement]:
         """Those at the head whose outputs are durable, as far as one record of the log has room and they are under one lead."""
         found = list[Settlement]()
-        with self._lock:
+        with self._guard.mutex:
             waiting, size = self._waiting, 0
             while waiting and not waiting[0].outputs and self.error is None:
                 size += len(waiting[0].ids)
@@ -156,7 +165,7 @@ class Settlements:
                     break
                 found.append(waiting.popleft())
             self._recorded.extend(found)
-            self._lock.notify_all()
+            self._guard.changed.notify_all()
         return found
 
     def _records(self, found: list[Settlement]) -> dict[str, Settled]:
@@ -195,19 +204,19 @@ class Settlements:
         done: dict[str, list[int]] = {}
         if error is None:
             complete = [each for one in found for each in one.complete]
-            with self._lock:
+            with self._guard.mutex:
                 for desk, opened in complete:
                     desk.finish(opened)
             for desk, opened in complete:
                 if opened.inlet is not None:
                     opened.inlet.acknowledge(opened.entry)
                 done.setdefault(desk.topic, []).append(opened.entry.at)
-        with self._lock:
+        with self._guard.mutex:
             if error is not None and self.error is None:
                 self.error = error
             for _ in found:
                 self._recorded.popleft()
-            self._lock.notify_all()
+            self._guard.changed.notify_all()
         if done:
             self._told(done)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from edgeserve.core.errors import MessageError
 from edgeserve.transport.broker.driver import Driver, Entry
 from edgeserve.transport.broker.envelope import unwrap
-from edgeserve.transport.broker.publisher import unstamped
 
 # A message is stored later than it was sent, and the broker has a clock of its own.
 _SLACK_NS = 2 * 10**9
@@ -28,7 +27,7 @@ def entry_since(driver: Driver, topic: str, start_ns: int) -> int:
 
 def _sent_ns(entry: Entry) -> int:
     try:
-        return unwrap(unstamped(entry.data), entry.stored_ns)[0]
+        return unwrap(entry.data, entry.stored_ns)[0]
     except MessageError:
         return entry.stored_ns
 

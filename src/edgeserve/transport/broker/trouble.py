@@ -17,17 +17,16 @@ _AWAY_S = 1.0
 
 
 class Trouble:
-    """A broker that is away. One for all who use a connection, so that it is said once."""
+    """A broker that is away. One for all who use a connection, so that it is said once.
+
+    Attributes:
+        said: when it was said last that the broker is away; 0: since then it was that it is back.
+    """
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
         self._lock = threading.Lock()
-        self._since = self._said = 0.0
-
-    @property
-    def said(self) -> bool:
-        """Whether it was said that the broker is away, and not yet that it is back."""
-        return self._said > 0
+        self._since = self.said = 0.0
 
     def say(self, now: float) -> None:
         """To be called about every second. Any thread."""
@@ -37,13 +36,13 @@ class Trouble:
     def _say(self, now: float) -> None:
         trouble = self._driver.trouble()
         if trouble is None:
-            if self._said:
+            if self.said:
                 _log.warning("%s is back after %.0f s", self._driver.what, now - self._since)
-            self._since = self._said = 0.0
+            self._since = self.said = 0.0
             return
         self._since = self._since or now
-        if now - self._since >= _AWAY_S and now - self._said >= _SAY_EVERY_S:
-            self._said = now
+        if now - self._since >= _AWAY_S and now - self.said >= _SAY_EVERY_S:
+            self.said = now
             _log.warning("%s has been away for %.0f s, waiting: %s", self._driver.what, now - self._since, trouble)
 
 

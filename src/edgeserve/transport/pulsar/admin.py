@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote_plus, urlsplit
 import msgspec
 
 from edgeserve.core.errors import TransportError
-from edgeserve.transport.broker.driver import Extent
+from edgeserve.transport.broker.driver import Extent, NoAnswer
 from edgeserve.transport.pulsar.names import entry_number
 from edgeserve.transport.pulsar.settings import Settings
 
@@ -129,9 +129,10 @@ class Admin:
             with suppress(OSError, http.client.HTTPException):  # the answer is cut short
                 reason = exc.read(500).decode(errors="replace")
             hint = "its token has no right to it" if exc.code in (401, 403) else reason
-            raise TransportError(f"Pulsar's admin API at {self._settings.admin} refused {method} {path} ({exc.code}): {hint}") from exc
+            error = NoAnswer if exc.code >= 500 else TransportError
+            raise error(f"Pulsar's admin API at {self._settings.admin} refused {method} {path} ({exc.code}): {hint}") from exc
         except (OSError, ValueError, http.client.HTTPException) as exc:
-            raise TransportError(
+            raise NoAnswer(
                 f"Pulsar's admin API at {self._settings.admin} does not answer ({exc}); {needed_for} needs it: give its URL by admin="
             ) from exc
         try:

@@ -159,7 +159,8 @@ def _next(receive: Callable[[int], Any], seconds: float) -> Entry | None:
         _log.debug("a receive failed: %s", exc)
         time.sleep(max(0.0, min(_PAUSE_S, began + seconds - time.monotonic())))
         return None
-    return Entry(number_of(message.message_id()), message.data(), message.redelivery_count(), message)
+    id_ = message.message_id()
+    return Entry(entry_number(id_.ledger_id(), id_.entry_id()), message.data(), message.redelivery_count(), message)
 
 
 def quietly(do: Callable[[], object]) -> None:

@@ -1,0 +1,16 @@
+"""A lock, and the condition on it."""
+
+from __future__ import annotations
+
+import threading
+
+
+class Guard:
+    """What guards a member's state. Both are one lock: `with guard.mutex` costs a third of `with guard.changed`."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.RLock()
+        self.changed = threading.Condition(self.mutex)
+
+
+__all__ = ("Guard",)
