@@ -364,6 +364,10 @@ class Direct(Stage):
             topic, position, source = entry
             if self._subscription.floor(topic) < position:
                 continue
+            # Another member may have come unheard, and have been given what lies before: after this it is known.
+            self._subscription.flush()
+            if self._subscription.floor(topic) < position:
+                continue
             attributes: dict[str, bytes] = {}
             outputs: dict[str, list[Frame]] = {}
             ended = self._clocks[source].ended and ends.is_last(entry)

@@ -26,9 +26,7 @@ _BUSY_S = 0.0002
 _ASK_AGAIN_S = 0.1
 _DENSE_S = 0.0005
 _MISSED_S = 90.0
-_PATIENCE_S = 30.0
-"""A broker that is there may not answer for so long before that is an error."""
-_ANSWERED = (-1e9, -1e9)
+_SAY_EVERY_S = 5.0
 _NONE: dict[int, list[int]] = {}
 
 
@@ -74,8 +72,8 @@ class Reception:
         self._skipped = 0
         # When this member last asked for messages, and when it last gave some back because their time was up.
         self._asked = self._late = 0.0
-        # From when to when the broker did not say how far the group is.
-        self._unanswered = _ANSWERED
+        # When it was said last that the broker does not tell how far the group is.
+        self._said = -_SAY_EVERY_S
 
     def desk(self, topic: str) -> Desk:
         """The desk of a topic that is subscribed to."""
@@ -204,6 +202,8 @@ class Reception:
             opened = Open(entry, publish_ns, frames, again, done, 0.0)
             opened.named = opened.named or worked
             opened.inlet = inlet
+            if entry.at > desk.last + 1 and desk.last >= 0 and not self._exclusive:
+                desk.unsure_upto = entry.at - 1  # somebody who has just come, and was not heard of yet, may have been given what is missing
             kept = desk.add(opened)
             if self._only is None:
                 self._guard.changed.notify_all()
@@ -357,13 +357,11 @@ class Reception:
             if now - desk.asked > _ASK_AGAIN_S:
                 desk.asked = now
                 desk.settled = self._driver.floor(topic, self._group)
-                self._unanswered = _ANSWERED
-        except NoAnswer:
+        except NoAnswer as exc:
             # What was known is a floor still.
-            since, last = self._unanswered
-            self._unanswered = (now if now - last > _PATIENCE_S else since, now)
-            if now - self._unanswered[0] > _PATIENCE_S and self._driver.trouble() is None:
-                raise
+            if now - self._said > _SAY_EVERY_S and self._driver.trouble() is None:
+                self._said = now
+                _log.warning("group %r waits with its watermarks and ends until it is known how far it is: %s", self._group, exc)
         with self._guard.mutex:
             at = desk.settled
             desk.forget_below(at)
