@@ -40,19 +40,19 @@ def _member(engine: BrokerEngine, kind: GroupKind, name: str) -> tuple[BrokerSub
 
 
 def _until(place: Membership, condition: Callable[[], bool]) -> None:
-    with place._lock:
+    with place._guard.mutex:
         while not condition():
-            place._lock.wait(0.2)
+            place._guard.changed.wait(0.2)
 
 
 def _cut_off(place: Membership) -> None:
     """Its connection breaks; what it wrote before is on its way."""
-    assert place._tail is not None
-    place._tail.close()
+    assert place.tail is not None
+    place.tail.close()
 
 
 def _connect_again(place: Membership) -> None:
-    place._tail = place._driver.tail(place.topic, place.log.at, place._deliver)
+    place.tail = place._driver.tail(place.topic, place.log.at, place._deliver)
 
 
 def _trim(place: Membership, beyond: int) -> None:

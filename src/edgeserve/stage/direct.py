@@ -208,8 +208,8 @@ class Direct(Stage):
         if not alone or not subscription.knows_all_ids:
             known.update(subscription.settled_ids())
         # A watermark is passed on only while no other member holds older messages, and none of ours has gone back.
-        following = self._in_order and subscription.follows(first, self._newest)
-        self._in_order = alone and len(self.options.topics) == 1 and (following or subscription.floor(topic) >= first)
+        before = self._newest if self._in_order else -1
+        self._in_order = alone and len(self.options.topics) == 1 and subscription.in_order(topic, first, before)
         self._newest = batch[-1][1]
 
     def _renew(self) -> bool:
@@ -362,10 +362,6 @@ class Direct(Stage):
             return
         for entry in list(ends.held):
             topic, position, source = entry
-            if self._subscription.floor(topic) < position:
-                continue
-            # Another member may have come unheard, and have been given what lies before: after this it is known.
-            self._subscription.flush()
             if self._subscription.floor(topic) < position:
                 continue
             attributes: dict[str, bytes] = {}

@@ -55,7 +55,8 @@ class Desk:
         inlet: where they come from.
         life: see `Entry`; of the newest.
         followed: how many others had come when this member began to be the only one; -1: it is not.
-        settled, asked: below which entry the broker says that all is settled, and when it was asked.
+        settled, ask_at: below which entry the broker says that all is settled, and when it is asked again.
+        gone: what went back whole, and has not come again.
         unsure_upto: entries up to this one may be unsettled without being here; -1: none.
     """
 
@@ -68,12 +69,11 @@ class Desk:
         self._finished: OrderedDict[int, None] = OrderedDict()
         # Messages given back of entries that others of are in hand: (when due, position).
         self._returned: list[tuple[float, int]] = []
-        # What went back whole, and has not come again.
-        self._gone: set[int] = set()
+        self.gone: set[int] = set()
         self.last = -1
         self.inlet: Inlet | None = None
         self.followed = self.unsure_upto = -1
-        self.settled, self.asked = 0, float("-inf")
+        self.settled, self.ask_at = 0, float("-inf")
         self.life = ""
         # What was handed over before the topic began anew: its positions mean other messages now.
         self._outlived: set[int] = set()
@@ -87,10 +87,10 @@ class Desk:
         for at, opened in self.open.items():
             in_hand = set(range(opened.next)) - opened.done - opened.away
             self._outlived |= {at << INDEX_BITS | index for index in in_hand}
-        for held in (self.open, self._ready, self._settled, self._finished, self._returned, self._gone):
+        for held in (self.open, self._ready, self._settled, self._finished, self._returned, self.gone):
             held.clear()
         self.last = self.unsure_upto = -1
-        self.settled, self.asked = 0, float("-inf")
+        self.settled, self.ask_at = 0, float("-inf")
         return True
 
     def add(self, opened: Open) -> bool:
@@ -98,7 +98,7 @@ class Desk:
         at = opened.entry.at
         if at > self.last:
             self.last = at
-        self._gone.discard(at)
+        self.gone.discard(at)
         held = self.open.get(at) or self._settled.get(at)
         if held is not None:
             # It came again over a new connection: the old one's token is worth nothing.
@@ -119,7 +119,7 @@ class Desk:
     @property
     def in_hand(self) -> bool:
         """Whether there are entries that are not settled, as far as this member knows."""
-        return bool(self.open or self._gone)
+        return bool(self.open or self.gone)
 
     @property
     def ready(self) -> int:
@@ -230,7 +230,7 @@ class Desk:
     def drop(self, at: int) -> Open:
         """Lets go of an entry that another member may have from now on."""
         opened = self.open.pop(at)
-        self._gone.add(at)
+        self.gone.add(at)
         if opened.next < opened.count:
             self._ready.remove(opened)
         self._returned = [r for r in self._returned if r[1] >> INDEX_BITS != at]
@@ -260,7 +260,7 @@ class Desk:
 
     def floor(self) -> int:
         """Every position below, of what has come to this member, is settled."""
-        held = self.open.keys() | self._gone if self._gone else self.open
+        held = self.open.keys() | self.gone if self.gone else self.open
         at = min(held, default=self.last + 1)
         opened = self.open.get(at)
         return at << INDEX_BITS if opened is None or not opened.done else self.floor_of(at)
@@ -269,15 +269,15 @@ class Desk:
         """What the only member with entries knows of them without asking the broker."""
         if self.last < 0 or self.unsure_upto >= 0:
             return Standing()
-        return Standing(self.floor() >> INDEX_BITS, self.last, [*self.open, *self._gone])
+        return Standing(self.floor() >> INDEX_BITS, self.last, [*self.open, *self.gone])
 
     def forget_below(self, at: int) -> None:
         """Whatever went back of the entries below, others have settled it."""
-        self._gone = {gone for gone in self._gone if gone >= at}
+        self.gone = {gone for gone in self.gone if gone >= at}
 
     def follow(self, came: int, unsure_upto: int) -> None:
         """This member is the only one: from now on nothing is settled or held elsewhere."""
-        self.followed, self.unsure_upto = came, unsure_upto
+        self.followed, self.unsure_upto = came, max(self.unsure_upto, unsure_upto)
 
     def floor_of(self, at: int, settled: Iterable[int] = ()) -> int:
         """The first position of an entry that is not settled. `settled`: of its frames, as the group's log says."""

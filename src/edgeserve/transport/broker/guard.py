@@ -6,7 +6,7 @@ import threading
 
 
 class Guard:
-    """What guards a member's state. Both are one lock: `with guard.mutex` costs a third of `with guard.changed`."""
+    """Both are one lock: `with guard.mutex` costs a third of `with guard.changed`."""
 
     def __init__(self) -> None:
         self.mutex = threading.RLock()

@@ -14,7 +14,7 @@ from edgeserve.core.errors import ClosedError, EdgeServeError, Fenced, GroupBusy
 from edgeserve.transport.base import SEND_WINDOW, Apart, Buffer, ClaimLost, Delivery, Fence, Frame, GroupKind, Start, Subscription
 from edgeserve.transport.broker.desk import Desk
 from edgeserve.transport.broker.engine import BrokerEngine
-from edgeserve.transport.broker.envelope import INDEX_BITS, INDEX_MASK
+from edgeserve.transport.broker.envelope import INDEX_BITS
 from edgeserve.transport.broker.flow import Standing, Teller
 from edgeserve.transport.broker.grouplog import DECIDED, Record
 from edgeserve.transport.broker.guard import Guard
@@ -31,6 +31,7 @@ _RETRY_S = 0.05
 _CLOSE_S = 10.0
 _LEADS = (GroupKind.FAILOVER,)
 _ALONE = (GroupKind.FAILOVER, GroupKind.EXCLUSIVE)
+_MANY = 1 << 40
 
 
 class BrokerSubscription(Subscription):
@@ -67,7 +68,8 @@ class BrokerSubscription(Subscription):
         # Of a join: what tells the sources how far it is.
         self._tellers: dict[str, Teller] = {}
         self._reception = Reception(
-            engine, self._places, topics, self._group, start, self._guard, ack_timeout_s, self._check, self._fail, exclusive=kind in _ALONE
+            *(engine, self._places, topics, self._group, start, self._guard, ack_timeout_s, self._check, self._fail, self._told_to_stop),
+            exclusive=kind in _ALONE,
         )
         self._places.join(self._me, start if isinstance(start, int) else 0)
         self._keeper = threading.Thread(target=self._keep, name=f"edgeserve-member-{group}", daemon=True)
@@ -114,7 +116,8 @@ class BrokerSubscription(Subscription):
     def alone(self) -> bool:
         # Asked for every batch: a generator costs more than this loop, and so does `place.alone`.
         for place in self._places.of.values():
-            if len(place.log.members) > 1:
+            members = place.log.members
+            if len(members) > 1 or place.name not in members:  # taken for dead by mistake, and not back yet
                 return False
         return True
 
@@ -125,9 +128,8 @@ class BrokerSubscription(Subscription):
                 return False
         return True
 
-    def follows(self, position: int, before: int) -> bool:
-        # The first of an entry: of the one before, what did not come is done.
-        return position == before + 1 or (position & INDEX_MASK == 0 and position >> INDEX_BITS == (before >> INDEX_BITS) + 1)
+    def in_order(self, topic: str, position: int, before: int) -> bool:
+        return self._reception.in_order(topic, position, before)
 
     def settled_ids(self) -> list[bytes]:
         self._check()
@@ -257,10 +259,12 @@ class BrokerSubscription(Subscription):
             appender = self._appenders[topic] = Appender(self._driver, self._trouble, topic, 4 * SEND_WINDOW)
             appender.stopping = self._told_to_stop
         for batch in [[frame] for frame in frames] if isinstance(frames, Apart) else [frames]:
-            # Some may be confirmed before it is known how many there are: the count is below zero for that long.
+            # Some may be confirmed before all are handed over, and before it is known how many there are.
+            with self._guard.mutex:
+                job.outputs += _MANY
             entries = appender.append(batch, now_ns, partial(self._settlements.sent, job))
             with self._guard.mutex:
-                job.outputs += entries
+                job.outputs += entries - _MANY
 
     def nack(self, topic: str, positions: Sequence[int], delay_ms: float = 0) -> None:
         self._check()

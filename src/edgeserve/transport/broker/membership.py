@@ -392,7 +392,7 @@ class Membership:
     @property
     def alone(self) -> bool:
         """Whether there is no other member."""
-        return len(self.log.members) <= 1
+        return len(self.log.members) <= 1 and self.name in self.log.members
 
     def leave(self, goodbye: Left) -> None:
         """Says goodbye."""

@@ -13,7 +13,7 @@ from edgeserve.transport.base import Delivery, Start
 from edgeserve.transport.broker.desk import Desk, Open
 from edgeserve.transport.broker.driver import Driver, Entry, Inlet, NoAnswer
 from edgeserve.transport.broker.engine import BrokerEngine
-from edgeserve.transport.broker.envelope import Item, Reference
+from edgeserve.transport.broker.envelope import INDEX_BITS, INDEX_MASK, Item, Reference
 from edgeserve.transport.broker.grouplog import Left, Record, Settled
 from edgeserve.transport.broker.guard import Guard
 from edgeserve.transport.broker.places import Places
@@ -27,6 +27,7 @@ _ASK_AGAIN_S = 0.1
 _DENSE_S = 0.0005
 _MISSED_S = 90.0
 _SAY_EVERY_S = 5.0
+_ASK_LATER_S = 10.0
 _NONE: dict[int, list[int]] = {}
 
 
@@ -41,6 +42,7 @@ class Reception:
         ack_timeout_s: how long a message may stay unsettled where others could have it; 0: for ever.
         check: raises what keeps the owner from going on.
         fail: told an error that ends it all.
+        stopping: says whether the owner was told to stop.
     """
 
     def __init__(
@@ -54,12 +56,13 @@ class Reception:
         ack_timeout_s: float,
         check: Callable[[], None],
         fail: Callable[[Exception], None],
+        stopping: Callable[[], bool],
         *,
         exclusive: bool,
     ) -> None:
         self._engine, self._places, self._group, self._start, self._guard = engine, places, group, start, guard
         self._driver: Driver = engine.driver
-        self._ack_timeout_s, self._check, self._fail, self._exclusive = ack_timeout_s, check, fail, exclusive
+        self._ack_timeout_s, self._check, self._fail, self._stopping, self._exclusive = ack_timeout_s, check, fail, stopping, exclusive
         self.desks = {topic: Desk(topic) for topic in topics}
         self._turn = list(self.desks.values())
         self._paused: set[str] = set()
@@ -72,8 +75,8 @@ class Reception:
         self._skipped = 0
         # When this member last asked for messages, and when it last gave some back because their time was up.
         self._asked = self._late = 0.0
-        # When it was said last that the broker does not tell how far the group is.
-        self._said = -_SAY_EVERY_S
+        # Since when the broker does not tell how far the group is, and when that was said last.
+        self._unanswered, self._said = 0.0, -_SAY_EVERY_S
 
     def desk(self, topic: str) -> Desk:
         """The desk of a topic that is subscribed to."""
@@ -189,11 +192,15 @@ class Reception:
             now, before = time.monotonic(), self._took
             self._took = now
             place.bury_who_just_died(thorough=not entry.first and (entry.at <= desk.last or now - before > _DENSE_S))
-        if len(frames) > 1 and (entry.deliveries or entry.at <= desk.last):
-            place.barrier()  # somebody had it before: what of it is settled must be known here
+        gap = entry.at > desk.last + 1 and len(log.members) <= 1 and not self._exclusive
+        # Who has just come, and was not heard of yet, may have been given what is missing; and of an entry that somebody had before it
+        # must be known here what is settled.
+        if gap or (len(frames) > 1 and (entry.deliveries or entry.at <= desk.last)):
+            place.barrier(self._stopping)
         with self._guard.mutex:
             if self.closed or self.desks[topic] is not desk:
                 return 0
+            log = place.log  # another one, if this member was cut off
             if entry.life != desk.life and desk.begin_anew(entry.life):
                 place.forget_entries()
             worked = entry.at in log.worked.get(topic, ())
@@ -202,8 +209,8 @@ class Reception:
             opened = Open(entry, publish_ns, frames, again, done, 0.0)
             opened.named = opened.named or worked
             opened.inlet = inlet
-            if entry.at > desk.last + 1 and desk.last >= 0 and not self._exclusive:
-                desk.unsure_upto = entry.at - 1  # somebody who has just come, and was not heard of yet, may have been given what is missing
+            if gap and not (place.alone and desk.followed == place.came):
+                desk.unsure_upto = entry.at - 1
             kept = desk.add(opened)
             if self._only is None:
                 self._guard.changed.notify_all()
@@ -348,20 +355,20 @@ class Reception:
                 return at_least
             asks = alone and desk.followed != came
         now = time.monotonic()
+        if now < desk.ask_at:
+            asks = False
         try:
             if asks:
                 # Who else there was is gone: what it was given and did not settle comes again, some time.
                 given = self._driver.delivered(topic, self._group)
                 with self._guard.mutex:
                     desk.follow(came, given)
-            if now - desk.asked > _ASK_AGAIN_S:
-                desk.asked = now
+            if now >= desk.ask_at:
                 desk.settled = self._driver.floor(topic, self._group)
+                desk.ask_at, self._unanswered = now + _ASK_AGAIN_S, 0.0
         except NoAnswer as exc:
             # What was known is a floor still.
-            if now - self._said > _SAY_EVERY_S and self._driver.trouble() is None:
-                self._said = now
-                _log.warning("group %r waits with its watermarks and ends until it is known how far it is: %s", self._group, exc)
+            self._bear(exc, desk, now)
         with self._guard.mutex:
             at = desk.settled
             desk.forget_below(at)
@@ -369,6 +376,30 @@ class Reception:
                 desk.unsure_upto = -1
             stands = desk.floor_of(at, place.log.partial.get(topic, {}).get(at, ()))
             return min(stands, desk.floor()) if desk.in_hand else max(stands, at_least)
+
+    def _bear(self, error: NoAnswer, desk: Desk, asked: float) -> None:
+        """The broker does not tell how far the group is: it is asked again, less and less often, for as long as the user wants to wait."""
+        now = time.monotonic()
+        self._unanswered = self._unanswered or asked
+        waited, deadline_s = now - self._unanswered, self._driver.deadline_s
+        if deadline_s is not None and waited > deadline_s:
+            raise error
+        desk.ask_at = now + min(max(waited, _ASK_AGAIN_S), _ASK_LATER_S)
+        if now - self._said > _SAY_EVERY_S and self._driver.trouble() is None:
+            self._said = now
+            _log.warning("group %r waits with its watermarks and ends until it is known how far it is: %s", self._group, error)
+
+    def in_order(self, topic: str, position: int, before: int) -> bool:
+        """See `Subscription.in_order`."""
+        desk, place, at = self.desks.get(topic) or self.desk(topic), self._places.of[topic], position >> INDEX_BITS
+        with self._guard.mutex:
+            if desk.unsure_upto >= at:
+                return False  # something is missing in the batch itself
+            # Of the entry before, what did not come is done.
+            follows = position == before + 1 or (position & INDEX_MASK == 0 and at == (before >> INDEX_BITS) + 1)
+            if follows and before >= 0 and desk.unsure_upto < 0 and not desk.gone and desk.followed == place.came:
+                return True
+        return self.floor(topic) >= position
 
 
 __all__ = ("Reception",)
