@@ -74,6 +74,10 @@ class ByKey(Policy):
             whose last item of this source came the longest ago.
         overflow: 'drop_oldest', or 'error': an item beyond a bound raises `JoinOverflow` and is not taken.
 
+    Raises:
+        ConfigurationError: a bound is below 1, `overflow` is not known, or `make_policy` makes no policy of these sources, or makes the
+            same one twice.
+
     Example:
         >>> from edgeserve.align import Latest
         >>> join = ByKey(["a", "b"], Latest)
@@ -81,10 +85,6 @@ class ByKey(Policy):
         ([], [])
         >>> [s.members["a"].item + s.members["b"].item for s in join.push("b", 102, "b1", "x")]
         ['a0b1']
-
-    Raises:
-        ConfigurationError: a bound is below 1, `overflow` is not known, or `make_policy` makes no policy of these sources, or makes the
-            same one twice.
     """
 
     def __init__(
@@ -365,11 +365,13 @@ class ByKey(Policy):
         """Takes an item off the books."""
         held = entry.held[source]
         books = held.get(id(item), [])
-        found = next((book for book in books if book.stamp_ns == stamp_ns), None)
-        if found is None:
+        for book in books:
+            if book.stamp_ns == stamp_ns:
+                break
+        else:
             return  # a later set with it
         self._held[source] -= 1
-        books.remove(found)
+        books.remove(book)
         if not books:
             del held[id(item)]
             if not held:
