@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from edgeserve.align import Policy, make_policy
+from edgeserve.align import Policy, make_policy, makes_policies
 from edgeserve.core.codec import as_parameter, check_source_id
 from edgeserve.core.errors import ConfigurationError
+from edgeserve.core.message import Key
 from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.keywords import check_keywords
@@ -47,6 +48,8 @@ class Compute(StageNode):
         log_verbose: logs each message of a join too, whether it completes a set or not.
         group: members of a group share the work; default: one group per pair of topic_in and topic_out.
         join: 'latest', 'exact', or a Policy made with the parameter names as its sources.
+        by: what the join runs per: True: the key in the messages' headers; a function: what it returns (str, int or bytes) for a payload.
+            Messages of different keys never meet, and `min_interval_ms` and `no_overlap` hold for each key. None: all messages may meet.
         start: where a new group begins: 'earliest', 'latest' or a publish time in ns.
         timeout_ms: how long `next` waits before it raises ReceiveTimeout; None: for ever.
         on_error: None: inputs whose task keeps failing become a dead letter and the stage goes on; 'raise': raise it as well.
@@ -54,7 +57,7 @@ class Compute(StageNode):
         retry_backoff_ms: pause before the first repetition; it doubles with each.
         output_id: source id of the results; equal within a group.
         ack_timeout_ms: a message not settled by then goes to another member.
-        max_held: the most messages a join holds per source.
+        max_held: the most messages a join holds per source, with `by` over all keys together.
         overflow: what happens to one more: 'drop_oldest' or 'error'.
         task_version: which version of the task this is: stands in the results' headers and beside the member's name in `edgeserve groups`.
         backlog: what becomes of sets that are due while the task is busy: 'all' wait, or the newest runs next and the others are dropped,
@@ -95,6 +98,7 @@ class Compute(StageNode):
         pulsar_node: str | None = None,
         group: str | None = None,
         join: str | Policy | Callable[..., Any] | Any = "latest",
+        by: Literal[True] | Callable[[Any], Key] | None = None,
         start: Start = "earliest",
         timeout_ms: float | None = None,
         on_error: Literal["raise"] | None = None,
@@ -122,6 +126,7 @@ class Compute(StageNode):
             drop_if_older_than_ms=drop_if_older_than_ms,
             log_verbose=log_verbose,
             join=join,
+            by=by,
             start=start,
             timeout_ms=timeout_ms,
             on_error=on_error,
@@ -143,6 +148,11 @@ class Compute(StageNode):
         for parameter in work.parameters:
             check_source_id(parameter)
         joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str) or backlog == "latest"
+        if by is not None and not joins:
+            raise ConfigurationError(
+                f"Compute {worker_id!r}: by= makes a join run per key, and a task of the one parameter {work.parameters[0]!r} joins "
+                "nothing: leave it out, or give min_interval_ms= if each key is to run at most so often"
+            )
         group = _default_group(worker_id, topic_in, topic_out) if group is None else group
         # What only a mistake makes different within a group. Workers have names of their own, and their results are called so by default.
         signature = [f"inputs {','.join(work.parameters)}"]
@@ -150,6 +160,9 @@ class Compute(StageNode):
             signature.append(f"topic_out={topic_out!r}")
         if output_id is not None:
             signature.append(f"output_id={output_id!r}")
+        if by is not None:
+            # Not the function's name: a new version of it may have another, and its members must be able to take over from each other.
+            signature.append(f"by={by is True or 'a function'}")
         options = Options(
             what="Compute",
             name=worker_id,
@@ -171,6 +184,7 @@ class Compute(StageNode):
             join,
             work.parameters,
             {"max_held": max_held, "overflow": overflow},
+            by=by is not None,
             max_time_diff_ms=max_time_diff_ms,
             no_overlap=no_overlap,
             min_interval_ms=min_interval_ms,
@@ -185,7 +199,15 @@ class Compute(StageNode):
         self._stage: Steps
         if joins:
             run_set = RunSet(
-                options, self._control, task=work, emitter=emitter, gate_in=gate_in, logs=logs, topic=topic_out, verbose=log_verbose
+                options,
+                self._control,
+                task=work,
+                emitter=emitter,
+                gate_in=gate_in,
+                by=None if by is True else by,
+                logs=logs,
+                topic=topic_out,
+                verbose=log_verbose,
             )
             sets = Emitter(SOURCE_ID, group, None, self._counts)
             self._stage = Replicated(options, self._control, self._counts, run_set=run_set, make_policy=policy, emitter=sets)
@@ -208,18 +230,20 @@ def _default_group(worker_id: str, topic_in: str, topic_out: str) -> str:
     return group
 
 
-def _policy_maker(join: Any, sources: tuple[str, ...], limits: dict[str, Any], **options: Any) -> Callable[[], Policy]:
+def _policy_maker(join: Any, sources: tuple[str, ...], limits: dict[str, Any], *, by: bool, **options: Any) -> Callable[[], Policy]:
     """A function that makes the policy, as often as the join begins anew. Makes it once now: what is wrong with it is said here."""
     defaults = {"max_held": 10_000, "overflow": "drop_oldest"}
+    if by:
+        options = options | limits | {"by": True}
     if join == "exact":
         # It never overlaps, so asking for that changes nothing.
         options = options | limits | {"no_overlap": False}
     elif join != "latest" and limits != defaults:
         options = options | limits
-    if isinstance(join, str):
+    if isinstance(join, str) or by:  # by key a policy is made, or copied, for each key
         make_policy(join, sources, **options)
         return lambda: make_policy(join, sources, **options)
-    if isinstance(join, type) or (callable(join) and not hasattr(join, "push")):
+    if makes_policies(join):
         made = make_policy(join, sources, **options)
         return lambda: copy.deepcopy(made)
     pristine = copy.deepcopy(join)

@@ -2,12 +2,14 @@
 
 from edgeserve.align.base import JoinSet, Member, Policy, Released, SourceReport, SpreadRefused
 from edgeserve.align.exact import Exact
+from edgeserve.align.keyed import ByKey
 from edgeserve.align.latest import Latest
 from edgeserve.align.own import Adapted, OwnPolicy
-from edgeserve.align.resolve import make_policy
+from edgeserve.align.resolve import make_policy, makes_policies
 
 __all__ = (
     "Adapted",
+    "ByKey",
     "Exact",
     "JoinSet",
     "Latest",
@@ -18,4 +20,5 @@ __all__ = (
     "SourceReport",
     "SpreadRefused",
     "make_policy",
+    "makes_policies",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import attrgetter
@@ -59,6 +59,11 @@ class SpreadRefused(NamedTuple):
         return min(pairs, key=attrgetter("spread_ns"), default=None)
 
 
+def key_slot(key: Hashable) -> Hashable:
+    """What stands for a key in a dict, where 1, True and 1.0 are one otherwise, and the hashes of "1" and b"1" collide."""
+    return key if type(key) is str else (type(key), key)
+
+
 @dataclass(frozen=True)
 class SourceReport:
     """What a policy knows of one source: for the question "why did my join not fire?"."""
@@ -77,11 +82,15 @@ class Policy(ABC):
 
     Attributes:
         timed: whether a push may make `next_due_ns` other than None.
+        takes_watermarks: whether a watermark may change what becomes of an item; else a policy per key is not told them.
+        drops_late: whether an item older than its own source's watermark is dropped as late.
         refused: what `spread_refused` will return.
         leaving: what `drain` will return. The same list for as long as the policy lives: whoever pushes often looks here first.
     """
 
     timed = True
+    takes_watermarks = True
+    drops_late = False
 
     def __init__(self, sources: Sequence[str]) -> None:
         self.sources = tuple(sources)
@@ -113,6 +122,10 @@ class Policy(ABC):
         """The wall-clock time at which `advance` has something to do, or None."""
         return None
 
+    def is_empty(self) -> bool:
+        """Whether it holds nothing and remembers nothing that later sets depend on, but for watermarks. False where that is not known."""
+        return False
+
     def drain(self) -> list[Released]:
         """The items released since the last call, in order: "" for those that a set has used, else why they were dropped."""
         released = self.leaving[:]
@@ -132,4 +145,4 @@ class Policy(ABC):
         return UnknownSource(f"source {source!r} is not part of this join; it joins {', '.join(map(repr, self.sources))}")
 
 
-__all__ = ("JoinSet", "Member", "Policy", "Released", "SourceReport", "SpreadRefused")
+__all__ = ("JoinSet", "Member", "Policy", "Released", "SourceReport", "SpreadRefused", "key_slot")

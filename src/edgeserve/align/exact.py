@@ -1,4 +1,4 @@
-"""The join of items with equal event time, or equal key, settled by watermarks."""
+"""The join of items with equal event time, equal key, or both, settled by watermarks."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from heapq import heapify, heappop, heappush
 from operator import attrgetter
 from typing import Any, Literal
 
-from edgeserve.align.base import JoinSet, Member, Policy, Released, SourceReport, SpreadRefused
+from edgeserve.align.base import JoinSet, Member, Policy, Released, SourceReport, SpreadRefused, key_slot
 from edgeserve.core.errors import ConfigurationError, JoinOverflow
 from edgeserve.core.message import WATERMARK_END
 
 _FAR = 2**64  # beyond every event time and watermark
 _COMPACT_AT_LEAST = 4096
-_REMEMBERED = 64  # unmatched event times per source, for `explain`
+_REMEMBERED = 64  # unmatched items per source, their event times and values, for `explain`
 _new = tuple.__new__  # a NamedTuple's own constructor costs twice as much, and this is once per message
 
 
 class Exact(Policy):
-    """Joins items of equal event time (`on='time'`) or of equal key whose event times lie close enough together (`on='key'`).
+    """Joins items of equal event time (`on='time'`), of equal key whose event times lie close enough together (`on='key'`), or of equal key
+    and equal event time (`on='key_and_time'`): the join by event time within each key.
 
     Per value, each source has a first-in-first-out queue: its k-th item meets the k-th of the others. So the sets are the same
     whatever the order of arrival between sources; only `max_held` can change that, and a drop by it is counted.
@@ -33,9 +34,10 @@ class Exact(Policy):
 
     Args:
         sources: the source ids, in the order in which sets carry them.
-        on: what must be equal. With 'key', items without a key are dropped as 'unmatched'.
-        max_held: the most items held per source. One more drops that source's oldest (by event time, among the heads of its queues) as
-            'overflow', or raises `JoinOverflow`.
+        on: what must be equal. With 'key' and 'key_and_time', items without a key are dropped as 'unmatched'. Keys of different types are
+            different.
+        max_held: the most items held per source, whatever their keys. One more drops that source's oldest (by event time, among the heads
+            of its queues) as 'overflow', or raises `JoinOverflow`.
         max_interval_ns: with `on='key'`, the largest spread (newest minus oldest event time) of a set.
         overflow: 'drop_oldest' or 'error'.
 
@@ -52,26 +54,29 @@ class Exact(Policy):
     """
 
     timed = False
+    drops_late = True
 
     def __init__(
         self,
         sources: Sequence[str],
         *,
-        on: Literal["time", "key"] = "time",
+        on: Literal["time", "key", "key_and_time"] = "time",
         max_held: int = 10_000,
         max_interval_ns: int = 10_000_000_000,
         overflow: Literal["drop_oldest", "error"] = "drop_oldest",
     ) -> None:
         super().__init__(sources)
-        if on not in ("time", "key") or overflow not in ("drop_oldest", "error"):
-            raise ConfigurationError(f"on={on!r}, overflow={overflow!r}: use on='time' or 'key', overflow='drop_oldest' or 'error'")
+        if on not in ("time", "key", "key_and_time") or overflow not in ("drop_oldest", "error"):
+            raise ConfigurationError(
+                f"on={on!r}, overflow={overflow!r}: use on='time' or 'key' or 'key_and_time', overflow='drop_oldest' or 'error'"
+            )
         if max_held < 1 or max_interval_ns < 0:
             raise ConfigurationError(f"max_held must be at least 1 and max_interval_ns not negative, got {max_held} and {max_interval_ns}")
         self.on = on
         self.max_held = max_held
         self.max_interval_ns = max_interval_ns
         self.overflow = overflow
-        self._by_key = on == "key"
+        self._by_key, self._keyed = on == "key", on != "time"
         self._slack_ns = max_interval_ns if self._by_key else 0
         # Per value the head of each source's queue; what stands behind a head (rare) is in `_behind`.
         self._heads: dict[Hashable, dict[str, Member]] = {}
@@ -94,7 +99,7 @@ class Exact(Policy):
         self._restored = False
         self._dropped: dict[str, Counter[str]] = {source: Counter() for source in self.sources}
         self._without_key: Counter[str] = Counter()
-        self._unmatched: dict[str, deque[int]] = {source: deque(maxlen=_REMEMBERED) for source in self.sources}
+        self._unmatched: dict[str, deque[tuple[int, Hashable]]] = {source: deque(maxlen=_REMEMBERED) for source in self.sources}
         self._nearest_miss: SpreadRefused | None = None
 
     def push(self, source: str, stamp_ns: int, item: Any, key: Hashable = None) -> list[JoinSet]:
@@ -111,16 +116,18 @@ class Exact(Policy):
         except KeyError:
             raise self._unknown(source) from None
         value: Hashable = stamp_ns
-        if self._by_key:
+        if self._keyed:
             if key is None:
                 self._without_key[source] += 1
-                self._drop(source, stamp_ns, item, "unmatched")
+                self._drop(source, stamp_ns, item, "unmatched", None)
                 return []
-            value = key
+            value = key if type(key) is str else (type(key), key)  # `_value`, written out: this runs once per message
+            if not self._by_key:
+                value = (stamp_ns, value)
         heads, member = self._heads.get(value), _new(Member, (stamp_ns, item))
         if heads is None:
             if self._furthest > stamp_ns:  # it is not late, so another source is past it
-                self._drop(source, stamp_ns, item, "unmatched")
+                self._drop(source, stamp_ns, item, "unmatched", value)
                 return []
             if self._held[source] >= self.max_held or self._oldest or self._width == 1:
                 return self._hold(source, value, member)
@@ -177,34 +184,38 @@ class Exact(Policy):
         """
         if source not in self._held:
             raise self._unknown(source)
-        if self._by_key and key is None:
+        if self._keyed and key is None:
             self.push(source, stamp_ns, item)
             return
         self._restored = True
-        self._insert(source, key if self._by_key else stamp_ns, Member(stamp_ns, item))
+        self._insert(source, self._value(stamp_ns, key), Member(stamp_ns, item))
 
     def next_due_ns(self) -> int | None:
         """0 (at once) when `advance` has restored items to settle, else None."""
         return 0 if self._restored else None
 
+    def is_empty(self) -> bool:
+        """Whether it holds nothing."""
+        return not self._heads and not self._restored
+
     def explain(self) -> dict[str, SourceReport]:
         """Per source what is held and dropped, what its oldest item lacks, and the nearest miss.
 
-        `nearest_miss_ns` is, with `on='time'`, the smallest distance between items of two sources that met nobody (those held and the
-        last few dropped); with `on='key'`, the smallest spread that was refused.
+        `nearest_miss_ns` is, with `on='key'`, the smallest spread that was refused; else the smallest distance between items of two
+        sources (and, with `on='key_and_time'`, of one key) that met nobody: those held and the last few dropped.
         """
         held: dict[str, list[int]] = {source: [] for source in self.sources}
+        keys: dict[str, set[Hashable]] = {source: set() for source in self.sources}
         oldest: dict[str, tuple[int, dict[str, Member]]] = {}
-        for heads in self._heads.values():
+        for value, heads in self._heads.items():
             for source, member in heads.items():
                 held[source].append(member.stamp_ns)
+                keys[source].add(self._key_in(value))
                 if source not in oldest or member.stamp_ns < oldest[source][0]:
                     oldest[source] = (member.stamp_ns, heads)
         for (_, source), queue in self._behind.items():
             held[source] += [member.stamp_ns for member in queue]
-        miss = self._nearest_miss
-        if not self._by_key:
-            miss = SpreadRefused.nearest({source: {*held[source], *self._unmatched[source]} for source in self.sources})
+        miss = self._nearest_miss if self._by_key else self._nearest_in_time()
         return {
             source: SourceReport(
                 held=len(held[source]),
@@ -213,13 +224,37 @@ class Exact(Policy):
                 watermark_ns=None if self._watermarks[source] == -_FAR else self._watermarks[source],
                 dropped=dict(self._dropped[source]),
                 nearest_miss_ns=None if miss is None else miss.spread_ns,
-                note=self._note(source, oldest[source][1] if source in oldest else None, miss),
+                note=self._note(source, len(keys[source]), oldest[source][1] if source in oldest else None, miss),
             )
             for source in self.sources
         }
 
-    def _note(self, source: str, heads: dict[str, Member] | None, miss: SpreadRefused | None) -> str:
+    def _nearest_in_time(self) -> SpreadRefused | None:
+        """The closest two items of different sources, and of one key where keys count, that met nobody."""
+        stamps: dict[Hashable, dict[str, set[int]]] = {}
+        for value, heads in self._heads.items():
+            for source, member in heads.items():
+                stamps.setdefault(self._key_in(value), {}).setdefault(source, set()).add(member.stamp_ns)
+        for source, unmatched in self._unmatched.items():
+            for stamp_ns, value in unmatched:
+                stamps.setdefault(self._key_in(value), {}).setdefault(source, set()).add(stamp_ns)
+        misses = (SpreadRefused.nearest(of_key) for of_key in stamps.values())
+        return min((miss for miss in misses if miss is not None), key=attrgetter("spread_ns"), default=None)
+
+    def _value(self, stamp_ns: int, key: Hashable) -> Hashable:
+        """What must be equal."""
+        if not self._keyed:
+            return stamp_ns
+        return key_slot(key) if self._by_key else (stamp_ns, key_slot(key))
+
+    def _key_in(self, value: Hashable) -> Hashable:
+        """What of a value stands for the key; None with `on='time'`."""
+        return value[1] if self.on == "key_and_time" and isinstance(value, tuple) else value if self._by_key else None
+
+    def _note(self, source: str, keys: int, heads: dict[str, Member] | None, miss: SpreadRefused | None) -> str:
         parts = [f"{n} items had no key: stamp them with key= at the source" for n in (self._without_key[source],) if n]
+        if keys and self._keyed:
+            parts.append(f"keys with items held: {keys}")
         if heads is not None:
             marks = {s: self._watermarks[s] for s in self.sources if s not in heads}
             lacks = (f"{s!r} (watermark {'none yet' if mark == -_FAR else mark})" for s, mark in marks.items())
@@ -279,7 +314,7 @@ class Exact(Policy):
             for source in doomed:
                 member = heads.pop(source)
                 self._held[source] -= 1
-                self._drop(source, member.stamp_ns, member.item, "unmatched")
+                self._drop(source, member.stamp_ns, member.item, "unmatched", value)
                 if self._behind:
                     self._promote(source, value, heads)
         if heads:
@@ -397,10 +432,10 @@ class Exact(Policy):
                 newest = member[0]
         return newest - oldest > self._slack_ns
 
-    def _drop(self, source: str, stamp_ns: int, item: Any, reason: str) -> None:
+    def _drop(self, source: str, stamp_ns: int, item: Any, reason: str, value: Hashable = None) -> None:
         self._dropped[source][reason] += 1
-        if reason == "unmatched":
-            self._unmatched[source].append(stamp_ns)
+        if value is not None:
+            self._unmatched[source].append((stamp_ns, value))
         self.leaving.append(_new(Released, (source, stamp_ns, item, reason)))
 
 

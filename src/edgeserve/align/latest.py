@@ -34,6 +34,8 @@ class Latest(Policy):
         ['a0b0']
     """
 
+    takes_watermarks = False
+
     def __init__(
         self, sources: Sequence[str], *, max_interval_ns: int = 10_000_000_000, min_period_ns: int = 0, no_overlap: bool = False
     ) -> None:
@@ -136,6 +138,10 @@ class Latest(Policy):
         if not self._waiting:
             return None
         return 0 if self._last_start_ns is None else self._last_start_ns + self.min_period_ns
+
+    def is_empty(self) -> bool:
+        """Whether it holds nothing and no period has begun."""
+        return not self._stamps and self._last_start_ns is None
 
     def explain(self) -> dict[str, SourceReport]:
         """Per source what is held and dropped; `nearest_miss_ns` is the smallest spread that was refused."""

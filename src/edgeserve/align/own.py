@@ -56,6 +56,7 @@ class Adapted(Policy):
         self._name = type(own).__name__
         self._takes_key = _check_shape(own, self._name)
         self._watermark: Callable[[str, int], Any] | None = getattr(own, "watermark", None)
+        self.takes_watermarks = self._watermark is not None
         self._next_due: Callable[[], int | None] | None = getattr(own, "next_due_ns", None)
         # In order of arrival. The policy's reference keeps an item alive, and so does ours: an id stands for one object.
         self._held: dict[str, dict[int, list[Member]]] = {source: {} for source in self.sources}

@@ -16,11 +16,12 @@ The checksum finds damage; it is no proof of who wrote the frame, so the header 
 
 from __future__ import annotations
 
+import reprlib
 import unicodedata
 from collections.abc import Sequence
 from struct import Struct
 from struct import error as StructError
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from msgspec.msgpack import Decoder, Encoder
 from xxhash import xxh3_64, xxh3_64_intdigest
@@ -73,6 +74,20 @@ def check_source_id(source_id: str) -> None:
         raise ConfigurationError(f"source_id {source_id!r} is not valid Unicode: {exc.reason}") from exc
     if size > SOURCE_ID_MAX_BYTES:
         raise ConfigurationError(f"source_id {source_id[:20]!r}... takes {size} bytes of UTF-8; at most {SOURCE_ID_MAX_BYTES} fit")
+
+
+def check_key(key: Any, what: str) -> None:
+    """Raises `ConfigurationError` unless `key`, which `what` has returned, is a str, int or bytes that fits a header."""
+    if type(key) not in _KEY_TYPES:
+        shown = f"{reprlib.repr(key)} ({type(key).__name__})"
+        raise ConfigurationError(f"{what} returned {shown}: a key is a str, int or bytes; convert it there")
+    if type(key) is int and not _LEAST_INT <= key <= _LARGEST_INT:
+        raise ConfigurationError(f"{what} returned an int of {key.bit_length()} bits, and a key has at most 64: return a str, str(key)")
+    if type(key) is str and not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError as exc:
+            raise ConfigurationError(f"{what} returned {reprlib.repr(key)}, which is not valid Unicode: {exc.reason}") from exc
 
 
 def encode_frame(header: Header, payload: bytes | Sequence[Buffer]) -> bytes | list[Buffer]:
@@ -224,4 +239,4 @@ def _refuse_length(found: int, stated: int) -> NoReturn:
     raise CorruptMessage(f"a frame has {found - stated} bytes more than it states")
 
 
-__all__ = ("FORMAT_VERSION", "SMALL_FRAME_BYTES", "Buffer", "as_parameter", "check_source_id", "decode_frame", "encode_frame")
+__all__ = ("FORMAT_VERSION", "SMALL_FRAME_BYTES", "Buffer", "as_parameter", "check_key", "check_source_id", "decode_frame", "encode_frame")

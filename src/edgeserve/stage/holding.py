@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
-from edgeserve.align import Exact, JoinSet, Policy, Released
+from edgeserve.align import JoinSet, Policy, Released
 from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import JoinOverflow, MessageError, UnknownSource
 from edgeserve.core.message import WATERMARK_END, Header, Kind, set_id
@@ -148,9 +148,9 @@ class Holding:
         known, held, clocks, marks, policy = self.known, self._held, self._clocks, self._marks, self.policy
         push_item, drain, leaving, release, refused = policy.push, policy.drain, policy.leaving, self._release, self._skew.look
         due, enqueue = self.due.append, self._enqueue
-        max_age_ms, now_ns, data, gated = self._options.drop_if_older_than_ms, time.time_ns, int(Kind.DATA), self._run_set.gated
+        max_age_ms, now_ns, data, screened = self._options.drop_if_older_than_ms, time.time_ns, int(Kind.DATA), self._run_set.screened
         max_age_ns = None if max_age_ms is None else int(max_age_ms * 1e6)
-        drops_late, gone, barren = isinstance(policy, Exact), self._gone, 0
+        drops_late, gone, barren = policy.drops_late, self._gone, 0
         # A policy that a user has derived may answer these itself.
         own_drain = type(policy).drain is not Policy.drain
         own_spread = type(policy).spread_refused is not Policy.spread_refused
@@ -186,7 +186,7 @@ class Holding:
             if drops_late and header.watermark_ns is not None and stamp_ns < header.watermark_ns:
                 return self._drop(position, header, Reason.LATE)
             item = Input(header, payload, position, frame, deliveries)
-            if gated and not self._gate(item):
+            if screened and not self._screen(item):
                 return None
             try:
                 known.new.add(id_)
@@ -277,12 +277,12 @@ class Holding:
                 ids.append(item.header.id)
         self.pending.units.append(unit([item.position for item in free], ids, drops=drops))
 
-    def _gate(self, item: Input) -> bool:
-        """Runs `gate_in`; False when the input ends here."""
+    def _screen(self, item: Input) -> bool:
+        """Runs `gate_in` and the function of `by=`; False when the input ends here."""
         try:
-            passed = self._run_set.gate(item)
+            passed = self._run_set.screen(item)
         except Exception as exc:
-            reason = str(getattr(exc, "reason", Reason.DEAD_LETTER))
+            reason = exc.reason if isinstance(exc, MessageError) else str(Reason.DEAD_LETTER)
             self._counts.count(reason, edge=item.header.source_id)
             aside = self._aside.record(self._topic, [item.frame], [item.header], exc, reason=reason, attempts=1)
             self._ack(item.position, item.header.id, reason, aside)
@@ -298,7 +298,7 @@ class Holding:
         if position not in self._held and (deliveries > 0 if restorable is None else restorable.get(position) == header.id):
             item = Input(header, payload, position, frame, deliveries)
             item.decided = True
-            if self._run_set.gated and not self._gate(item):
+            if self._run_set.screened and not self._screen(item):
                 return
             with self._whole():
                 self._held[position] = item

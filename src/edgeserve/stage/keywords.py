@@ -42,6 +42,10 @@ _MESSAGES: _Check = (lambda value: _whole(value, 1), "a number of messages, an i
 _CHECKS: dict[str, _Check] = {
     "ack_timeout_ms": (lambda value: value is None or (_milliseconds(value) and value > 0), "a number of milliseconds above 0, or None"),
     "backlog": (lambda value: _one_of(value, "all", "latest"), "'all' or 'latest'"),
+    "by": (
+        lambda value: value is None or value is True or callable(value),
+        "None, True for the key in the messages' headers, or a function of a payload that returns one",
+    ),
     "drop_if_older_than_ms": _MILLISECONDS_OR_NONE,
     "group": _NAME,
     "join": (lambda value: value is not None, "'latest', 'exact' or a policy"),

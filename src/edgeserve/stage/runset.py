@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from edgeserve.align import JoinSet
+from edgeserve.core.codec import check_key
 from edgeserve.core.errors import ClosedError
 from edgeserve.core.message import WATERMARK_END, Header, set_id
 from edgeserve.core.payload import decode_value, decoder_for
@@ -62,6 +63,7 @@ class RunSet:
         output_id: source id of the results.
         verbose: the log of messages that make no set due.
         gated: whether inputs pass a `gate_in` when they arrive.
+        screened: whether inputs have to be looked at when they arrive: see `screen`.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class RunSet:
         task: Task,
         emitter: Emitter,
         gate_in: Callable[[Any], Any] | None,
+        by: Callable[[Any], Any] | None = None,
         logs: tuple[StepLog | None, StepLog | None],
         topic: str,
         verbose: bool = False,
@@ -80,9 +83,11 @@ class RunSet:
         self.verbose = logs[0] if verbose else None
         self._options, self._control = options, control
         self.current = Current()
-        self._task, self._emitter, self._gate_in, self._logs = task, emitter, gate_in, logs
+        self._task, self._emitter, self._gate_in, self._by, self._logs = task, emitter, gate_in, by, logs
         self.parameters, self.output_id, self.gated = task.parameters, emitter.output_id, gate_in is not None
+        self.screened = self.gated or by is not None
         self._decoders = [decoder_for(task.annotations.get(name, Any), source=name) for name in task.parameters]
+        self._decoder_of = dict(zip(task.parameters, self._decoders, strict=True))
         self._emit = emitter.make()
 
     def open(self, max_frame_bytes: int | None) -> None:
@@ -98,12 +103,21 @@ class RunSet:
         """What says downstream that no results will follow."""
         return self._emitter.end(time.time_ns())
 
-    def gate(self, item: Input) -> bool:
-        """Runs `gate_in` on an input; False: it drops the input."""
-        assert self._gate_in is not None
-        CURRENT.get().headers = item.header  # of the thread that aligns
-        item.value = self._gate_in(decode_value(item.header.schema, item.payload))
-        return item.value is not None
+    def screen(self, item: Input) -> bool:
+        """Runs `gate_in` on an input, then the function of `by=`, whose key replaces the header's; False: the gate drops the input."""
+        header = item.header
+        CURRENT.get().headers = header  # of the thread that aligns
+        if self._gate_in is not None:
+            item.value = self._gate_in(decode_value(header.schema, item.payload))
+            if item.value is None:
+                return False
+        if self._by is not None:
+            # What is decoded for it is not kept: it may write to that, and a set is decoded anew for each attempt.
+            decode = self._decoder_of[header.source_id]
+            key = self._by(decode(header.schema, item.payload) if item.value is None else item.value)
+            check_key(key, "the function of by=")
+            header.key = key
+        return True
 
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that runs a set, again if need be; what cannot be run is put aside. A closure: it runs for every set."""

@@ -11,7 +11,7 @@ from edgeserve.align import JoinSet
 from edgeserve.align.base import Member
 from edgeserve.core.codec import decode_frame, encode_frame
 from edgeserve.core.errors import CorruptMessage
-from edgeserve.core.message import set_id
+from edgeserve.core.message import Key, set_id
 from edgeserve.core.payload import encode_sized
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.retry import GaveUp
@@ -25,11 +25,12 @@ _LENGTH_BYTES = 4
 
 
 class _Member(msgspec.Struct, array_like=True, gc=False):
-    """One member: of which parameter, how long its frame is, how often it was delivered before."""
+    """One member: of which parameter, how long its frame is, how often it was delivered before, and the key that it was joined by."""
 
     name: str
     size: int
     deliveries: int
+    key: Key = None
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -66,7 +67,7 @@ class Packer:
             try:
                 for name, item in inputs:
                     parts = _gated(item) if gated else [item.frame]
-                    members.append(_Member(name, sum(map(len, parts)), item.deliveries))
+                    members.append(_Member(name, sum(map(len, parts)), item.deliveries, item.header.key))
                     frames += parts
                 head = _encode(members)
                 event_ns = max(item.header.event_ns for _, item in inputs)
@@ -103,6 +104,8 @@ def read_set(payload: bytes | memoryview) -> dict[str, Member]:
         frame = view[at : at + member.size]
         at += member.size
         header, body = decode_frame(frame)
+        if member.key is not None:
+            header.key = member.key  # a function of by= may have given it another than its sender
         item = Input(header, body, -1, frame, member.deliveries)
         found[member.name] = Member(header.event_ns, item)
     return found
