@@ -2,11 +2,13 @@
 
     python bench/replicas.py                           local://: 1, 2, 4, 8 replicas, then 30 faults; exit 1 when a line does not hold
     python bench/replicas.py --node nats://localhost   on a broker
-    python bench/replicas.py --only scale|faults
+    python bench/replicas.py --only scale|faults|keys
 
 Judged from files that plain functions wrote: a line for each call of the task and of the sink. A fault hits whoever holds the join, stopped
 first and seen to have begun sets whose results are not stored: every second one is a kill -9, the others leave it stopped for longer than
 its silence is borne and let it go on. A newcomer takes a killed one's place, with a name that sorts first or last in turn.
+
+keys: a join by key of 1,000 keys, four replicas beside one; then whoever holds the join (or most keys of it) is killed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +38,8 @@ from edgeserve.transport import connect, disconnect
 from notes import lines, note
 
 TASK_S = 0.005
+KEYED_TASK_S = 0.001
+KEYS = 1_000
 LOAD = 0.8
 STOPPED_S = 8.0
 EVERY_S = 5.0
@@ -56,22 +61,24 @@ def source(node: str, tag: str, name: str, count: int, rate: float | None, toget
     def stamp(item: dict[str, Any]) -> int:
         return int(item["n"])
 
+    def key(item: dict[str, Any]) -> int:
+        return int(item["n"]) % KEYS
+
     items = stream(name, count, rate, together)
-    with DataSource(items, node, source_id=name, topic="in" + tag, event_time=stamp, message_id=stamp) as ds:
+    with DataSource(items, node, source_id=name, topic="in" + tag, event_time=stamp, message_id=stamp, key=key) as ds:
         ds.run()
 
 
-def replica(node: str, tag: str, root: Path, name: str, together: Any) -> None:
+def replica(node: str, tag: str, root: Path, name: str, together: Any, keyed: bool) -> None:
     """The task: sleeps, and notes when it began which set."""
 
     def pair(a: dict[str, Any], b: dict[str, Any]) -> list[int]:
         note(root / f"ran-{os.getpid()}", [a["n"], b["n"], time.monotonic(), max(a["sent"], b["sent"])])
-        time.sleep(TASK_S)
+        time.sleep(KEYED_TASK_S if keyed else TASK_S)
         return [a["n"], b["n"]]
 
-    with Compute(
-        pair, node, worker_id=name, group="g", output_id="pair", topic_in="in" + tag, topic_out="out" + tag, join="exact", max_held=100_000
-    ) as compute:
+    options: dict[str, Any] = {"join": "exact", "max_held": 100_000, "by": True if keyed else None}
+    with Compute(pair, node, worker_id=name, group="g", output_id="pair", topic_in="in" + tag, topic_out="out" + tag, **options) as compute:
         threading.Thread(target=tell, args=(compute, root), daemon=True).start()
         if together is not None:
             together.wait()
@@ -102,12 +109,12 @@ def sink(node: str, tag: str, root: Path) -> None:
 class Run:
     """Sources, replicas and a sink on fresh topics."""
 
-    def __init__(self, node: str | None, replicas: int, count: int, rate: float | None) -> None:
+    def __init__(self, node: str | None, replicas: int, count: int, rate: float | None, *, keyed: bool = False) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="edgeserve-replicas-"))
         os.environ["EDGESERVE_STATE_DIR"] = str(self.root / "state")
         self.node = node or f"local://{self.root}/store"
         self.tag = f"-{self.root.name}"
-        self.count, self.cx = count, mp.get_context("spawn")
+        self.count, self.keyed, self.cx = count, keyed, mp.get_context("spawn")
         # All begin when all are there.
         self.together = self.cx.Barrier(replicas + 2)
         self.replicas = [self._replica(f"w{n}", self.together) for n in range(replicas)]
@@ -117,7 +124,7 @@ class Run:
             process.start()
 
     def _replica(self, name: str, together: Any) -> Any:
-        return self.cx.Process(target=replica, args=(self.node, self.tag, self.root, name, together))
+        return self.cx.Process(target=replica, args=(self.node, self.tag, self.root, name, together, self.keyed))
 
     def newcomer(self, name: str) -> None:
         """Starts another replica."""
@@ -263,6 +270,39 @@ def hit(run: Run, kill: bool) -> bool:
     return proven
 
 
+def keys(node: str | None) -> list[str]:
+    """Throughput of a join by key on one and on four replicas, and what stops when the holder is killed."""
+    wrong, rates = list[str](), list[float]()
+    for replicas in (1, 4):
+        run = Run(node, replicas, 5_000 * replicas, None, keyed=True)
+        wrong += [f"by key, {replicas} saturated: {w}" for w in run.wait(200)]
+        when = sorted(call[2] for call in run.calls())
+        rates.append((len(when) - 1) / (when[-1] - when[0]))
+        run.close()
+    say(f"1,000 keys: {rates[0]:.0f} sets/s on one replica, {rates[1]:.0f} on four: {rates[1] / rates[0]:.2f} times")
+    if rates[1] < 3 * rates[0]:
+        wrong.append(f"by key: four replicas are {rates[1] / rates[0]:.2f} times one, not 3")
+    each = 2.0
+    run = Run(node, 4, int(20 * each * KEYS), each * KEYS, keyed=True)
+    while len(run.calls()) < 5 * each * KEYS:
+        time.sleep(0.1)
+    while not hit(run, kill=True):
+        time.sleep(0.01)
+    at = time.monotonic()
+    wrong += [f"by key, one killed: {w}" for w in run.wait(120)]
+    runs: dict[int, list[float]] = {}
+    for n, _, when_, _ in sorted(run.calls(), key=lambda call: float(call[2])):
+        runs.setdefault(n % KEYS, []).append(when_)
+    gaps = [max(b - a for a, b in pairwise(times) if b > at) for times in runs.values()]
+    stopped = sum(gap > 2 / each for gap in gaps)
+    say(f"holder killed: {stopped} of {len(gaps)} keys stopped, for at most {max(gaps):.2f} s")
+    if max(gaps) > 5 or stopped > len(gaps) / 2:
+        wrong.append(f"by key: a kill stopped {stopped} keys of {len(gaps)}, for up to {max(gaps):.2f} s")
+    if not wrong:
+        run.close()
+    return wrong
+
+
 def say(text: str) -> None:
     """Prints a line at once."""
     sys.stdout.write(text + "\n")
@@ -273,14 +313,16 @@ def main() -> None:
     """Runs both parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--node", help="URL of a broker; default: fresh stores of local://")
-    parser.add_argument("--only", choices=["scale", "faults"])
+    parser.add_argument("--only", choices=["scale", "faults", "keys"])
     parser.add_argument("--most", type=int, default=8, help="replicas, at most")
     parser.add_argument("--faults", type=int, default=30)
     given = parser.parse_args()
     wrong: list[str] = []
-    if given.only != "faults":
+    if given.only in (None, "scale"):
         wrong += scale(given.node, given.most)
-    if given.only != "scale":
+    if given.only in (None, "keys"):
+        wrong += keys(given.node)
+    if given.only in (None, "faults"):
         wrong += faults(given.node, given.faults, 2.0 if given.node is None else 5.0)
     for what in wrong:
         say(f"FAIL {what}")
