@@ -160,6 +160,8 @@ class Compute(StageNode):
             signature.append(f"topic_out={topic_out!r}")
         if output_id is not None:
             signature.append(f"output_id={output_id!r}")
+        if joins:
+            signature.append(_shown_join(join, max_time_diff_ms, no_overlap=no_overlap, min_interval_ms=min_interval_ms))
         if by is not None:
             # Not the function's name: a new version of it may have another, and its members must be able to take over from each other.
             signature.append(f"by={by is True or 'a function'}")
@@ -228,6 +230,12 @@ def _default_group(worker_id: str, topic_in: str, topic_out: str) -> str:
             f"Compute {worker_id!r}: its group would be called {group!r}, and a name has at most {MAX_NAME_BYTES} bytes: give it a group="
         )
     return group
+
+
+def _shown_join(join: Any, max_time_diff_ms: float, *, no_overlap: bool, min_interval_ms: float) -> str:
+    """What makes the sets of a join others: whoever takes it over must make the same ones."""
+    name = join if isinstance(join, str) else getattr(join, "__name__", type(join).__name__)
+    return f"join={name!r} max_time_diff_ms={max_time_diff_ms:g} no_overlap={bool(no_overlap)} min_interval_ms={min_interval_ms:g}"
 
 
 def _policy_maker(join: Any, sources: tuple[str, ...], limits: dict[str, Any], *, by: bool, **options: Any) -> Callable[[], Policy]:

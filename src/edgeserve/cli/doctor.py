@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -155,19 +154,13 @@ def _silent_port(url: str) -> str:
     parsed = parse(url)
     if parsed.scheme not in ("pulsar", "pulsar+ssl"):
         return ""
-    from edgeserve.transport.pulsar.probe import greet
+    from edgeserve.transport.pulsar.probe import greet, silence
     from edgeserve.transport.pulsar.settings import settings_from
 
     settings = settings_from(parsed)
-    reason = ""
-    for host, port in settings.addresses:
-        try:
-            socket.create_connection((host, port), _ANSWER_S).close()
-        except OSError as exc:
-            reason = f"the admin API answers, but nobody does at {host}:{port}: {exc.strerror or exc}"
-        else:
-            return greet(settings).refusal or ""
-    return reason
+    if reason := silence(settings):
+        return f"the admin API answers, but nobody does at {reason}"
+    return greet(settings).refusal or ""
 
 
 def examine(node: str | None = None) -> Iterator[Check]:

@@ -49,7 +49,7 @@ class Seen:
         start = f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}Z  {self.position}"
         if self.header is None:
             return plain(f"{start}  {self.error}")
-        source = f"{start}  {self.header.source_id}"
+        source = f"{start}  {' '.join(self.header.source_id.split())}"
         if self.error:
             return plain(f"{source}  {self.error}")
         if self.header.kind != Kind.DATA:
@@ -93,6 +93,7 @@ def _header_json(header: Header) -> dict[str, Any]:
         "sequence": header.sequence,
         "kind": _name(Kind, header.kind),
         "key": to_json(header.key),
+        "task_version": header.task_version,
         "event_ns": header.event_ns,
         "event_time": _name(TimeKind, header.time_kind),
         "sent_ns": header.sent_ns,

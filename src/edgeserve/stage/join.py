@@ -380,7 +380,7 @@ class Join(Stage):
     def totals(self) -> dict[str, int]:
         holding = self._holding
         if holding is None:
-            return {"received": self.received}
+            return {"received": self.received, "settled": 0, "sent": 0}
         return {"received": self.received - holding.controls, "settled": holding.pending.settled, "sent": holding.pending.results}
 
     def explain(self) -> dict[str, Any]:

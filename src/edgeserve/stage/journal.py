@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import fcntl
 import mmap
 import os
@@ -23,7 +24,7 @@ from pathlib import Path
 
 import xxhash
 
-from edgeserve.core.errors import ConfigurationError, StoreDamagedWarning
+from edgeserve.core.errors import ConfigurationError, DiskFull, StoreDamagedWarning
 from edgeserve.core.settings import state_directory
 from edgeserve.stage.duplicates import GENERATION
 from edgeserve.stage.ring import COUNTER_AT, RING_AT, SLOT_BYTES, VERSION, Peer, Ring, head, id_in, size_of, slot_of, slots_in
@@ -76,6 +77,13 @@ class Journal:
             ) from exc
         try:
             self._map = self._open()
+        except OSError as exc:
+            os.close(self._fd)
+            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DiskFull(
+                f"no space left in {directory} for a sink's journal ({size_of(slots):,} bytes): free some and start again"
+            ) from exc
         except BaseException:
             os.close(self._fd)
             raise

@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from edgeserve.core.errors import ConfigurationError
+from edgeserve.transport.checks import MAX_NAME_BYTES
 
 
 def _whole(value: Any, least: int) -> bool:
@@ -20,7 +21,7 @@ def _milliseconds(value: Any) -> bool:
 
 
 def _name(value: Any) -> bool:
-    return isinstance(value, str) and value != ""
+    return isinstance(value, str) and value != "" and "\0" not in value and len(value.encode(errors="replace")) <= MAX_NAME_BYTES
 
 
 def _one_of(value: Any, *words: str) -> bool:
@@ -34,8 +35,8 @@ def _or_none(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
 _Check = tuple[Callable[[Any], bool], str]
 _MILLISECONDS: _Check = (_milliseconds, "a number of milliseconds, 0 or more")
 _MILLISECONDS_OR_NONE: _Check = (_or_none(_milliseconds), "a number of milliseconds, 0 or more, or None")
-_NAME: _Check = (_name, "a name, a str that is not empty")
-_NAME_OR_NONE: _Check = (_or_none(_name), "a name, a str that is not empty, or None for the default")
+_NAME: _Check = (_name, f"a name, a str of 1 to {MAX_NAME_BYTES} bytes without NUL")
+_NAME_OR_NONE: _Check = (_or_none(_name), f"a name, a str of 1 to {MAX_NAME_BYTES} bytes without NUL, or None for the default")
 _FLAG: _Check = (lambda value: isinstance(value, bool), "True or False")
 _MESSAGES: _Check = (lambda value: _whole(value, 1), "a number of messages, an int of at least 1")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +17,7 @@ from edgeserve.stage.linger import Linger
 _log = logging.getLogger("edgeserve")
 
 _FLUSH_EVERY_S = 0.1
+_MOST_CHARACTERS = 100
 
 
 class StepLog:
@@ -37,7 +39,10 @@ class StepLog:
         """Opens the file: nodes do so when they connect, not when they are made."""
         if not self._directory.is_dir():
             raise ConfigurationError(f"log_path={str(self._directory)!r} is not a directory: create it first")
-        self._file = (self._directory / self._name).open("ab")
+        try:
+            self._file = (self._directory / self._name).open("ab")
+        except (OSError, ValueError) as exc:
+            raise ConfigurationError(f"the log {self._name!r} cannot be opened in log_path={str(self._directory)!r}: {exc}") from exc
         self._linger = Linger(f"edgeserve-log-{self._name}", self._flush)
         self._linger.period_s = _FLUSH_EVERY_S
 
@@ -93,7 +98,8 @@ def step_log(path: str | os.PathLike[str] | None, filename: str | None, fallback
         raise ConfigurationError(f"log_path={path!r}: it is the path of a directory, a str or os.PathLike, not {type(path).__name__}")
     if filename is not None and not isinstance(filename, str):
         raise ConfigurationError(f"log_filename={filename!r}: it is the name of a file, a str, not {type(filename).__name__}")
-    return None if path is None else StepLog(path, filename or fallback, kind)
+    # A worker or a topic may be called what no file can be; whoever names a file means it.
+    return None if path is None else StepLog(path, filename or re.sub(r"[/\0]", "_", fallback)[:_MOST_CHARACTERS], kind)
 
 
 __all__ = ("StepLog", "step_log")

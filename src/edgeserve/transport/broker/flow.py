@@ -96,7 +96,7 @@ class _Line:
             if self._try():
                 opened()
                 return
-            if not pause_s:
+            if not pause_s and self._driver.trouble() is None:
                 _log.warning("%s for now: the broker does not open a channel for that", self._without)
             pause_s = min(max(_AGAIN_S, 2 * pause_s), _LONGEST_PAUSE_S)
 

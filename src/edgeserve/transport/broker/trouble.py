@@ -80,7 +80,10 @@ class Silence:
             return  # asked for every batch: to ask the driver would cost more than to send
         if self._trouble is not None:
             self._trouble.say(now)
-        if now - self._heard < _SILENT_S or now - self._said < _SAY_EVERY_S or self._driver.trouble() is not None:
+        if self._driver.trouble() is not None:
+            self._heard = now  # away, and that is said already: silent it is only when it is there
+            return
+        if now - self._heard < _SILENT_S or now - self._said < _SAY_EVERY_S:
             return
         self._said = now
         _log.warning(

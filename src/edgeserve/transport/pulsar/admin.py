@@ -17,6 +17,7 @@ import msgspec
 from edgeserve.core.errors import TransportError
 from edgeserve.transport.broker.driver import Extent, NoAnswer
 from edgeserve.transport.pulsar.names import entry_number
+from edgeserve.transport.pulsar.probe import silence
 from edgeserve.transport.pulsar.settings import Settings
 
 _TIMEOUT_S = 8.0
@@ -132,8 +133,10 @@ class Admin:
             error = NoAnswer if exc.code >= 500 else TransportError
             raise error(f"Pulsar's admin API at {self._settings.admin} refused {method} {path} ({exc.code}): {hint}") from exc
         except (OSError, ValueError, http.client.HTTPException) as exc:
+            silent = silence(self._settings)
             raise NoAnswer(
-                f"Pulsar's admin API at {self._settings.admin} does not answer ({exc}); {needed_for} needs it: give its URL by admin="
+                f"{f'nobody answers at {silent}, and ' if silent else ''}Pulsar's admin API at {self._settings.admin} does not answer "
+                f"({exc}); {needed_for} needs it: give its URL by admin="
             ) from exc
         try:
             return msgspec.json.decode(raw, type=type) if raw else absent

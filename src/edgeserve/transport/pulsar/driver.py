@@ -6,6 +6,7 @@ and single messages of a batch that were acknowledged come back after a crash.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -46,6 +47,8 @@ _OPERATION_S = 5
 _MOST_PENDING = 50_000
 _SAY_EVERY_S = 5.0
 _PAUSE_S = 0.25
+_EXIT_S = 2.0
+_drivers: weakref.WeakSet[PulsarDriver] = weakref.WeakSet()
 _PASSES = (
     pulsar.ConnectError,
     pulsar.Timeout,
@@ -71,10 +74,14 @@ class PulsarDriver(Driver):
         self.settings, self.deadline_s = settings, settings.deadline_s
         self.admin = Admin(settings)
         self._parts = Parts(self)
+        self.pid = os.getpid()
         self._closed = threading.Event()
         self._knows_size = False
         self._exist: set[str] = set()
         self._ends: weakref.WeakSet[Any] = weakref.WeakSet()
+        # Those that wait in the client for what comes.
+        self.threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        _drivers.add(self)
         self._lock = threading.Lock()
         self._client = _client(settings)
         self._channels: pulsar.Client | None = None
@@ -221,7 +228,7 @@ class PulsarDriver(Driver):
     def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel | None:
         name = channel_name(self.full(topic))
         try:
-            return PulsarChannel(self._beside(), name, hear)
+            return PulsarChannel(self, self._beside(), name, hear)
         except _PASSES:
             return None
         except pulsar.PulsarException as exc:
@@ -345,6 +352,11 @@ class PulsarDriver(Driver):
         """An end that was closed is no trouble."""
         self._ends.discard(end)
 
+    @property
+    def closed(self) -> bool:
+        """Whether it was."""
+        return self._closed.is_set()
+
     def close(self) -> None:
         with self._lock:
             self._closed.set()
@@ -352,6 +364,16 @@ class PulsarDriver(Driver):
         for client in (self._client, self._channels):
             if client is not None:
                 quietly(client.close)
+
+
+@atexit.register
+def _close_all() -> None:
+    """The interpreter ends the threads that want it at its end, and a thread that waits in the client takes the process with it then."""
+    for driver in list(_drivers):
+        if not driver.closed and driver.pid == os.getpid():
+            driver.close()
+            for thread in list(driver.threads):
+                thread.join(_EXIT_S)
 
 
 def _client(settings: Settings) -> pulsar.Client:

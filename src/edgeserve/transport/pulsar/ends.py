@@ -73,7 +73,7 @@ class PulsarInlet(Inlet):
         self._closed = False
 
     def poll(self, seconds: float) -> Entry | None:
-        return None if self._closed else _next(self._consumer.receive, seconds)
+        return None if self._closed or self._driver.closed else _next(self._consumer.receive, seconds)
 
     def acknowledge(self, entry: Entry) -> None:
         # When it fails the entry comes back, and the desk says again that it is done.
@@ -97,10 +97,11 @@ class PulsarTail(Tail):
         self._driver, self._reader, self._deliver = driver, reader, deliver
         self._closed = False
         self._thread = threading.Thread(target=self._run, name=f"edgeserve-tail-{topic[:40]}", daemon=True)
+        driver.threads.add(self._thread)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._closed:
+        while not (self._closed or self._driver.closed):
             entry = _next(self._reader.read_next, _RECEIVE_S)
             if entry is not None:
                 self._deliver(entry)
@@ -118,8 +119,8 @@ class PulsarTail(Tail):
 class PulsarChannel(Channel):
     """On a topic that the broker stores nothing of."""
 
-    def __init__(self, client: pulsar.Client, name: str, hear: Callable[[bytes], None]) -> None:
-        self._hear, self._closed = hear, False
+    def __init__(self, driver: PulsarDriver, client: pulsar.Client, name: str, hear: Callable[[bytes], None]) -> None:
+        self._driver, self._hear, self._closed = driver, hear, False
         # Not among the driver's ends: whether it is connected is no trouble.
         # First, since it is what a broker without such topics refuses: of a producer it would say that it is only not ready.
         self._reader = client.create_reader(name, pulsar.MessageId.latest)
@@ -129,10 +130,11 @@ class PulsarChannel(Channel):
             quietly(self._reader.close)
             raise
         self._thread = threading.Thread(target=self._run, name="edgeserve-channel", daemon=True)
+        driver.threads.add(self._thread)
         self._thread.start()
 
     def _run(self) -> None:
-        while not self._closed:
+        while not (self._closed or self._driver.closed):
             entry = _next(self._reader.read_next, _RECEIVE_S)
             if entry is not None:
                 self._hear(entry.data)

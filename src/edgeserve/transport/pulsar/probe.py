@@ -31,6 +31,19 @@ class Greeting(NamedTuple):
 _UNKNOWN = Greeting()
 
 
+def silence(settings: Settings) -> str:
+    """Which of the brokers' ports does not answer, and why; "" where one does."""
+    reason = ""
+    for host, port in settings.addresses:
+        try:
+            socket.create_connection((host, port), _TIMEOUT_S).close()
+        except OSError as exc:
+            reason = f"{host}:{port}: {exc.strerror or exc}"
+        else:
+            return ""
+    return reason
+
+
 def greet(settings: Settings) -> Greeting:
     """Says hello to the first of the brokers that answers."""
     for host, port in settings.addresses:
@@ -148,4 +161,4 @@ def _fields(data: bytes) -> dict[int, int | bytes]:
     return found
 
 
-__all__ = ("Greeting", "greet")
+__all__ = ("Greeting", "greet", "silence")
