@@ -17,11 +17,13 @@ from tests.simulation.world import Condition, Process, World
 
 from edgeserve.core.errors import Fenced, GroupBusy
 from edgeserve.transport import Capabilities, Start
-from edgeserve.transport.broker.driver import Channel, Deliver, Done, Driver, Entry, Extent, Inlet, Outlet, Tail
+from edgeserve.transport.broker.driver import Channel, Deliver, Done, Driver, Entry, Extent, Inlet, NoAnswer, Outlet, Tail
 
 QUEUE = 8
 """Entries that a member is sent ahead."""
 _FORGOTTEN_ACKS = 6
+_NO_ANSWER = 0.05
+"""How often a broker cannot tell how far a group is."""
 
 
 class Subscription:
@@ -44,8 +46,13 @@ class Subscription:
         self.out.pop(at, None)
         if at in self.again:
             self.again.remove(at)
-        while self.floor in self.acked:
+        self.rise()
+
+    def rise(self) -> int:
+        """The floor, moved on over all that is acknowledged, and over numbers that nothing has."""
+        while self.floor in self.acked or self._topic.is_hole(self.floor):
             self.floor += 1
+        return self.floor
 
     def back(self, at: int, *, counted: bool = True) -> None:
         if at not in self.acked and at not in self.again:
@@ -84,20 +91,30 @@ class Subscription:
                 at, self.next = self.next, self.next + 1
                 if at in self.acked:
                     continue
-            self.out[at] = inlet
-            inlet.hand(at, self._topic.entries[at], self.counts.get(at, 0))
+            data = self._topic.entries[at]
+            if data is not None:
+                self.out[at] = inlet
+                inlet.hand(at, data, self.counts.get(at, 0))
 
 
 class Topic:
-    """A log. `entries` below `first` are trimmed."""
+    """A log. `entries` below `first` are trimmed. None: a number that no entry has, as between two ledgers."""
 
     def __init__(self, broker: Broker, name: str) -> None:
         self.name, self.first = name, 0
-        self.entries: list[bytes] = []
+        self.entries: list[bytes | None] = []
         self.groups: dict[str, Subscription] = {}
         self.tails: list[SimTail] = []
         self.fence = 0
         self._broker = broker
+
+    def is_hole(self, at: int) -> bool:
+        """Whether there is no entry of this number, and others behind it."""
+        return at < len(self.entries) and self.entries[at] is None
+
+    def last(self) -> int:
+        """The number of the newest entry; -1: there is none."""
+        return next((at for at in reversed(range(len(self.entries))) if self.entries[at] is not None), -1)
 
     def store(self, data: bytes) -> int:
         self.entries.append(data)
@@ -137,6 +154,8 @@ class Broker:
         for driver in self.drivers:
             driver.disconnect()
         for topic in self.topics.values():
+            if topic.entries and self.world.random.random() < 0.5:
+                topic.entries.append(None)
             for group in topic.groups.values():
                 group.forget_some()
 
@@ -244,15 +263,17 @@ class SimDriver(Driver):
 
     def newest(self, topic: str) -> Entry | None:
         self.ask()
-        entries = self.broker.topic(topic).entries
-        return Entry(len(entries) - 1, entries[-1]) if entries else None
+        found = self.broker.topic(topic)
+        data = found.entries[last] if (last := found.last()) >= 0 else None
+        return None if data is None else Entry(last, data)
 
     def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
         self.ask()
         found = self.broker.topics.get(topic)
         if found is not None:
             for at in range(max(first or 0, found.first), len(found.entries)):
-                yield Entry(at, found.entries[at])
+                if (data := found.entries[at]) is not None:
+                    yield Entry(at, data)
 
     def discard(self, topic: str, before: int) -> None:
         self.ask()
@@ -269,7 +290,7 @@ class SimDriver(Driver):
         found = self.broker.topics.get(topic)
         if found is None:
             return None
-        last = len(found.entries) - 1
+        last = found.last()
         return Extent(found.first, last, 0) if last >= found.first else Extent(None, None, 0)
 
     def groups(self, topic: str) -> list[str]:
@@ -278,12 +299,17 @@ class SimDriver(Driver):
         return [] if found is None else list(found.groups)
 
     def floor(self, topic: str, group: str) -> int:
-        self.ask()
-        return self.broker.topic(topic).group(group).floor
+        self._ask_for_numbers()
+        return self.broker.topic(topic).group(group).rise()
 
     def delivered(self, topic: str, group: str) -> int:
-        self.ask()
+        self._ask_for_numbers()
         return self.broker.topic(topic).group(group).next - 1
+
+    def _ask_for_numbers(self) -> None:
+        self.ask()
+        if self.world.random.random() < _NO_ANSWER:
+            raise NoAnswer("not now")
 
     def claimed(self, topic: str, group: str) -> int:
         self.ask()
@@ -453,7 +479,8 @@ class SimTail(Tail):
                 driver.world.sleep(0.02)
             elif not self._closed and self._next >= self._topic.first:
                 at, self._next = self._next, self._next + 1
-                self._deliver(Entry(at, self._topic.entries[at]))
+                if (data := self._topic.entries[at]) is not None:
+                    self._deliver(Entry(at, data))
 
     def close(self) -> None:
         self._closed = True

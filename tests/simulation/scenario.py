@@ -257,7 +257,7 @@ class Schedule:
         found: dict[bytes, tuple[int, int]] = {}
         ends = 0
         for data in broker.topic("out").entries:
-            for frame in unwrap(data, 0)[1]:
+            for frame in unwrap(data, 0)[1] if data is not None else ():
                 header, payload = decode_frame(frame)  # type: ignore[arg-type]  # there are no references
                 if header.kind == Kind.END:
                     ends += 1
@@ -283,7 +283,7 @@ class Schedule:
             name for name, topic in broker.topics.items() if topic.entries and name not in _TOPICS and not name.endswith("~group")
         ]:
             verdict.wrong.append(f"topics that should not be: {strange}")
-        if not verdict.wrong and not verdict.faults and (left := len(broker.topic("in").entries) - broker.topic("in").group(_GROUP).floor):
+        if not verdict.wrong and not verdict.faults and (left := broker.topic("in").last() + 1 - broker.topic("in").group(_GROUP).rise()):
             verdict.wrong.append(f"{left} entries were never acknowledged")
         verdict.shared_sets = len(broker.topic(_TOPICS[2]).entries)
         verdict.takeovers = broker.topic(_TOPICS[3]).fence
