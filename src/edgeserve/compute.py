@@ -118,7 +118,7 @@ class Compute(StageNode):
             worker_id=worker_id,
             topic_in=topic_in,
             topic_out=topic_out,
-            group=f"{topic_in}->{topic_out}" if group is None else group,
+            group="of the topics" if group is None else group,
             output_id=output_id,
             max_time_diff_ms=max_time_diff_ms,
             no_overlap=no_overlap,

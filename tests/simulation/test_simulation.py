@@ -9,17 +9,22 @@ pytest.importorskip("greenlet")
 from tests.simulation.planted import PLANTED
 from tests.simulation.scenario import Verdict, run, search
 
-RARE = {"a settlement under a lead that has passed counts", "inputs are acknowledged before their settlement is known to count"}
-"""Show in one schedule of some thousands: `bench/simulate.py` looks for them."""
+RARE = {
+    "a settlement under a lead that has passed counts",
+    "inputs are acknowledged before their settlement is known to count",
+    "inputs are acknowledged before their results are durable",
+    "a checkpoint misses ids",
+}
+"""Show in one schedule of some hundreds or thousands: `bench/simulate.py` looks for them."""
 
 
 def test_no_schedule_breaks_a_promise():
     seen = list[Verdict]()
-    failed = run(range(500), each=seen.append)
+    failed = run(range(300), each=seen.append)
     assert not failed, failed[0]
     # Of those that are asked for, none runs as if nothing had happened.
-    assert sum(verdict.takeovers > 1 for verdict in seen) > 100
-    assert sum(verdict.shared_sets > 0 for verdict in seen) > 100
+    assert sum(verdict.takeovers > 1 for verdict in seen) > 60
+    assert sum(verdict.shared_sets > 0 for verdict in seen) > 60
 
 
 def test_a_seed_says_all():

@@ -235,6 +235,9 @@ class _Refusing(_Broker):
         self.gave = 0
         self.go_on = threading.Event()
 
+    def trouble(self) -> str | None:
+        return "away" if self.away else None
+
     def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel | None:
         self.tries += 1
         if self.refuses:
