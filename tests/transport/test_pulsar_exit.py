@@ -36,8 +36,6 @@ print(next(sink))
 @pytest.mark.pulsar
 @pytest.mark.parametrize("program", [SOURCE, SINK], ids=["source", "sink"])
 def test_nodes_that_are_left_open_do_not_abort_the_program(pulsar_url: str, program: str) -> None:
-    for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", program, with_namespace(pulsar_url)], capture_output=True, text=True, timeout=60, check=False
-        )
-        assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+    url = with_namespace(pulsar_url)
+    done = subprocess.run([sys.executable, "-c", program, url], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
