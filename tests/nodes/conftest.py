@@ -18,9 +18,8 @@ from edgeserve.stage.deadletter import DeadLetter, read_dead_letter
 from edgeserve.transport import Transport, connect, disconnect
 
 
-@pytest.fixture(params=["memory", "local", "pulsar", "nats"])
-def node(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a node that nothing was sent to yet."""
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a node that nothing was sent to yet, of the engine that the fixture's parameter names."""
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}"
     if request.param == "local":
@@ -30,10 +29,8 @@ def node(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return with_namespace(request.getfixturevalue("pulsar_url"))
 
 
-@pytest.fixture(params=["memory", "local"])
-def embedded(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an engine without a server."""
-    return f"memory://{uuid.uuid4().hex}" if request.param == "memory" else f"local://{tmp_path / 'store'}"
+node = pytest.fixture(params=["memory", "local", "pulsar", "nats"], name="node")(fresh)
+embedded = pytest.fixture(params=["memory", "local"], name="embedded")(fresh)
 
 
 @pytest.fixture

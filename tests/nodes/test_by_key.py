@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.nodes.conftest import fresh
 
 from edgeserve import Compute, DataSource, context
 from edgeserve.align import Exact
@@ -22,6 +23,9 @@ from edgeserve.core.message import Kind
 from edgeserve.core.payload import decode_value
 from edgeserve.stage.deadletter import DeadLetter
 from edgeserve.transport import Transport, connect, disconnect
+
+# What is by key lies above the engines: two that are embedded, and one that is a broker.
+node = pytest.fixture(params=["memory", "local", "nats"], name="node")(fresh)
 
 Send = Callable[..., None]
 Results = Callable[..., list[Any]]
