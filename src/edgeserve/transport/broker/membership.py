@@ -116,7 +116,7 @@ class Membership:
     def _follow(self) -> bool:
         """Whether the log is new."""
         founds = self._driver.last(self.topic) is None
-        self.log, after = self._restored()
+        self.log, after = (GroupLog(self.name), None) if founds else self._restored()
         self.tail = self._driver.tail(self.topic, after, self._deliver)
         return founds
 

@@ -73,7 +73,10 @@ class PulsarInlet(Inlet):
         self._closed = False
 
     def poll(self, seconds: float) -> Entry | None:
-        return None if self._closed or self._driver.closed else _next(self._consumer.receive, seconds)
+        return None if self._over() else _next(self._consumer.receive, seconds, self._over)
+
+    def _over(self) -> bool:
+        return self._closed or self._driver.closed
 
     def acknowledge(self, entry: Entry) -> None:
         # When it fails the entry comes back, and the desk says again that it is done.
@@ -101,10 +104,13 @@ class PulsarTail(Tail):
         self._thread.start()
 
     def _run(self) -> None:
-        while not (self._closed or self._driver.closed):
-            entry = _next(self._reader.read_next, _RECEIVE_S)
+        while not self._over():
+            entry = _next(self._reader.read_next, _RECEIVE_S, self._over)
             if entry is not None:
                 self._deliver(entry)
+
+    def _over(self) -> bool:
+        return self._closed or self._driver.closed
 
     def close(self) -> None:
         if self._closed:
@@ -134,10 +140,13 @@ class PulsarChannel(Channel):
         self._thread.start()
 
     def _run(self) -> None:
-        while not (self._closed or self._driver.closed):
-            entry = _next(self._reader.read_next, _RECEIVE_S)
+        while not self._over():
+            entry = _next(self._reader.read_next, _RECEIVE_S, self._over)
             if entry is not None:
                 self._hear(entry.data)
+
+    def _over(self) -> bool:
+        return self._closed or self._driver.closed
 
     def say(self, data: bytes) -> None:
         quietly(partial(self._producer.send_async, data, lambda *_: None))
@@ -150,8 +159,8 @@ class PulsarChannel(Channel):
         quietly(self._reader.close)
 
 
-def _next(receive: Callable[[int], Any], seconds: float) -> Entry | None:
-    """What the client has received next; None when nothing came in time."""
+def _next(receive: Callable[[int], Any], seconds: float, over: Callable[[], bool]) -> Entry | None:
+    """What the client has received next; None when nothing came in time. `over`: whether this end was closed meanwhile."""
     began = time.monotonic()
     try:
         message = receive(int(seconds * 1000))
@@ -159,7 +168,8 @@ def _next(receive: Callable[[int], Any], seconds: float) -> Entry | None:
         return None
     except pulsar.PulsarException as exc:
         _log.debug("a receive failed: %s", exc)
-        time.sleep(max(0.0, min(_PAUSE_S, began + seconds - time.monotonic())))
+        if not over():
+            time.sleep(max(0.0, min(_PAUSE_S, began + seconds - time.monotonic())))
         return None
     id_ = message.message_id()
     return Entry(entry_number(id_.ledger_id(), id_.entry_id()), message.data(), message.redelivery_count(), message)
