@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +12,9 @@ from typing import Any
 import pytest
 from tests.servers import with_namespace
 
-from edgeserve import DataSource
+from edgeserve import Compute, DataSource
 from edgeserve.core.codec import decode_frame
+from edgeserve.core.errors import ReceiveTimeout
 from edgeserve.core.message import Kind
 from edgeserve.core.payload import decoder_for
 from edgeserve.stage.deadletter import DeadLetter, read_dead_letter
@@ -31,6 +34,42 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 node = pytest.fixture(params=["memory", "local", "pulsar", "nats"], name="node")(fresh)
 embedded = pytest.fixture(params=["memory", "local"], name="embedded")(fresh)
+
+
+@contextlib.contextmanager
+def running(*nodes: Compute) -> Iterator[list[threading.Thread]]:
+    """Runs nodes until the end, each in a thread."""
+    threads = [threading.Thread(target=node.run, kwargs={"until": "end"}) for node in nodes]
+    for node in nodes:
+        node.__enter__()
+    for thread in threads:
+        thread.start()
+    try:
+        yield threads
+        for thread in threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in threads)
+    finally:
+        for node in nodes:
+            node.close()
+
+
+def drain(node: Any) -> None:
+    """Steps until nothing comes; with timeout_ms=0."""
+    with pytest.raises(ReceiveTimeout):
+        while True:
+            next(node)
+
+
+def crash(compute: Compute, steps: int) -> None:
+    """Steps, as long as something comes; then the member is gone without a word: what it had not settled comes again."""
+    compute.__enter__()
+    with contextlib.suppress(ReceiveTimeout):
+        for _ in range(steps):
+            next(compute)
+    join = compute._stage._join  # type: ignore[attr-defined]
+    join._subscription.close()
+    join._holding.pending.close()
 
 
 @pytest.fixture

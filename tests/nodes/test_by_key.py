@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.nodes.conftest import fresh
+from tests.nodes.conftest import crash, drain, fresh, running
 
 from edgeserve import Compute, DataSource, context
 from edgeserve.align import Exact
 from edgeserve.core.codec import decode_frame
-from edgeserve.core.errors import ConfigurationError, GroupConflict, ReceiveTimeout
+from edgeserve.core.errors import ConfigurationError, GroupConflict
 from edgeserve.core.message import Kind
 from edgeserve.core.payload import decode_value
 from edgeserve.stage.deadletter import DeadLetter
@@ -266,21 +265,10 @@ def test_sets_that_replicas_share_keep_the_key_of_a_function(node: str, keys: Ca
     options: dict[str, Any] = {"group": "g", "topic_in": "in", "topic_out": "out", "output_id": "pair", "by": room, "join": "exact"}
     replicas = [Compute(task, node, f"w{n}", **options) for n in range(2)]
     readings = [(f"room {n % 7}", n) for n in range(70)]
-    for replica in replicas:
-        replica.__enter__()
-    threads = [threading.Thread(target=replica.run, kwargs={"until": "end"}) for replica in replicas]
-    for thread in threads:
-        thread.start()
-    try:
+    with running(*replicas):
         for source in "ab":
             with DataSource(readings, node, source_id=source, topic="in", event_time=number, key=lambda _: "another") as ds:
                 ds.run()
-        for thread in threads:
-            thread.join(60)
-        assert not any(thread.is_alive() for thread in threads)
-    finally:
-        for replica in replicas:
-            replica.close()
     rooms = sorted(name for name, _ in readings)
     assert sorted(keys("out")) == rooms and sorted(told, key=str) == [{"a": name, "b": name} for name in rooms]
 
@@ -302,20 +290,15 @@ def compute_to(node: str, out: str, options: dict[str, Any]) -> Compute:
     return Compute(pair, node, topic_in="in", topic_out=out, timeout_ms=0, **options)
 
 
-def drain(node: Any) -> None:
-    with pytest.raises(ReceiveTimeout):
-        while True:
-            next(node)
-
-
 def delivered(node: str, topic: str) -> list[Any]:
-    """Key and value of each result, once: a sink would drop the repeats. Not by a sink, whose journal takes some MB."""
+    """Source id, key and value of each result, each there once. Not by a sink, whose journal takes some MB."""
     transport, found = connect(node), dict[bytes, Any]()
     try:
         for frame, _, _ in transport.read(topic):
             header, payload = decode_frame(frame)
             if header.kind == Kind.DATA:
-                found.setdefault(header.id, (header.key, decode_value(header.schema, payload)))
+                assert header.id not in found
+                found[header.id] = header.source_id, header.key, decode_value(header.schema, payload)
     finally:
         disconnect(transport)
     return list(found.values())
@@ -332,20 +315,11 @@ def test_the_sets_do_not_depend_on_crashes(
     node, options = f"memory://{uuid.uuid4().hex}", options | {"by": by}
     send_all(node, messages)
     for steps in lives:
-        crashing = compute_to(node, "cut", options).__enter__()
-        try:
-            for _ in range(steps):
-                next(crashing)
-        except ReceiveTimeout:
-            pass
-        # The member is gone without a word: what it had not settled comes again.
-        join = crashing._stage._join  # type: ignore[attr-defined]
-        join._subscription.close()
-        join._holding.pending.close()
+        crash(compute_to(node, "cut", options), steps)
     with compute_to(node, "cut", options) as last:
         drain(last)
     with compute_to(node, "whole", options) as undisturbed:
         drain(undisturbed)
     found = delivered(node, "cut")
     assert found == delivered(node, "whole")
-    assert all(key == value[0][0] == value[1][0] for key, value in found)
+    assert all(source_id == "worker1" and key == value[0][0] == value[1][0] for source_id, key, value in found)

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.nodes.conftest import crash, drain
 
 from edgeserve import Compute, DataSource, Materialize
-from edgeserve.core.errors import ReceiveTimeout
 
 MESSAGES = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 12)), max_size=25)
 LIVES = st.lists(st.integers(0, 8), max_size=6)
@@ -26,12 +26,6 @@ def send(node: str, messages: list[tuple[str, int]]) -> None:
 
 def compute(node: str, out: str, options: dict[str, Any]) -> Compute:
     return Compute(lambda a, b: (a[1], b[1]), node, topic_in="in", topic_out=out, timeout_ms=0, **options)
-
-
-def drain(node: Any) -> None:
-    with pytest.raises(ReceiveTimeout):
-        while True:
-            next(node)
 
 
 def results(node: str, topic: str) -> list[Any]:
@@ -56,16 +50,7 @@ def test_the_sets_do_not_depend_on_crashes(
     node = f"memory://{uuid.uuid4().hex}"
     send(node, messages)
     for number, steps in enumerate(lives):
-        crashing = compute(node, "cut", options).__enter__()
-        try:
-            for _ in range(steps):
-                next(crashing)
-        except ReceiveTimeout:
-            pass
-        # The member is gone without a word: what it had not settled comes again.
-        join = crashing._stage._join  # type: ignore[attr-defined]
-        join._subscription.close()
-        join._holding.pending.close()
+        crash(compute(node, "cut", options), steps)
         if number == len(lives) // 2:
             send(node, more)
     if not lives:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests.nodes.conftest import running
 
 from edgeserve import Compute, DataSource, Materialize, context
 from edgeserve.core.codec import decode_frame
@@ -18,24 +18,6 @@ from edgeserve.transport import Transport
 
 Results = Callable[..., list[Any]]
 Work = Callable[[int, int], Any]
-
-
-@contextmanager
-def running(*nodes: Compute) -> Iterator[list[threading.Thread]]:
-    """Runs nodes until the end, each in a thread."""
-    threads = [threading.Thread(target=node.run, kwargs={"until": "end"}) for node in nodes]
-    for node in nodes:
-        node.__enter__()
-    for thread in threads:
-        thread.start()
-    try:
-        yield threads
-        for thread in threads:
-            thread.join(60)
-        assert not any(thread.is_alive() for thread in threads)
-    finally:
-        for node in nodes:
-            node.close()
 
 
 def replica(node: str, work: Work, number: int, **options: Any) -> Compute:

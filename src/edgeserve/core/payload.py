@@ -131,19 +131,12 @@ def decoder_for(annotation: Any = inspect.Parameter.empty, *, source: str = "") 
             return annotation(payload)
 
         return decode_bytes
-    if annotation is bytes:
-
-        def decode_whole(schema: str, payload: bytes | memoryview) -> Any:
-            if schema == "b":
-                return payload if type(payload) is bytes else bytes(payload)
-            return fit(decode_value(schema, payload))
-
-        return decode_whole
-    if annotation is str:
+    if annotation is bytes or annotation is str:
+        tag = "b" if annotation is bytes else "s"
 
         def decode_text(schema: str, payload: bytes | memoryview) -> Any:
             value = decode_value(schema, payload)
-            return value if schema == "s" else fit(value)
+            return value if schema == tag else fit(value)
 
         return decode_text
 

@@ -17,17 +17,17 @@ class RecentIds:
     """The ids since the oldest input that is not settled, at least the newest `generation`, at most the newest `most`.
 
     Forgetting is dropping a whole set: an ordered dict that forgets one by one costs as much as all the rest of a step.
-    The hot loops read `new` and `old` themselves and call `turn()` once per batch, when `begun` (a generation) or `new` is full.
+    The hot loops read `new` and `old` themselves and call `turn()` once per batch.
     """
 
-    __slots__ = ("_olds", "_warned", "begun", "generation", "most", "new", "old")
+    __slots__ = ("_begun", "_olds", "_warned", "generation", "most", "new", "old")
 
     def __init__(self, ids: Iterable[bytes] = (), generation: int = GENERATION, most: int = MOST) -> None:
         self.new: set[bytes] = set()
         self.old: Container[bytes] = set()
         # Oldest first: the ids, and the positions by topic that had been read when the generation was full; None: not known yet.
         self._olds: deque[tuple[set[bytes], dict[str, int] | None]] = deque()
-        self.begun = self._warned = False
+        self._begun = self._warned = False
         self.generation, self.most = generation, most
         self.update(ids)
 
@@ -60,9 +60,9 @@ class RecentIds:
         """
         if len(self.new) >= self.generation:
             self._begin()
-        if not self.begun:
+        if not self._begun:
             return
-        self.begun = False
+        self._begun = False
         point = dict(read or {})
         self._olds = deque((ids, point if known is None else known) for ids, known in self._olds)
         floors = {topic: floor(topic) for topic in point} if floor is not None and len(self._olds) > 1 else {}
@@ -72,7 +72,7 @@ class RecentIds:
 
     def _begin(self) -> None:
         self._olds.append((self.new, None))
-        self.new, self.begun = set(), True
+        self.new, self._begun = set(), True
         while (len(self._olds) + 1) * self.generation > self.most:
             self._olds.popleft()
             if not self._warned:
