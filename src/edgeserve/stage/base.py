@@ -185,7 +185,7 @@ class Stage(Steps):
             batch = self._claimed
             if not batch:
                 batch = self._subscription.receive(self._batch, timeout_ms)
-                self._stale_ns = monotonic_ns() + self._stale_after_ns
+                self._set_stale()
             if batch:
                 self._claimed = batch
                 self._admit_batch(batch)

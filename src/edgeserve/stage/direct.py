@@ -202,11 +202,9 @@ class Direct(Stage):
         else:
             for _, position, _, _, name in batch:
                 read[name] = max(read.get(name, 0), position + 1)
-        known = self._known
-        if known.begun or len(known.new) >= known.generation:
-            known.turn(read, subscription.floor)
+        self._known.turn(read, subscription.floor)
         if not alone or not subscription.knows_all_ids:
-            known.update(subscription.settled_ids())
+            self._known.update(subscription.settled_ids())
         # A watermark is passed on only while no other member holds older messages, and none of ours has gone back.
         before = self._newest if self._in_order else -1
         self._in_order = alone and len(self.options.topics) == 1 and subscription.in_order(topic, first, before)

@@ -56,7 +56,7 @@ class Emitter:
                 if value is None:
                     self._counts.count(Reason.GATE, edge=output_id)
                     return None, None
-            schema, payload, size = ("b", value, len(value)) if type(value) is bytes else encode_sized(value)
+            schema, payload, size = encode_sized(value)
             self._sequence = sequence = self._sequence + 1
             id_ = result_id(group, of, index)
             header = Header(

@@ -261,9 +261,7 @@ class Desk:
     def floor(self) -> int:
         """Every position below, of what has come to this member, is settled."""
         held = self.open.keys() | self.gone if self.gone else self.open
-        at = min(held, default=self.last + 1)
-        opened = self.open.get(at)
-        return at << INDEX_BITS if opened is None or not opened.done else self.floor_of(at)
+        return self.floor_of(min(held, default=self.last + 1))
 
     def standing(self) -> Standing:
         """What the only member with entries knows of them without asking the broker."""

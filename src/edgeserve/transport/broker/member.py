@@ -114,10 +114,8 @@ class BrokerSubscription(Subscription):
 
     @property
     def alone(self) -> bool:
-        # Asked for every batch: a generator costs more than this loop, and so does `place.alone`.
-        for place in self._places.of.values():
-            members = place.log.members
-            if len(members) > 1 or place.name not in members:  # taken for dead by mistake, and not back yet
+        for place in self._places.of.values():  # asked for every batch, and a generator costs more than this loop
+            if not place.alone:
                 return False
         return True
 
@@ -209,7 +207,7 @@ class BrokerSubscription(Subscription):
                 claims = self._claims(acks)
             # Before the decision is appended: should the lead pass in between, the settlement must not count under the new one.
             epoch = self._lead_epoch() if self._kind in _LEADS else 0
-            job = Settlement(ids, {} if attributes is None else dict(attributes), epoch)
+            job = Settlement(ids, dict(attributes or {}), epoch)
             if fence is None:
                 self._settlements.put(job, claims)
         if fence is not None:
@@ -223,7 +221,7 @@ class BrokerSubscription(Subscription):
         now_ns = time.time_ns()
         failed: Exception | None = SendError(f"a settlement of group {self._group!r} was interrupted before its results were handed over")
         try:
-            for topic, frames in () if outputs is None else outputs.items():
+            for topic, frames in (outputs or {}).items():
                 if frames:
                     self._publish(job, topic, frames, now_ns)
             failed = None

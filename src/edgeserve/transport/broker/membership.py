@@ -391,7 +391,7 @@ class Membership:
 
     @property
     def alone(self) -> bool:
-        """Whether there is no other member."""
+        """Whether there is no other member; not of one that was taken for dead by mistake, and is not back yet."""
         return len(self.log.members) <= 1 and self.name in self.log.members
 
     def leave(self, goodbye: Left) -> None:

@@ -187,12 +187,13 @@ class Reception:
         left_out = entry.at < log.start_at and log.left_out(entry.at, entry.life)
         if left_out or self._skipped:
             self._count_skipped(len(frames) if left_out else 0)
-        if len(log.members) > 1:
+        alone = place.alone
+        if not alone:
             # Where entries come one after the other in their order, hardly one of them was another's.
             now, before = time.monotonic(), self._took
             self._took = now
             place.bury_who_just_died(thorough=not entry.first and (entry.at <= desk.last or now - before > _DENSE_S))
-        gap = entry.at > desk.last + 1 and len(log.members) <= 1 and not self._exclusive
+        gap = entry.at > desk.last + 1 and alone and not self._exclusive
         # Who has just come, and was not heard of yet, may have been given what is missing; and of an entry that somebody had before it
         # must be known here what is settled.
         if gap or (len(frames) > 1 and (entry.deliveries or entry.at <= desk.last)):
@@ -226,8 +227,6 @@ class Reception:
             self._skipped = 0
 
     def _whole(self, topic: str, item: Item) -> bytes | memoryview:
-        if not isinstance(item, Reference):
-            return item
         try:
             return self._engine.fetch(topic, item)
         except StoreDamaged as exc:
@@ -286,7 +285,7 @@ class Reception:
         for desk in turn:
             if desk.topic not in self._paused and len(found) < most:
                 some = desk.take(most - len(found), now)
-                if some and self._ack_timeout_s and len(self._places.of[desk.topic].log.members) > 1:
+                if some and self._ack_timeout_s and not self._places.of[desk.topic].alone:
                     desk.stamp(some, now + self._ack_timeout_s)
                 found += some
         return found
@@ -343,9 +342,9 @@ class Reception:
     def floor(self, topic: str) -> int:
         """Every position below is settled by the group. While this member is alone, and all that others may have been given is settled,
         what it knows itself is enough."""
-        desk, place = self.desks.get(topic) or self.desk(topic), self._places.of[topic]
+        desk, place = self.desk(topic), self._places.of[topic]
         with self._guard.mutex:
-            came, alone = place.came, len(place.log.members) <= 1
+            came, alone = place.came, place.alone
             # Who was found dead the broker may still hand entries to, until it misses it.
             trusts = alone and desk.followed == came and time.monotonic() - place.buried_at > _MISSED_S
             known = desk.last >= 0 and desk.unsure_upto < 0 and (self._exclusive or trusts)

@@ -65,18 +65,39 @@ class PulsarOutlet(Outlet):
         quietly(self._producer.close)
 
 
-class PulsarInlet(Inlet):
-    """See `Inlet`: a consumer."""
+class _Receiving:
+    """What comes from the client, until this end or its connection is closed."""
 
-    def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer) -> None:
-        self._driver, self._consumer = driver, consumer
-        self._closed = False
-
-    def poll(self, seconds: float) -> Entry | None:
-        return None if self._over() else _next(self._consumer.receive, seconds, self._over)
+    def __init__(self, driver: PulsarDriver) -> None:
+        self._driver, self._closed = driver, False
 
     def _over(self) -> bool:
         return self._closed or self._driver.closed
+
+    def _read(self, reader: pulsar.Reader, take: Callable[[Entry], object], name: str) -> threading.Thread:
+        """Begins to read, in a thread."""
+
+        def run() -> None:
+            while not self._over():
+                entry = _next(reader.read_next, _RECEIVE_S, self._over)
+                if entry is not None:
+                    take(entry)
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        self._driver.threads.add(thread)
+        thread.start()
+        return thread
+
+
+class PulsarInlet(_Receiving, Inlet):
+    """See `Inlet`: a consumer."""
+
+    def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer) -> None:
+        super().__init__(driver)
+        self._consumer = consumer
+
+    def poll(self, seconds: float) -> Entry | None:
+        return None if self._over() else _next(self._consumer.receive, seconds, self._over)
 
     def acknowledge(self, entry: Entry) -> None:
         # When it fails the entry comes back, and the desk says again that it is done.
@@ -93,24 +114,13 @@ class PulsarInlet(Inlet):
         quietly(self._consumer.close)
 
 
-class PulsarTail(Tail):
+class PulsarTail(_Receiving, Tail):
     """See `Tail`: a reader, and a thread that reads."""
 
     def __init__(self, driver: PulsarDriver, reader: pulsar.Reader, deliver: Deliver, topic: str) -> None:
-        self._driver, self._reader, self._deliver = driver, reader, deliver
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name=f"edgeserve-tail-{topic[:40]}", daemon=True)
-        driver.threads.add(self._thread)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._over():
-            entry = _next(self._reader.read_next, _RECEIVE_S, self._over)
-            if entry is not None:
-                self._deliver(entry)
-
-    def _over(self) -> bool:
-        return self._closed or self._driver.closed
+        super().__init__(driver)
+        self._reader = reader
+        self._thread = self._read(reader, deliver, f"edgeserve-tail-{topic[:40]}")
 
     def close(self) -> None:
         if self._closed:
@@ -122,11 +132,11 @@ class PulsarTail(Tail):
             self._thread.join()
 
 
-class PulsarChannel(Channel):
+class PulsarChannel(_Receiving, Channel):
     """On a topic that the broker stores nothing of."""
 
     def __init__(self, driver: PulsarDriver, client: pulsar.Client, name: str, hear: Callable[[bytes], None]) -> None:
-        self._driver, self._hear, self._closed = driver, hear, False
+        super().__init__(driver)
         # Not among the driver's ends: whether it is connected is no trouble.
         # First, since it is what a broker without such topics refuses: of a producer it would say that it is only not ready.
         self._reader = client.create_reader(name, pulsar.MessageId.latest)
@@ -135,18 +145,7 @@ class PulsarChannel(Channel):
         except BaseException:
             quietly(self._reader.close)
             raise
-        self._thread = threading.Thread(target=self._run, name="edgeserve-channel", daemon=True)
-        driver.threads.add(self._thread)
-        self._thread.start()
-
-    def _run(self) -> None:
-        while not self._over():
-            entry = _next(self._reader.read_next, _RECEIVE_S, self._over)
-            if entry is not None:
-                self._hear(entry.data)
-
-    def _over(self) -> bool:
-        return self._closed or self._driver.closed
+        self._read(self._reader, lambda entry: hear(entry.data), "edgeserve-channel")
 
     def say(self, data: bytes) -> None:
         quietly(partial(self._producer.send_async, data, lambda *_: None))
