@@ -15,6 +15,7 @@ from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
+from edgeserve.stage.partitioned import Partitioned, refuse_other_partitions
 from edgeserve.stage.replicated import Replicated
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.sets import SOURCE_ID
@@ -22,7 +23,7 @@ from edgeserve.stage.single import SingleTask
 from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
 from edgeserve.stage.wiring import Wiring
-from edgeserve.transport import GroupKind, Start
+from edgeserve.transport import GroupKind, Start, Transport
 from edgeserve.transport.checks import MAX_NAME_BYTES
 
 
@@ -50,6 +51,8 @@ class Compute(StageNode):
         join: 'latest', 'exact', or a Policy made with the parameter names as its sources.
         by: what the join runs per: True: the key in the messages' headers; a function: what it returns (str, int or bytes) for a payload.
             Messages of different keys never meet, and `min_interval_ms` and `no_overlap` hold for each key. None: all messages may meet.
+        partitions: with `by`, into how many parts keys are divided. Each part has a join of its own that one replica holds, which also runs
+            its sets, in order; replicas hold as many each. 1: one replica holds the join of all keys, and all of them run its sets.
         start: where a new group begins: 'earliest', 'latest' or a publish time in ns.
         timeout_ms: how long `next` waits before it raises ReceiveTimeout; None: for ever.
         on_error: None: inputs whose task keeps failing become a dead letter and the stage goes on; 'raise': raise it as well.
@@ -99,6 +102,7 @@ class Compute(StageNode):
         group: str | None = None,
         join: str | Policy | Callable[..., Any] | Any = "latest",
         by: Literal[True] | Callable[[Any], Key] | None = None,
+        partitions: int = 1,
         start: Start = "earliest",
         timeout_ms: float | None = None,
         on_error: Literal["raise"] | None = None,
@@ -127,6 +131,7 @@ class Compute(StageNode):
             log_verbose=log_verbose,
             join=join,
             by=by,
+            partitions=partitions,
             start=start,
             timeout_ms=timeout_ms,
             on_error=on_error,
@@ -153,6 +158,10 @@ class Compute(StageNode):
                 f"Compute {worker_id!r}: by= makes a join run per key, and a task of the one parameter {work.parameters[0]!r} joins "
                 "nothing: leave it out, or give min_interval_ms= if each key is to run at most so often"
             )
+        if partitions > 1 and by is None:
+            raise ConfigurationError(
+                f"Compute {worker_id!r}: partitions={partitions} divides the keys of a join by key: give it by=, or leave partitions out"
+            )
         group = _default_group(worker_id, topic_in, topic_out) if group is None else group
         # What only a mistake makes different within a group. Workers have names of their own, and their results are called so by default.
         signature = [f"inputs {','.join(work.parameters)}"]
@@ -165,6 +174,8 @@ class Compute(StageNode):
         if by is not None:
             # Not the function's name: a new version of it may have another, and its members must be able to take over from each other.
             signature.append(f"by={by is True or 'a function'}")
+        if partitions > 1:
+            signature.append(f"partitions={partitions}")
         options = Options(
             what="Compute",
             name=worker_id,
@@ -181,6 +192,7 @@ class Compute(StageNode):
             drop_if_older_than_ms=drop_if_older_than_ms,
             version=task_version,
             only_newest=backlog == "latest",
+            partitions=partitions,
         )
         policy = _policy_maker(
             join,
@@ -198,6 +210,7 @@ class Compute(StageNode):
         logs = (step_log(log_path, log_filename, worker_id, "compute"), step_log(log_path, log_filename, worker_id, "output"))
         emitter = Emitter(output_id, group, gate_out, self._counts, task_version=task_version)
         self._logs = logs
+        self._options, self._by_key = options, by is not None
         self._stage: Steps
         if joins:
             run_set = RunSet(
@@ -211,12 +224,20 @@ class Compute(StageNode):
                 topic=topic_out,
                 verbose=log_verbose,
             )
-            sets = Emitter(SOURCE_ID, group, None, self._counts)
-            self._stage = Replicated(options, self._control, self._counts, run_set=run_set, make_policy=policy, emitter=sets)
+            if partitions > 1:
+                self._stage = Partitioned(options, self._control, self._counts, run_set=run_set, by_header=by is True, make_policy=policy)
+            else:
+                sets = Emitter(SOURCE_ID, group, None, self._counts)
+                self._stage = Replicated(options, self._control, self._counts, run_set=run_set, make_policy=policy, emitter=sets)
         else:
             self._stage = SingleTask(
                 options, self._control, self._counts, task=work, emitter=emitter, topic_out=topic_out, gate_in=gate_in, logs=logs
             )
+
+    def _open(self, transport: Transport) -> None:
+        if self._by_key:
+            refuse_other_partitions(transport, self._options.topics[0], self._options.group, self._options.partitions)
+        super()._open(transport)
 
     def explain(self) -> dict[str, Any]:
         """Why did my join (not) fire? Per source what is held, what was dropped and why, the nearest miss; and the counters."""

@@ -49,6 +49,12 @@ class Options:
     drop_if_older_than_ms: float | None = None
     version: str = ""
     only_newest: bool = False
+    partitions: int = 1
+    letters: str = ""
+
+    def member(self) -> str:
+        """A new name for a member of the group: which process it is, and no other's."""
+        return f"{self.name[:_SHOWN_NAME]}@{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
 
 
 @dataclass(frozen=True)
@@ -133,7 +139,7 @@ class Stage(Steps):
         self._subscription: Subscription
         self.leaves: Callable[[], bool] = _stays
         self._shown_topics = ", ".join(options.topics)
-        self._aside = Asides(options.what, options.name, options.group)
+        self._aside = Asides(options.what, options.name, options.letters or options.group)
         self._max_age_ns = None if options.drop_if_older_than_ms is None else int(options.drop_if_older_than_ms * 1e6)
 
     def wake(self) -> None:
@@ -172,7 +178,7 @@ class Stage(Steps):
             ack_timeout_ms=o.ack_timeout_ms,
             signature=o.signature,
             version=o.version,
-            member=f"{o.name[:_SHOWN_NAME]}@{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+            member=o.member(),
         )
         subscription.stopping, subscription.giving_up = self._control.stopping, self._control.giving_up
         return subscription

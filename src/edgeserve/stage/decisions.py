@@ -72,6 +72,11 @@ def work_topic(topic: str, group: str) -> str:
     return _of_the_join(topic, group, "work")
 
 
+def roster_topic(topic: str, group: str) -> str:
+    """Where the members of a join in several partitions find each other. Nothing is sent to it."""
+    return _of_the_join(topic, group, "roster")
+
+
 def _of_the_join(topic: str, group: str, what: str) -> str:
     return f"{topic}.{group.replace('%', '%25').replace('.', '%2E')}.{what}"
 
@@ -180,4 +185,4 @@ class Decisions(Settlement):
         return encode_frame(Header(os.urandom(16), self._source_id, "", 0, now, now, "", len(body), kind=int(Kind.DECISION)), body)
 
 
-__all__ = ("Decisions", "Record", "decision_topic", "last_record", "read_decision", "read_drops", "unit", "work_topic")
+__all__ = ("Decisions", "Record", "decision_topic", "last_record", "read_decision", "read_drops", "roster_topic", "unit", "work_topic")

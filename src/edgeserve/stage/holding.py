@@ -19,12 +19,13 @@ from edgeserve.core.errors import JoinOverflow, MessageError, UnknownSource
 from edgeserve.core.message import WATERMARK_END, Header, Kind, set_id
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.stage.base import CONTROL, Options, Raised
+from edgeserve.stage.context import Current
 from edgeserve.stage.deadletter import Asides
 from edgeserve.stage.decisions import Decisions, unit
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.retry import GaveUp
-from edgeserve.stage.runset import GiveUp, Input, Outcome, RunSet
+from edgeserve.stage.runset import GiveUp, Input, Outcome
 from edgeserve.stage.skew import SkewWatch
 from edgeserve.stage.sources import SourceClock
 from edgeserve.stage.steplog import StepLog
@@ -43,8 +44,44 @@ class Way(Protocol):
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that takes a set, and tells what is published in its place."""
 
-    def end_frame(self) -> Frame:
-        """What is published when no more sets will come."""
+    def end_frames(self, position: int) -> list[Frame] | None:
+        """What is published when no more sets will come, since the last source's end at `position` is reached; None: not yet."""
+
+
+class Part(Protocol):
+    """The messages of a topic that are a join's, where others take the rest."""
+
+    by_header: bool
+    """Whether the key is in the header, so that nothing has to be decoded to find it."""
+
+    def has(self, header: Header) -> bool:
+        """Whether a message is of this part, by its key; one without a key is by its id."""
+
+    def has_unread(self) -> bool:
+        """Whether this part takes care of what cannot be read."""
+
+
+class Sets(Way, Protocol):
+    """What a join asks of the task that it is for."""
+
+    current: Current
+    parameters: tuple[str, ...]
+    output_id: str
+    verbose: StepLog | None
+    screened: bool
+
+    @property
+    def part(self) -> Part | None:
+        """None where it takes all messages."""
+
+    def open(self, max_frame_bytes: int | None) -> None:
+        """See `RunSet`."""
+
+    def close(self) -> None:
+        """See `RunSet`."""
+
+    def screen(self, item: Input) -> bool:
+        """See `RunSet`."""
 
 
 class Holding:
@@ -65,7 +102,7 @@ class Holding:
         due: sets that wait to be run.
         ends: the sources' ends.
         untold: messages since the policy was last told the watermarks.
-        controls: control messages taken.
+        apart: messages taken that are none of a set: control messages, and those of other partitions.
         push: takes one delivered message.
         broken: whether an error came out of the midst of a change: nothing more is to be taken or run by this holding.
         warned: a warning that is an error here, to be raised between two messages.
@@ -76,7 +113,7 @@ class Holding:
         options: Options,
         counts: Counters,
         make_policy: Callable[[], Policy],
-        run_set: RunSet,
+        run_set: Sets,
         subscription: Subscription,
         pending: Decisions,
         known: RecentIds,
@@ -96,7 +133,7 @@ class Holding:
         self._clocks = {name: SourceClock() for name in self._parameters}
         self._marks: dict[str, int] = {}
         self._told: dict[str, int] = {}
-        self.untold = self.controls = 0
+        self.untold = self.apart = 0
         self.broken = False
         self.warned: Warning | None = None
         self.ends = Ends(subscription.attributes())
@@ -150,7 +187,7 @@ class Holding:
         due, enqueue = self.due.append, self._enqueue
         max_age_ms, now_ns, data, screened = self._options.drop_if_older_than_ms, time.time_ns, int(Kind.DATA), self._run_set.screened
         max_age_ns = None if max_age_ms is None else int(max_age_ms * 1e6)
-        drops_late, gone, barren = policy.drops_late, self._gone, 0
+        drops_late, gone, barren, part = policy.drops_late, self._gone, 0, self._run_set.part
         # A policy that a user has derived may answer these itself.
         own_drain = type(policy).drain is not Policy.drain
         own_spread = type(policy).spread_refused is not Policy.spread_refused
@@ -180,13 +217,15 @@ class Holding:
                     return self.push(delivery)
             if decided:
                 return self._known_id(delivery, header, payload)
+            item = Input(header, payload, position, frame, deliveries)
+            if part is not None and not self._admit(part, item):
+                return None
             if max_age_ns is not None and now_ns() - published_ns > max_age_ns:
                 return self._drop(position, header, Reason.LATE)
             # The sender's own promise decides, and not what has been read of others: the same after every restart.
             if drops_late and header.watermark_ns is not None and stamp_ns < header.watermark_ns:
                 return self._drop(position, header, Reason.LATE)
-            item = Input(header, payload, position, frame, deliveries)
-            if screened and not self._screen(item):
+            if screened and part is None and not self._screen(item):
                 return None
             try:
                 known.new.add(id_)
@@ -277,16 +316,34 @@ class Holding:
                 ids.append(item.header.id)
         self.pending.units.append(unit([item.position for item in free], ids, drops=drops))
 
+    def _admit(self, part: Part, item: Input) -> bool:
+        """Whether an input is of this join's part and passes its gate. What is of another part is decided there."""
+        if part.by_header:
+            return (part.has(item.header) or self._leave(item.position)) and (not self._run_set.screened or self._screen(item))
+        return self._screen(item) and (part.has(item.header) or self._leave(item.position))
+
+    def _leave(self, position: int) -> bool:
+        """A message that is another partition's: nothing is said of it. False."""
+        self.apart += 1
+        self.pending.controls.add((self._topic, position))
+        self._ack(position)
+        return False
+
     def _screen(self, item: Input) -> bool:
         """Runs `gate_in` and the function of `by=`; False when the input ends here."""
+        part = self._run_set.part
         try:
             passed = self._run_set.screen(item)
         except Exception as exc:
+            if part is not None and not part.has(item.header):
+                return self._leave(item.position)
             reason = exc.reason if isinstance(exc, MessageError) else str(Reason.DEAD_LETTER)
             self._counts.count(reason, edge=item.header.source_id)
             aside = self._aside.record(self._topic, [item.frame], [item.header], exc, reason=reason, attempts=1)
             self._ack(item.position, item.header.id, reason, aside)
             return False
+        if not passed and part is not None and not part.has(item.header):
+            return self._leave(item.position)
         if not passed:
             self._drop(item.position, item.header, Reason.GATE)
         return passed
@@ -328,6 +385,9 @@ class Holding:
         if header is not None and header.id in self.known:
             self._counts.count(Reason.DUPLICATE, edge=header.source_id)
             self._ack(position)
+            return
+        if (part := self._run_set.part) is not None and not part.has_unread():
+            self._leave(position)
             return
         self._counts.count(error.reason, edge=topic)  # by topic: strangers may have any number of source ids
         aside = self._aside.record(topic, [frame], [header], error)
@@ -432,7 +492,7 @@ class Holding:
 
     def _control_message(self, delivery: Delivery, header: Header) -> Any:
         _, position, _, _, topic = delivery
-        self.controls += 1
+        self.apart += 1
         clock = self._clocks.get(header.source_id)
         if header.kind != Kind.END or clock is None:
             self.pending.controls.add((topic, position))
@@ -483,10 +543,12 @@ class Holding:
             topic, position, source = entry = ends.held[0]
             if self._subscription.floor(topic) < position:
                 return
+            frames: list[Frame] | None = []
+            if last and len(ends.held) == 1 and (frames := self._way.end_frames(position)) is None:
+                return
             ended = self._clocks[source].ended and ends.is_last(entry)
             attributes = ends.recording(source, topic, position) if ended else {}
-            outputs = {pending.topic_out: [self._way.end_frame()]} if last and len(ends.held) == 1 else {}
-            pending.write_control({topic: [position]}, outputs, attributes)
+            pending.write_control({topic: [position]}, {pending.topic_out: frames} if frames else {}, attributes)
             ends.written(entry, ended=ended)
 
     def _let_go(self) -> None:

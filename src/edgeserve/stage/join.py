@@ -23,10 +23,9 @@ from edgeserve.stage.control import Control
 from edgeserve.stage.decisions import Decisions, decision_topic, last_record
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
-from edgeserve.stage.holding import Holding, Way
+from edgeserve.stage.holding import Holding, Sets, Way
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.retry import GoesBack
-from edgeserve.stage.runset import RunSet
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, settle_at_last
 from edgeserve.transport import ClaimLost, Delivery, Fence, Transport
 
@@ -48,7 +47,7 @@ class Join(Stage):
         control: Control,
         counts: Counters,
         *,
-        run_set: RunSet,
+        run_set: Sets,
         make_policy: Callable[[], Policy],
     ) -> None:
         super().__init__(options, control, counts)
@@ -153,7 +152,7 @@ class Join(Stage):
         """Leaves the group and joins it again: what is unsettled comes back as state or as messages, to whoever holds the join then."""
         if self._holding is not None:
             self._holding.pending.close()
-            self._controls += self._holding.controls
+            self._controls += self._holding.apart
             self._holding = None
         self._fetched -= len(self._ready)
         self._ready.clear()
@@ -381,7 +380,7 @@ class Join(Stage):
         holding = self._holding
         if holding is None:
             return {"received": self.received, "settled": 0, "sent": 0}
-        return {"received": self.received - holding.controls, "settled": holding.pending.settled, "sent": holding.pending.results}
+        return {"received": self.received - holding.apart, "settled": holding.pending.settled, "sent": holding.pending.results}
 
     def explain(self) -> dict[str, Any]:
         holding = self._holding
@@ -408,6 +407,14 @@ class Join(Stage):
         if holding is None:
             return self._ends.all_ended(self._run_set.parameters)
         return not (self._ready or holding.due or holding.pending.units) and holding.ends.all_ended(self._run_set.parameters)
+
+    @property
+    def ended_at(self) -> int | None:
+        """The position of the last source's end, when all that is before it is settled and the end itself; else None."""
+        ends = None if self._holding is None else self._holding.ends
+        if ends is None or ends.held or any(source not in ends.ended for source in self._run_set.parameters):
+            return None
+        return max(position for _, position in ends.ended.values())
 
     def _idle(self) -> bool:
         """Between waits: what other members have recorded, and whether the join has come to this one."""

@@ -59,6 +59,7 @@ _CHECKS: dict[str, _Check] = {
     "on_error": (lambda value: value is None or _one_of(value, "raise"), "None (dead letter, go on) or 'raise'"),
     "output_id": _NAME_OR_NONE,
     "overflow": (lambda value: _one_of(value, "drop_oldest", "error"), "'drop_oldest' or 'error'"),
+    "partitions": (lambda value: _whole(value, 1), "into how many parts keys are divided, an int of at least 1"),
     "retries": (lambda value: _whole(value, 0), "how often a failed call is repeated, an int of 0 or more"),
     "retry_backoff_ms": _MILLISECONDS,
     "send_window": _MESSAGES,

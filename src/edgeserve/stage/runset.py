@@ -90,6 +90,10 @@ class RunSet:
         self._decoder_of = dict(zip(task.parameters, self._decoders, strict=True))
         self._emit = emitter.make()
 
+    @property
+    def part(self) -> None:
+        """See `Sets`: all messages are for the one join."""
+
     def open(self, max_frame_bytes: int | None) -> None:
         """Sets the task up, for a node that takes messages of this size."""
         self._emitter.max_frame_bytes = max_frame_bytes
@@ -102,6 +106,10 @@ class RunSet:
     def end_frame(self) -> Frame:
         """What says downstream that no results will follow."""
         return self._emitter.end(time.time_ns())
+
+    def end_frames(self, _position: int) -> list[Frame]:
+        """`end_frame` alone: see `Way`."""
+        return [self.end_frame()]
 
     def screen(self, item: Input) -> bool:
         """Runs `gate_in` on an input, then the function of `by=`, whose key replaces the header's; False: the gate drops the input."""

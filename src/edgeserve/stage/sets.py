@@ -50,9 +50,9 @@ class Packer:
     def __init__(self, topic: str, parameters: Sequence[str], emitter: Emitter, *, gated: bool) -> None:
         self.topic, self._parameters, self._emitter, self._gated = topic, parameters, emitter, gated
 
-    def end_frame(self) -> Frame:
+    def end_frames(self, _position: int) -> list[Frame]:
         """What says that no sets will follow."""
-        return self._emitter.end(time.time_ns())
+        return [self._emitter.end(time.time_ns())]
 
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that packs a set. A closure: it runs for every set."""

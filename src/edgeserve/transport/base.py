@@ -163,6 +163,15 @@ class Subscription(ABC):
     def alone(self) -> bool:
         """Whether this is the group's only live member, as far as is known without asking."""
 
+    @abstractmethod
+    def members(self) -> list[str]:
+        """The names of the group's live members, in the order in which they came. Takes out those that died, so it is a write at times."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """This member's name among `members`."""
+
     @property
     @abstractmethod
     def knows_all_ids(self) -> bool:

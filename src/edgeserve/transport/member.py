@@ -74,6 +74,15 @@ class LogSubscription(Subscription):
         return True
 
     @property
+    def name(self) -> str:
+        return self._name
+
+    def members(self) -> list[str]:
+        self._check()
+        self._first.look_around()
+        return list(self._first.state.members)
+
+    @property
     def knows_all_ids(self) -> bool:
         for place in self._turn:  # a generator costs more than this loop
             if not place.knows_all_ids:

@@ -120,6 +120,16 @@ class BrokerSubscription(Subscription):
         return True
 
     @property
+    def name(self) -> str:
+        return self._places.first.name
+
+    def members(self) -> list[str]:
+        self._check()
+        with self._guard.mutex:
+            known = self._places.first.log.members
+            return sorted(known, key=lambda name: known[name].joined_at)
+
+    @property
     def knows_all_ids(self) -> bool:
         for place in self._places.of.values():
             if place.log.ids:
