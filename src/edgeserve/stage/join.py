@@ -39,7 +39,13 @@ _LOST = (Fenced, ClaimLost)
 
 
 class Join(Stage):
-    """Runs a task of several parameters."""
+    """Runs a task of several parameters.
+
+    Attributes:
+        settle_after_ns: how old what is decided may become before it is settled, though more is ready.
+    """
+
+    settle_after_ns = OLDEST_PENDING_NS
 
     def __init__(
         self,
@@ -306,7 +312,7 @@ class Join(Stage):
             if type(outcome) is Raised or holding.warned is not None:
                 pending.settle()
                 raise outcome.error if type(outcome) is Raised else holding.take_warning()
-            if units and (len(units) >= MOST_PENDING or pending.urgent or monotonic_ns() - pending.since_ns > OLDEST_PENDING_NS):
+            if units and (len(units) >= MOST_PENDING or pending.urgent or monotonic_ns() - pending.since_ns > self.settle_after_ns):
                 pending.settle()
             if not units:
                 pending.since_ns = monotonic_ns()
@@ -333,7 +339,7 @@ class Join(Stage):
                 if due:
                     # The common case of a join: one message completes one set.
                     outcome = run_due()
-                    if due or pending.urgent or type(outcome) is Raised or now_ns() - pending.since_ns > OLDEST_PENDING_NS:
+                    if due or pending.urgent or type(outcome) is Raised or now_ns() - pending.since_ns > self.settle_after_ns:
                         break
                 if timed and next_due_ns() is not None:
                     break

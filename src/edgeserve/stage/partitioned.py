@@ -35,6 +35,7 @@ from edgeserve.stage.join import Join
 from edgeserve.stage.linger import NO_ROOM, Patience
 from edgeserve.stage.retry import GoesBack
 from edgeserve.stage.runset import GiveUp, Input, Outcome, RunSet
+from edgeserve.stage.settle import OLDEST_PENDING_NS
 from edgeserve.stage.unseen import Unseen
 from edgeserve.transport import ClaimLost, Frame, GroupKind, Subscription, Transport
 
@@ -465,6 +466,7 @@ class Partitioned(Steps):
             elif partition is not None and holder != roster.name:
                 partition.halt()
         for number, partition in held.items():
+            partition.join.settle_after_ns = OLDEST_PENDING_NS * len(held)  # all together as often as one would
             at = partition.join.ended_at
             if at is not None and self._ends.ended.get(self._names[number]) != (self._topic, at):
                 roster.settle({}, attributes=self._ends.recording(self._names[number], self._topic, at))
