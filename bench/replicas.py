@@ -8,8 +8,8 @@ Judged from files that plain functions wrote: a line for each call of the task a
 first and seen to have begun sets whose results are not stored: every second one is a kill -9, the others leave it stopped for longer than
 its silence is borne and let it go on. A newcomer takes a killed one's place, with a name that sorts first or last in turn.
 
-keys: a join of 1,000 keys in 8 partitions, four replicas beside one; then one that holds some of them is killed. Its keys are those that it
-has run until then.
+keys: a join of 1,000 keys in several partitions, four replicas beside one; then one that holds some of them is killed. Its keys are those
+that it has run until then.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from notes import lines, note
 
 TASK_S = 0.005
 KEYED_TASK_S = 0.001
-KEYS, PARTITIONS = 1_000, 8
+KEYS = 1_000
 LOAD = 0.8
 STILL_S = 0.5
 STOPPED_S = 8.0
@@ -71,7 +71,7 @@ def source(node: str, tag: str, name: str, count: int, rate: float | None, toget
         ds.run()
 
 
-def replica(node: str, tag: str, root: Path, name: str, together: Any, keyed: bool) -> None:
+def replica(node: str, tag: str, root: Path, name: str, together: Any, keyed: int) -> None:
     """The task: sleeps, and notes when it began which set."""
 
     def pair(a: dict[str, Any], b: dict[str, Any]) -> list[int]:
@@ -79,7 +79,7 @@ def replica(node: str, tag: str, root: Path, name: str, together: Any, keyed: bo
         time.sleep(KEYED_TASK_S if keyed else TASK_S)
         return [a["n"], b["n"]]
 
-    options: dict[str, Any] = {"join": "exact", "max_held": 100_000} | ({"by": True, "partitions": PARTITIONS} if keyed else {})
+    options: dict[str, Any] = {"join": "exact", "max_held": 100_000} | ({"by": True, "partitions": keyed} if keyed else {})
     with Compute(pair, node, worker_id=name, group="g", output_id="pair", topic_in="in" + tag, topic_out="out" + tag, **options) as compute:
         threading.Thread(target=tell, args=(compute, root), daemon=True).start()
         if together is not None:
@@ -111,7 +111,7 @@ def sink(node: str, tag: str, root: Path) -> None:
 class Run:
     """Sources, replicas and a sink on fresh topics."""
 
-    def __init__(self, node: str | None, replicas: int, count: int, rate: float | None, *, keyed: bool = False) -> None:
+    def __init__(self, node: str | None, replicas: int, count: int, rate: float | None, *, keyed: int = 0) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="edgeserve-replicas-"))
         os.environ["EDGESERVE_STATE_DIR"] = str(self.root / "state")
         self.node = node or f"local://{self.root}/store"
@@ -272,11 +272,11 @@ def hit(run: Run, kill: bool) -> bool:
     return proven
 
 
-def keys(node: str | None) -> list[str]:
+def keys(node: str | None, partitions: int) -> list[str]:
     """Throughput of a join by key on one and on four replicas, and what stops when the holder is killed."""
     wrong, rates = list[str](), list[float]()
     for replicas in (1, 4):
-        run = Run(node, replicas, 5_000 * replicas, None, keyed=True)
+        run = Run(node, replicas, 5_000 * replicas, None, keyed=partitions)
         wrong += [f"by key, {replicas} saturated: {w}" for w in run.wait(200)]
         when = sorted(call[2] for call in run.calls())
         rates.append((len(when) - 1) / (when[-1] - when[0]))
@@ -285,7 +285,7 @@ def keys(node: str | None) -> list[str]:
     if rates[1] < 3 * rates[0]:
         wrong.append(f"by key: four replicas are {rates[1] / rates[0]:.2f} times one, not 3")
     each = 1.0  # of a key, per second
-    run = Run(node, 4, int(20 * each * KEYS), each * KEYS, keyed=True)
+    run = Run(node, 4, int(20 * each * KEYS), each * KEYS, keyed=partitions)
     while len(run.calls()) < 5 * each * KEYS:
         time.sleep(0.1)
     while not hit(run, kill=True):
@@ -324,13 +324,14 @@ def main() -> None:
     parser.add_argument("--node", help="URL of a broker; default: fresh stores of local://")
     parser.add_argument("--only", choices=["scale", "faults", "keys"])
     parser.add_argument("--most", type=int, default=8, help="replicas, at most")
+    parser.add_argument("--partitions", type=int, default=8, help="of the join by key")
     parser.add_argument("--faults", type=int, default=30)
     given = parser.parse_args()
     wrong: list[str] = []
     if given.only in (None, "scale"):
         wrong += scale(given.node, given.most)
     if given.only in (None, "keys"):
-        wrong += keys(given.node)
+        wrong += keys(given.node, given.partitions)
     if given.only in (None, "faults"):
         wrong += faults(given.node, given.faults, 2.0 if given.node is None else 5.0)
     for what in wrong:

@@ -38,6 +38,21 @@ def test_a_join_its_replicas_and_its_drops(edgeserve, node):
     assert (found["backlog"], found["sets"], found["dropped"], found["members"]) == (0, 0, {"unmatched": 2}, [])
 
 
+def test_partitions_are_groups_and_go_with_their_topic(edgeserve, node):
+    options = {"topic_in": "in", "topic_out": "out", "join": "exact", "output_id": "pair", "by": True, "partitions": 3}
+    for source_id in ("a", "b"):
+        with DataSource([1], node, source_id=source_id, topic="in", event_time=int, key=str) as source:
+            source.run()
+    with Compute(pair, node, worker_id="one", group="g", **options) as compute:
+        compute.run(until="end")
+        found = json.loads(edgeserve("groups", "--json", "--node", node).stdout)
+        assert [(g["topic"], g["group"], len(g["members"]), g["backlog"]) for g in found] == [("in", f"g#{n}of3", 1, 0) for n in (1, 2, 3)]
+        assert {g["holder"].partition("@")[0] for g in found} == {"one"}
+        assert "has live members" in edgeserve("topic", "delete", "in", "--yes", "--node", node).stderr
+    assert edgeserve("topic", "delete", "in", "out", "--yes", "--node", node).returncode == 0
+    assert json.loads(edgeserve("topic", "list", "--json", "--node", node).stdout) == []
+
+
 def test_nothing_and_a_topic_that_is_not_there(edgeserve, node):
     edgeserve("topic", "pub", "letters", "a", "--source-id", "me", "--node", node)
     assert edgeserve("groups", "--node", node).stdout == f"no groups on {node}\n"

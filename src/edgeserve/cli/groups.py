@@ -9,7 +9,8 @@ import click
 from edgeserve.cli.options import command, node_option
 from edgeserve.cli.output import Output
 from edgeserve.cli.topic import connected, shown_count, topic_infos
-from edgeserve.stage.decisions import read_drops, work_topic
+from edgeserve.stage.assignment import of_partition
+from edgeserve.stage.decisions import read_drops, roster_topic, work_topic
 from edgeserve.transport import GroupInfo, TopicInfo
 from edgeserve.transport.url import without_secrets
 
@@ -30,13 +31,14 @@ def _document(topic: str, name: str, group: GroupInfo, sets: GroupInfo | None) -
 
 
 def _described(infos: list[TopicInfo]) -> list[dict[str, Any]]:
-    """One document per group; the groups of the topics where sets wait are part of their join's."""
+    """One document per group; the groups of the topics where sets wait are part of their join's, and so are those of rosters."""
     by_name = {info.name: info for info in infos}
-    works = {work_topic(info.name, group) for info in infos for group in info.groups}
+    parts = {work_topic(info.name, group) for info in infos for group in info.groups}
+    parts |= {roster_topic(info.name, whole[0]) for info in infos for name in info.groups if (whole := of_partition(name)) is not None}
     found = []
     for info in infos:
         for name, group in sorted(info.groups.items()):
-            if info.name in works:
+            if info.name in parts:
                 continue
             work = by_name.get(work_topic(info.name, name))
             found.append(_document(info.name, name, group, None if work is None else work.groups.get(name)))

@@ -18,7 +18,8 @@ import click
 from edgeserve.cli.messages import Seen, dead_letter, look, plain
 from edgeserve.cli.options import command, node_option, with_deadline
 from edgeserve.cli.output import CommandError, Output, one_line
-from edgeserve.stage.decisions import decision_topic, work_topic
+from edgeserve.stage.assignment import of_partition
+from edgeserve.stage.decisions import decision_topic, roster_topic, work_topic
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
 from edgeserve.transport.local.engine import directory_of
 from edgeserve.transport.local.lmdbkv import DATA
@@ -300,10 +301,12 @@ def forget(out: Output, topic: str, group: str, node: str) -> None:
 
 
 def _of_its_joins(transport: Transport, topic: str) -> list[str]:
-    """The decision logs of the groups on a topic, and the topics of their shared sets."""
+    """The decision logs of the groups on a topic, the topics of their shared sets, and those where their members find each other."""
     there = set(transport.topics())
     groups = transport.topic_info(topic).groups
-    return [name for group in groups for name in (decision_topic(topic, group), work_topic(topic, group)) if name in there]
+    names = [name for group in groups for name in (decision_topic(topic, group), work_topic(topic, group))]
+    names += sorted({roster_topic(topic, whole[0]) for group in groups if (whole := of_partition(group)) is not None})
+    return [name for name in names if name in there]
 
 
 def _refuse_log_in_use(transport: Transport, log: str) -> None:

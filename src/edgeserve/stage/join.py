@@ -417,8 +417,11 @@ class Join(Stage):
     @property
     def ended_at(self) -> int | None:
         """The position of the last source's end, when all that is before it is settled and the end itself; else None."""
-        ends = None if self._holding is None else self._holding.ends
-        if ends is None or ends.held or any(source not in ends.ended for source in self._run_set.parameters):
+        holding = self._holding
+        if holding is None or self._ready or holding.due or holding.pending.units:
+            return None
+        ends = holding.ends
+        if ends.held or any(source not in ends.ended for source in self._run_set.parameters):
             return None
         return max(position for _, position in ends.ended.values())
 

@@ -399,7 +399,7 @@ class Partitioned(Steps):
         """Whether all partitions have ended, those of others too."""
         ended = self._ends.ended
         return (
-            all(partition.ready.is_set() and partition.join.has_ended() for partition in list(self._held.values()))
+            all(partition.join.ended_at is not None for partition in list(self._held.values()))
             and self._ends.all_ended(self._names)
             and len({ended[name] for name in self._names}) == 1
         )
@@ -451,7 +451,7 @@ class Partitioned(Steps):
         self._sweep()
         roster, held = self._roster, self._held
         members, attributes = roster.members(), roster.attributes()
-        self._ends.learn(attributes)
+        self._learn(attributes)
         known = attributes.get(_HOLDERS)
         holders = [] if known is None else _decode_holders(known)
         if members and members[0] == roster.name:
@@ -470,6 +470,12 @@ class Partitioned(Steps):
             at = partition.join.ended_at
             if at is not None and self._ends.ended.get(self._names[number]) != (self._topic, at):
                 roster.settle({}, attributes=self._ends.recording(self._names[number], self._topic, at))
+
+    def _learn(self, attributes: dict[str, bytes]) -> None:
+        before = dict(self._ends.ended)
+        self._ends.learn(attributes)
+        if self._ends.ended != before:
+            self._ends.at_start = False  # one has ended meanwhile, so it was no other round
 
     def _partition(self, number: int) -> Partition:
         return Partition(
