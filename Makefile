@@ -46,8 +46,9 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
+# Much of it is waiting, for brokers that start and for deaths to be noticed. Each worker has brokers of its own.
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 3 --dist loadfile
 	@$(MAKE) --no-print-directory check-wheel
 
 check-wheel: $(VENV)/.dev

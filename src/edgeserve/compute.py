@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 from collections.abc import Callable
 from typing import Any, Literal
@@ -159,6 +160,8 @@ class Compute(StageNode):
                 f"Compute {worker_id!r}: by= makes a join run per key, and a task of the one parameter {work.parameters[0]!r} joins "
                 "nothing: leave it out, or give min_interval_ms= if each key is to run at most so often"
             )
+        if inspect.iscoroutinefunction(by):
+            raise ConfigurationError(f"Compute {worker_id!r}: by={by!r} is an async def: give it a function that returns a key")
         if partitions > 1 and by is None:
             raise ConfigurationError(
                 f"Compute {worker_id!r}: partitions={partitions} divides the keys of a join by key: give it by=, or leave partitions out"
@@ -213,7 +216,7 @@ class Compute(StageNode):
         logs = (step_log(log_path, log_filename, worker_id, "compute"), step_log(log_path, log_filename, worker_id, "output"))
         emitter = Emitter(output_id, group, gate_out, self._counts, task_version=task_version)
         self._logs = logs
-        self._options, self._by_key = options, by is not None
+        self._options, self._joins = options, joins
         self._stage: Steps
         if joins:
             run_set = RunSet(
@@ -238,7 +241,7 @@ class Compute(StageNode):
             )
 
     def _open(self, transport: Transport) -> None:
-        if self._by_key:
+        if self._joins:
             refuse_other_partitions(transport, self._options.topics[0], self._options.group, self._options.partitions)
         super()._open(transport)
 

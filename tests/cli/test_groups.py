@@ -49,6 +49,12 @@ def test_partitions_are_groups_and_go_with_their_topic(edgeserve, node):
         assert [(g["topic"], g["group"], len(g["members"]), g["backlog"]) for g in found] == [("in", f"g#{n}of3", 1, 0) for n in (1, 2, 3)]
         assert {g["holder"].partition("@")[0] for g in found} == {"one"}
         assert "has live members" in edgeserve("topic", "delete", "in", "--yes", "--node", node).stderr
+    assert edgeserve("topic", "forget", "in", "g#2of3", "--node", node).stdout == "forgot group g of in\n"
+    assert json.loads(edgeserve("groups", "--json", "--node", node).stdout) == []
+    with Compute(pair, node, worker_id="one", group="g", **options) as compute:
+        compute.run(until="end")
+        assert compute.counters["sent"] == 1
+        assert "has live members" in edgeserve("topic", "forget", "in", "g", "--node", node).stderr
     assert edgeserve("topic", "delete", "in", "out", "--yes", "--node", node).returncode == 0
     assert json.loads(edgeserve("topic", "list", "--json", "--node", node).stdout) == []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -71,8 +72,10 @@ def test_another_users_process_that_is_not_shown_is_not_taken_for_dead(tmp_path:
     module.write_bytes(Path(process.__file__).read_bytes())
     see = tmp_path / "see.py"
     see.write_text(SEE)
-    for folder in (module.parent, module.parent.parent, tmp_path, tmp_path.parent, tmp_path.parent.parent):
+    folder = module.parent
+    while folder != Path(tempfile.gettempdir()):
         folder.chmod(0o755)
+        folder = folder.parent
     python = [os.path.realpath(sys.executable), str(see), str(tmp_path), str(os.getpid()), process_name(os.getpid())]
     found = subprocess.run(["unshare", "-m", "sh", "-c", f'{APART} "$@"', "sh", *python], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["None", "True", "False"]

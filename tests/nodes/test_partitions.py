@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tests.nodes.conftest import fresh, running
 
@@ -21,6 +22,7 @@ from edgeserve.core.errors import ConfigurationError, GroupConflict, JoinOverflo
 from edgeserve.core.message import Kind
 from edgeserve.stage.assignment import partition_of
 from edgeserve.stage.deadletter import DeadLetter
+from edgeserve.stage.partitioned import _Offer
 from edgeserve.transport import Transport
 
 # What is by key lies above the engines: an embedded one, and a broker.
@@ -252,8 +254,8 @@ def test_a_set_that_was_interrupted_is_run_again(node: str, results: Results) ->
 
 def test_what_next_has_returned_is_durable_after_flush(node: str, results: Results) -> None:
     with replica(node, pair, 0, timeout_ms=10_000) as compute:
-        send(node, 30)
-        for count in range(1, 31):
+        send(node, 10)
+        for count in range(1, 11):
             next(compute)
             compute.flush()
             assert len(results(topic="out")) == count
@@ -274,6 +276,102 @@ def test_another_round_after_the_end(node: str, results: Results) -> None:
         with Materialize(found.append, node, topic="out") as sink:
             sink.run(until="end")
     assert sorted(found) == sorted(results(topic="out")) == list(range(20))
+
+
+def test_rounds_end_together_however_far_apart_partitions_are(node: str, transport: Transport) -> None:
+    """What is of a round stands before its end, and what is of the next behind it."""
+    behind = threading.Event()
+
+    def slow(a: Reading, b: Reading) -> int:
+        if _partition(a[0]) == 0 and a[1] == 0:
+            behind.wait(60)
+        return a[1]
+
+    keys = [next(f"room {n}" for n in range(100) if _partition(f"room {n}") == number) for number in range(PARTITIONS)]
+    held_up, other = replica(node, slow, 0, partitions=PARTITIONS), replica(node, slow, 1, partitions=PARTITIONS)
+    with running(held_up, other):
+        shared_out(held_up, other)
+        for first in (0, 10):
+            for name in "ab":
+                items = [(key, first) for key in keys]
+                with DataSource(items, node, source_id=name, topic="in", event_time=number, key=room, message_id=str) as source:
+                    source.run()
+        # Those of the round that are of other partitions come, and no more.
+        until(lambda: len([frame for frame, _, _ in transport.read("out")]) >= PARTITIONS - len(held(held_up)))
+        behind.set()
+    found = [decode_frame(frame) for frame, _, _ in transport.read("out")]
+    rounds = ["end" if header.kind == Kind.END else header.event_ns for header, _ in found]
+    assert rounds == [0] * PARTITIONS + ["end"] + [10] * PARTITIONS + ["end"]
+
+
+@pytest.mark.parametrize("node", ["local"], indirect=True)
+def test_who_holds_no_partition_stays_for_the_next_round(node: str, results: Results) -> None:
+    send(node, 8)
+    with running(replica(node, pair, 0, partitions=2)):
+        pass
+    with DataSource(readings(8, 4), node, source_id="a", topic="in", event_time=number, key=room) as source:
+        next(source)
+        replicas = [replica(node, pair, n, partitions=2) for n in range(3)]
+        with running(*replicas) as threads:
+            until(lambda: held(*replicas) == [1, 2])
+            for thread in threads:
+                thread.join(2)
+                assert thread.is_alive()
+            source.run()
+            send(node, 4, "b", first=8)
+    assert sorted(results(topic="out")) == list(range(12))
+
+
+def test_a_task_may_write_its_next_result_over_the_last(node: str, transport: Transport) -> None:
+    buffer = np.zeros(50_000)
+
+    def task(a: Reading, b: Reading) -> np.ndarray[Any, Any]:
+        buffer[:] = a[1]
+        return buffer
+
+    send(node, 40)
+    with replica(node, task, 0) as compute:
+        compute.run(until="end")
+    found: list[set[float]] = []
+    with Materialize(lambda result: found.append(set(result)), node, topic="out") as sink:
+        sink.run(until="end")
+    assert sorted(found, key=min) == [{float(n)} for n in range(40)]
+
+
+def test_an_interrupt_while_an_outcome_is_handed_over(node: str, results: Results, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted(threading.Event):
+        left = 1
+
+        def set(self) -> None:
+            if Interrupted.left:
+                Interrupted.left = 0
+                raise KeyboardInterrupt
+            super().set()
+
+    class Offer(_Offer):
+        __slots__ = ()
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.changed = Interrupted()
+
+    monkeypatch.setattr("edgeserve.stage.partitioned._Offer", Offer)
+    send(node, 5)
+    with replica(node, pair, 0) as compute:
+        with pytest.raises(KeyboardInterrupt):
+            compute.run(until="end")
+        compute.run(until="end")
+    assert sorted(results(topic="out")) == list(range(5))
+
+
+def test_flush_while_partitions_change_hands(node: str) -> None:
+    replicas = [replica(node, pair, n) for n in range(2)]
+    with replicas[0] as first:
+        for _ in range(3):
+            with replica(node, pair, 1) as second:
+                while not held(second):
+                    first.flush()
+            first.flush()
 
 
 def test_a_task_may_step_its_own_node(node: str, results: Results) -> None:
@@ -314,6 +412,15 @@ def test_another_number_of_partitions_is_another_group(node: str) -> None:
         pass
 
 
+def test_a_join_of_all_keys_is_another_group(node: str) -> None:
+    with (
+        replica(node, pair, 0),
+        pytest.raises(GroupConflict, match="partitions=4, and this one has 1"),
+        replica(node, pair, 1, by=None, partitions=1),
+    ):
+        pass
+
+
 def test_members_must_agree_on_what_makes_the_sets(node: str) -> None:
     with (
         replica(node, pair, 0),
@@ -330,6 +437,7 @@ def test_members_must_agree_on_what_makes_the_sets(node: str) -> None:
         ({"group": "g" * 196}, "the group of a partition must be 1 to 200 bytes"),
         ({"partitions": 0}, "partitions=0: it is into how many parts"),
         ({"partitions": True}, "partitions=True: it is into how many parts"),
+        ({"partitions": 257}, "an int from 1 to 256: each costs its holder"),
         ({"partitions": 2.5}, "partitions=2.5: it is into how many parts"),
     ],
 )

@@ -291,13 +291,32 @@ def dead_letters(out: Output, topic: str, count: int | None, node: str) -> None:
 @click.argument("group")
 @node_option
 def forget(out: Output, topic: str, group: str, node: str) -> None:
-    """Forget GROUP on TOPIC, so that what it has not settled no longer holds space. Refused while it has live members."""
+    """Forget GROUP on TOPIC, so that what it has not settled no longer holds space. Refused while it has live members.
+
+    The partitions of a join are forgotten together, whether GROUP names one of them or the whole.
+    """
     with connected(node) as transport:
-        transport.delete_group(topic, group)
+        group, names = _with_partitions(transport, topic, group)
+        for name in names:
+            transport.delete_group(topic, name)
+        if (roster := roster_topic(topic, group)) in transport.topics():
+            transport.delete_topic(roster)
     if out.as_json:
         out.document({"topic": topic, "group": group, "forgotten": True})
     else:
         out.line(f"forgot group {one_line(group)} of {one_line(topic)}")
+
+
+def _with_partitions(transport: Transport, topic: str, group: str) -> tuple[str, list[str]]:
+    """(the whole group, it or the groups of its partitions)."""
+    there = transport.topic_info(topic).groups
+    if group not in there or (whole := of_partition(group)) is not None:
+        whole = of_partition(group) or (group, 0)
+        parts = [name for name in there if (found := of_partition(name)) is not None and found[0] == whole[0]]
+        if parts:
+            busy = [name for name in parts if there[name].members]
+            return whole[0], busy or parts  # of one with members the engine says that it cannot be forgotten
+    return group, [group]
 
 
 def _of_its_joins(transport: Transport, topic: str) -> list[str]:

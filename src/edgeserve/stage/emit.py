@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ class Emitter:
         self.output_id, self._group, self._gate_out, self._counts = output_id, group.encode(), gate_out, counts
         self._prefix = os.urandom(8)
         self._producer = self._prefix.hex()
-        self._sequence = 0
+        self._sequence = itertools.count(1)  # atomic: ends may be made by another thread
         self.max_frame_bytes: int | None = None
 
     def make(self) -> Emit:
@@ -57,7 +58,7 @@ class Emitter:
                     self._counts.count(Reason.GATE, edge=output_id)
                     return None, None
             schema, payload, size = encode_sized(value)
-            self._sequence = sequence = self._sequence + 1
+            sequence = next(self._sequence)
             id_ = result_id(group, of, index)
             header = Header(
                 id_, output_id, producer, sequence, event_ns, now_ns(), schema, size, watermark_ns, key, 0, computed, oldest_ns, version
@@ -82,13 +83,12 @@ class Emitter:
 
     def set_frame(self, of: bytes, event_ns: int, payload: Sequence[Buffer]) -> Frame:
         """The message of a set that some replica is to run."""
-        self._sequence += 1
         size = sum([memoryview(part).nbytes for part in payload])
         header = Header(
             of,
             self.output_id,
             self._producer,
-            self._sequence,
+            next(self._sequence),
             event_ns,
             time.time_ns(),
             size=size,
@@ -102,12 +102,12 @@ class Emitter:
 
     def end(self, event_ns: int) -> Frame:
         """The header that says that no results will follow."""
-        self._sequence += 1
+        sequence = next(self._sequence)
         header = Header(
-            message_id(self._prefix, self._sequence),
+            message_id(self._prefix, sequence),
             self.output_id,
             self._producer,
-            self._sequence,
+            sequence,
             event_ns,
             time.time_ns(),
             watermark_ns=WATERMARK_END,

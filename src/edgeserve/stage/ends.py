@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-_GRACE_S = 5.0
+GRACE_S = 5.0
 """How long a member that finds all sources ended when it starts waits for one to begin again."""
 
 
@@ -83,13 +83,13 @@ class Ends:
         self.at_start = False
         return {self.PREFIX + source: b"" for source in self.ended}
 
-    def all_ended(self, sources: Iterable[str]) -> bool:
-        """Whether all of `sources` have ended."""
+    def all_ended(self, sources: Iterable[str], *, at_once: bool = False) -> bool:
+        """Whether all of `sources` have ended. `at_once`: also of who found it so and does not wait for one to begin again."""
         if self.held:
             return False
-        if self.at_start and time.monotonic() - self.opened < _GRACE_S:
+        if not at_once and self.at_start and time.monotonic() - self.opened < GRACE_S:
             return False
         return bool(self.ended) and all(source in self.ended for source in sources)
 
 
-__all__ = ("Ends",)
+__all__ = ("GRACE_S", "Ends")

@@ -60,6 +60,9 @@ class Part(Protocol):
     def has_unread(self) -> bool:
         """Whether this part takes care of what cannot be read."""
 
+    def goes_on(self, position: int) -> bool:
+        """Whether all know that the round has ended whose last end is there."""
+
 
 class Sets(Way, Protocol):
     """What a join asks of the task that it is for."""
@@ -102,6 +105,9 @@ class Holding:
         due: sets that wait to be run.
         ends: the sources' ends.
         untold: messages since the policy was last told the watermarks.
+        ended_at: the position of the last source's end, of the last round that has ended.
+        at_end: all sources have ended and the last end is not written, or not known to all: nothing more is to be taken. Only of a join in
+            partitions, whose rounds end together.
         apart: messages taken that are none of a set: control messages, and those of other partitions.
         push: takes one delivered message.
         broken: whether an error came out of the midst of a change: nothing more is to be taken or run by this holding.
@@ -134,11 +140,13 @@ class Holding:
         self._marks: dict[str, int] = {}
         self._told: dict[str, int] = {}
         self.untold = self.apart = 0
-        self.broken = False
+        self.broken = self.at_end = False
         self.warned: Warning | None = None
         self.ends = Ends(subscription.attributes())
         # Sources that have ended, as far as this member has read: their next message opens them again.
         self._gone = {source for source in self._parameters if source in self.ends.ended}
+        self.ended_at = max(at for _, at in self.ends.ended.values()) if len(self._gone) == len(self._parameters) else None
+        self._look_whether_at_end()
         self._begin()
         for source in self._gone:
             self._clocks[source].restore_end(self.ends.ended[source][1])
@@ -209,7 +217,8 @@ class Holding:
                 return None  # it came back to the member that has it
             # What is held after its turn is state, even if it was decided longer ago than ids are remembered.
             decided = id_ in known.new or id_ in known.old or (restorable and restorable.get(position) == id_)
-            if not (decided and clock.ended):  # what came twice is no new beginning of a source that has ended
+            # What came twice is no new beginning of a source that has ended; but not all partitions would know it.
+            if part is not None or not (decided and clock.ended):
                 watermark_ns = clock.observe(header, position, published_ns)
                 if watermark_ns is not None:
                     marks[source] = watermark_ns
@@ -502,6 +511,7 @@ class Holding:
             if clock.end(header, position):
                 self._gone.add(header.source_id)
                 self._mark(header.source_id, WATERMARK_END)
+            self.at_end = self._run_set.part is not None and all(clock.ended for clock in self._clocks.values())
         return CONTROL
 
     def _reopen(self, source: str, position: int) -> bool:
@@ -533,7 +543,10 @@ class Holding:
         `idle`: no message is ready.
         """
         ends, pending = self.ends, self.pending
-        if not ends.held or self.due or not idle:
+        if not ends.held:
+            self._look_whether_at_end()
+            return
+        if self.due or not idle:
             return
         last = all(clock.ended for clock in self._clocks.values()) and self.policy.next_due_ns() is None
         if last:
@@ -543,13 +556,23 @@ class Holding:
             topic, position, source = entry = ends.held[0]
             if self._subscription.floor(topic) < position:
                 return
-            frames: list[Frame] | None = []
-            if last and len(ends.held) == 1 and (frames := self._way.end_frames(position)) is None:
+            ends_round = last and len(ends.held) == 1
+            frames = self._way.end_frames(position) if ends_round else []
+            if frames is None:
                 return
             ended = self._clocks[source].ended and ends.is_last(entry)
             attributes = ends.recording(source, topic, position) if ended else {}
             pending.write_control({topic: [position]}, {pending.topic_out: frames} if frames else {}, attributes)
             ends.written(entry, ended=ended)
+            if ends_round:
+                self.ended_at = position
+        self._look_whether_at_end()
+
+    def _look_whether_at_end(self) -> None:
+        part = self._run_set.part
+        self.at_end = (
+            part is not None and self.ended_at is not None and len(self._gone) == len(self._parameters) and not part.goes_on(self.ended_at)
+        )
 
     def _let_go(self) -> None:
         """Decides what the policy still holds, and no set that is due: its sources have ended."""

@@ -35,6 +35,7 @@ _TELL_EVERY = 256
 _STRIDE = 16
 """So many messages are taken before the loop looks at the clock again."""
 
+_AT_END_S = 0.02
 _LOST = (Fenced, ClaimLost)
 
 
@@ -220,7 +221,7 @@ class Join(Stage):
                 due_ns = holding.policy.next_due_ns()
             if holding.due:
                 return self._run_due(holding)
-        if self._ready and holding is not None:
+        if self._ready and holding is not None and not holding.at_end:
             outcome = self._take(holding)
             due_ns = holding.policy.next_due_ns()
             if not holding.due and due_ns is not None and (now_ns := time.time_ns()) >= due_ns:
@@ -231,7 +232,9 @@ class Join(Stage):
             holding.copy_remains(self._asked)
             holding.pending.settle()
             holding.write_ends(idle=True)
-            if holding.due:
+            if self._ready and holding.at_end:
+                self._control.closing.wait(_AT_END_S)  # other partitions are still on their way there
+            if self._ready or holding.due:
                 return CONTROL
         if not self._await(deadline, due_ns) and self._over():
             raise StopIteration
@@ -241,7 +244,7 @@ class Join(Stage):
         if self._skips_old:
             until = monotonic_ns() + CATCH_UP_NS
             try:
-                while (self._ready or self._receive(0)) and monotonic_ns() < until:
+                while not holding.at_end and (self._ready or self._receive(0)) and monotonic_ns() < until:
                     self._push_next(holding)
             except JoinOverflow:
                 pass  # raised again when it is taken the next time; what is due makes room for it
@@ -316,7 +319,7 @@ class Join(Stage):
                 pending.settle()
             if not units:
                 pending.since_ns = monotonic_ns()
-            if control.stop or not (ready or due):
+            if control.stop or not (ready or due) or (holding.at_end and not due):
                 return
             if due:
                 outcome = run_due()
@@ -334,7 +337,7 @@ class Join(Stage):
                 except BaseException:
                     ready.append(delivery)
                     raise
-                if holding.push is not push:
+                if holding.push is not push or (outcome is CONTROL and holding.at_end):
                     break
                 if due:
                     # The common case of a join: one message completes one set.
@@ -353,7 +356,7 @@ class Join(Stage):
             try:
                 holding.pending.settle()
                 if not holding.broken:
-                    holding.write_ends(idle=not self._ready)
+                    holding.write_ends(idle=not self._ready or holding.at_end)
                 holding.pending.owner_runs(False)
             except _LOST as exc:
                 self._stand_down(exc)
@@ -389,6 +392,15 @@ class Join(Stage):
         return {"received": self.received - holding.apart, "settled": holding.pending.settled, "sent": holding.pending.results}
 
     def explain(self) -> dict[str, Any]:
+        """From any thread."""
+        while True:
+            try:
+                return self._explain()
+            except RuntimeError as exc:  # a dict of the policy's has changed meanwhile: it is stepped by another thread
+                if "changed size" not in str(exc) and "mutated" not in str(exc):
+                    raise
+
+    def _explain(self) -> dict[str, Any]:
         holding = self._holding
         if holding is None:
             return {"holds_the_join": False, "sources": {}, "held": 0, "due": 0}
@@ -416,14 +428,16 @@ class Join(Stage):
 
     @property
     def ended_at(self) -> int | None:
-        """The position of the last source's end, when all that is before it is settled and the end itself; else None."""
+        """The position of the last source's end, while that is the last that has come. From any thread."""
         holding = self._holding
         if holding is None or self._ready or holding.due or holding.pending.units:
             return None
-        ends = holding.ends
-        if ends.held or any(source not in ends.ended for source in self._run_set.parameters):
-            return None
-        return max(position for _, position in ends.ended.values())
+        return holding.ended_at if holding.ends.all_ended(self._run_set.parameters, at_once=True) else None
+
+    @property
+    def round_ended_at(self) -> int | None:
+        """The position of the last source's end, of the last round that has ended. From any thread."""
+        return None if self._holding is None else self._holding.ended_at
 
     def _idle(self) -> bool:
         """Between waits: what other members have recorded, and whether the join has come to this one."""

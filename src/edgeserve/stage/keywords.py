@@ -40,6 +40,8 @@ _NAME_OR_NONE: _Check = (_or_none(_name), f"a name, a str of 1 to {MAX_NAME_BYTE
 _FLAG: _Check = (lambda value: isinstance(value, bool), "True or False")
 _MESSAGES: _Check = (lambda value: _whole(value, 1), "a number of messages, an int of at least 1")
 
+MOST_PARTITIONS = 256
+
 _CHECKS: dict[str, _Check] = {
     "ack_timeout_ms": (lambda value: value is None or (_milliseconds(value) and value > 0), "a number of milliseconds above 0, or None"),
     "backlog": (lambda value: _one_of(value, "all", "latest"), "'all' or 'latest'"),
@@ -59,7 +61,10 @@ _CHECKS: dict[str, _Check] = {
     "on_error": (lambda value: value is None or _one_of(value, "raise"), "None (dead letter, go on) or 'raise'"),
     "output_id": _NAME_OR_NONE,
     "overflow": (lambda value: _one_of(value, "drop_oldest", "error"), "'drop_oldest' or 'error'"),
-    "partitions": (lambda value: _whole(value, 1), "into how many parts keys are divided, an int of at least 1"),
+    "partitions": (
+        lambda value: _whole(value, 1) and int(value) <= MOST_PARTITIONS,
+        f"into how many parts keys are divided, an int from 1 to {MOST_PARTITIONS}: each costs its holder some threads",
+    ),
     "retries": (lambda value: _whole(value, 0), "how often a failed call is repeated, an int of 0 or more"),
     "retry_backoff_ms": _MILLISECONDS,
     "send_window": _MESSAGES,

@@ -1,19 +1,21 @@
 """A join by key in several partitions, each with a holder of its own: replicas that join, and not only run sets.
 
 Members find each other in a group of their own, the roster, on a topic that nothing is sent to. Its first member says who holds which
-partition; that stands among the roster's attributes, with the partitions that have ended. A partition is a join like any other, of a group
-of its own, which takes only what is its own of the topic, and aligns in a thread of its own. Its sets are run one after the other by the
-thread that steps the node, so that those of a key stay in their order.
+partition; that stands among the roster's attributes, with how far the partitions are (`Rounds`). A partition is a join like any other, of a
+group of its own, which takes only what is its own of the topic, and aligns in a thread of its own. Its sets are run one after the other by
+the thread that steps the node, so that those of a key stay in their order.
 """
 
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -21,7 +23,7 @@ from typing import Any
 import msgspec
 
 from edgeserve.align import JoinSet, Policy
-from edgeserve.core.errors import ClosedError, Fenced, GroupConflict, ReceiveTimeout, TransportError, UnknownTopic
+from edgeserve.core.errors import Fenced, GroupConflict, ReceiveTimeout, TransportError, UnknownTopic
 from edgeserve.core.message import Header
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.assignment import assign, of_partition, partition_group, partition_of
@@ -29,13 +31,13 @@ from edgeserve.stage.base import CONTROL, Options, Raised, Steps
 from edgeserve.stage.context import CURRENT, Current
 from edgeserve.stage.control import SLICE_MS, Control
 from edgeserve.stage.decisions import roster_topic
-from edgeserve.stage.ends import Ends
+from edgeserve.stage.ends import GRACE_S
 from edgeserve.stage.holding import Part
 from edgeserve.stage.join import Join
 from edgeserve.stage.linger import NO_ROOM, Patience
 from edgeserve.stage.retry import GoesBack
 from edgeserve.stage.runset import GiveUp, Input, Outcome, RunSet
-from edgeserve.stage.settle import OLDEST_PENDING_NS
+from edgeserve.stage.settle import OLDEST_PENDING_NS, owned
 from edgeserve.stage.unseen import Unseen
 from edgeserve.transport import ClaimLost, Frame, GroupKind, Subscription, Transport
 
@@ -43,21 +45,22 @@ _log = logging.getLogger("edgeserve")
 
 _LOOK_S = 0.2
 _SLICE_S = SLICE_MS / 1000
+_MOST_TIMES = 8
 _HOLDERS = "holders"
 _encode = msgspec.msgpack.Encoder().encode
 _decode_holders = msgspec.msgpack.Decoder(list[str]).decode
 
 
 class _Offer:
-    """A set that waits for the thread that runs the task."""
+    """A set that waits for the thread that runs the task. `changed`: it was run, or its partition is to look around."""
 
-    __slots__ = ("answered", "call", "outcome", "settled", "taken")
+    __slots__ = ("call", "changed", "outcome", "settled", "taken")
 
     def __init__(self, call: Callable[[], Outcome], settled: threading.Event) -> None:
         self.call, self.settled = call, settled
         self.outcome: Outcome | None = None
         self.taken = False
-        self.answered = threading.Event()
+        self.changed = threading.Event()
 
 
 class Exchange:
@@ -68,29 +71,27 @@ class Exchange:
         self._offers: list[_Offer] = []
         self._woken = False
 
-    def offer(self, call: Callable[[], Outcome], settled: threading.Event, ends: Callable[[], bool]) -> Outcome:
-        """Returns what became of a set when it has been run.
-
-        Args:
-            call: runs it.
-            settled: cleared when it was run; the caller sets it when the outcome is among what is to be settled.
-            ends: whether to wait no longer.
+    def offer(self, offer: _Offer, look: Callable[[], bool]) -> Outcome:
+        """Returns what became of a set when it has been run. `look`: called meanwhile, says whether to wait no longer.
 
         Raises:
             GoesBack: nobody has begun with it, and the partition is to end.
         """
-        offer = _Offer(call, settled)
         with self._changed:
             self._offers.append(offer)
             self._changed.notify()
-        while not offer.answered.wait(_SLICE_S):
-            with self._changed:
-                if not offer.taken and ends():
-                    self._offers.remove(offer)
-                    raise GoesBack("the partition ends before its set was run")
+        while True:
+            offer.changed.wait(_SLICE_S)
+            offer.changed.clear()
+            if offer.outcome is not None:
+                break
+            if look():
+                with self._changed:
+                    if not offer.taken:
+                        self._offers.remove(offer)
+                        raise GoesBack("the partition ends before its set was run")
         with self._changed:
             self._offers.remove(offer)
-        assert offer.outcome is not None
         return offer.outcome
 
     def step(self, seconds: float) -> Any:
@@ -107,14 +108,15 @@ class Exchange:
                 if offer is None:
                     return CONTROL
                 offer.taken = True
-            outcome = offer.call()
+            result, of, members, frames, aside = offer.call()
             offer.settled.clear()
-            offer.outcome = (None, *outcome[1:])  # an error is raised here, and not once more by the partition
-            offer.answered.set()
-            return outcome[0]
+            # An error is raised here, and not once more by the partition. The task's own buffers may be written to by the next set.
+            offer.outcome = None, of, members, owned(frames), aside
+            return result
         finally:
-            if offer is not None and offer.outcome is None:
-                offer.taken = False
+            if offer is not None:
+                offer.taken = offer.outcome is not None
+                offer.changed.set()
 
     def _first(self) -> _Offer | None:
         return next((offer for offer in self._offers if not offer.taken), None)
@@ -126,13 +128,27 @@ class Exchange:
             self._changed.notify()
 
 
+class _Part(Join):
+    """The join of one partition. `between`: called in its own thread, between two steps and while it waits."""
+
+    between: Callable[[], object]
+
+    def _run_some(self) -> None:
+        self.between()
+        super()._run_some()
+
+    def _idle(self) -> bool:
+        self.between()
+        return super()._idle()
+
+
 class Partition:
     """One partition for as long as this member holds it: its part of the messages, the join of them, and the thread that aligns. See `Sets`
     and `Part`.
 
     Attributes:
         join: of the partition.
-        settled: whether every set that was run is among what is to be settled.
+        reached: where all sources have ended, as far as it is.
         ready: set when the join is `opened`, or could not be.
         over: whether the thread has ended.
         error: what has ended it, to be raised once.
@@ -151,19 +167,26 @@ class Partition:
         make_policy: Callable[[], Policy],
         exchange: Exchange,
         screening: threading.Lock,
-        last: Callable[[int], bool],
+        rounds: Rounds,
     ) -> None:
         self.number, self._partitions, self.by_header = number, options.partitions, by_header
         self.topic, self.parameters, self.output_id = run_set.topic, run_set.parameters, run_set.output_id
         self.verbose, self.screened = run_set.verbose, run_set.screened
         self.current = Current()
-        self._control, self._run_set, self._exchange, self._screening, self._last = control, run_set, exchange, screening, last
+        self._control, self._run_set, self._exchange, self._screening, self._rounds = control, run_set, exchange, screening, rounds
+        self._patience = Patience(f"{options.name}, partition {number + 1}", control)
         self.halted = self.opened = self.over = False
+        self.reached: int | None = None
         self.error: BaseException | None = None
         self.unsettled: BaseException | None = None
-        self.settled, self.ready = threading.Event(), threading.Event()
+        self.ready = threading.Event()
+        # Whether every set that was run is among what is to be settled; what is on offer; who waits for a flush.
+        self._settled = threading.Event()
+        self._offered: _Offer | None = None
+        self._flush: Future[None] | None = None
         group = partition_group(options.group, number, options.partitions)
-        self.join = Join(replace(options, group=group, letters=options.group), control, counts, run_set=self, make_policy=make_policy)
+        self.join = _Part(replace(options, group=group, letters=options.group), control, counts, run_set=self, make_policy=make_policy)
+        self.join.between = self._between
         self._thread: threading.Thread
 
     # --- a part of the messages ---------------------------------------------------------------------------------
@@ -180,6 +203,10 @@ class Partition:
     def has_unread(self) -> bool:
         """One of them puts aside what none can read."""
         return self.number == 0
+
+    def goes_on(self, position: int) -> bool:
+        """The first partition has said so itself, and waits until the roster does: whoever takes it over could not say it any more."""
+        return self.number > 0 or self._rounds.published == position
 
     # --- its sets -----------------------------------------------------------------------------------------------
 
@@ -199,30 +226,34 @@ class Partition:
         run = self._run_set.make(give_up)
 
         def offer(joined: JoinSet, _promise_ns: int | None) -> Outcome:
-            self.settled.set()
-            return self._exchange.offer(partial(run, joined, None), self.settled, self._ends)
+            self._settled.set()
+            self._offered = offered = _Offer(partial(run, joined, None), self._settled)
+            try:
+                return self._exchange.offer(offered, self._look)
+            finally:
+                self._offered = None
 
         return offer
 
     def end_frames(self, position: int) -> list[Frame] | None:
-        """The first partition says that all have ended, as soon as they have."""
+        """The first partition publishes the end when all have reached it, and none takes anything behind it before."""
+        self.reached = position
         if self.number:
-            return []
-        return self._run_set.end_frames(position) if self._last(position) else None
+            return [] if self._rounds.published == position else None
+        return self._run_set.end_frames(position) if self._rounds.all_are_at(position) else None
 
     # --- its thread ---------------------------------------------------------------------------------------------
 
-    def start(self, transport: Transport) -> None:
-        """Begins."""
-        self.settled.set()
-        self._thread = threading.Thread(target=self._run, args=(transport,), name=f"edgeserve-partition-{self.number + 1}", daemon=True)
+    def start(self, transport: Transport, *, patient: bool) -> None:
+        """Begins. `patient`: waits for a store that has no room."""
+        self._settled.set()
+        name = f"edgeserve-partition-{self.number + 1}"
+        self._thread = threading.Thread(target=self._run, args=(transport, patient), name=name, daemon=True)
         self._thread.start()
 
-    def _run(self, transport: Transport) -> None:
+    def _run(self, transport: Transport, patient: bool) -> None:
         try:
-            self.join.open(transport)
-            self.join.leaves = self._leaves
-            self.opened = True
+            self._open_join(transport, patient)
             self.ready.set()
             try:
                 self.join.run(None)
@@ -232,9 +263,19 @@ class Partition:
             self.error = exc
         finally:
             self.over = True
-            self.settled.set()
+            self._answer_flush(self.unsettled)
             self.ready.set()
             self._exchange.wake()
+
+    def _open_join(self, transport: Transport, patient: bool) -> None:
+        while not self.opened:
+            try:
+                self.join.open(transport)
+                self.join.leaves = self._ends
+                self.opened = True
+            except NO_ROOM as exc:
+                if not patient or self._ends() or not self._patience.wait(exc):
+                    raise
 
     def _close_join(self) -> None:
         try:
@@ -245,9 +286,44 @@ class Partition:
     def _ends(self) -> bool:
         return self.halted or self._control.stopping()
 
-    def _leaves(self) -> bool:
-        self.settled.set()  # asked between two steps
-        return self.halted
+    def _look(self) -> bool:
+        """While a set is on offer."""
+        self._serve_flush()
+        return self._ends()
+
+    def _between(self) -> None:
+        self._settled.set()
+        self._serve_flush()
+
+    def _serve_flush(self) -> None:
+        if self._flush is None or not self._settled.is_set():
+            return
+        error: Exception | None = None
+        try:
+            self.join.flush()
+        except (Fenced, ClaimLost):
+            pass  # another member has it by now, and does what is left
+        except Exception as exc:
+            error = exc
+        self._answer_flush(error)
+
+    def _answer_flush(self, error: BaseException | None) -> None:
+        asked, self._flush = self._flush, None
+        if asked is not None and error is not None:
+            asked.set_exception(error)
+        elif asked is not None:
+            asked.set_result(None)
+
+    def flush(self) -> None:
+        """Returns when the sets that were run are durable. For who runs them."""
+        self._flush = asked = Future[None]()
+        while not asked.done() and not self.over:
+            if (offered := self._offered) is not None:
+                offered.changed.set()
+            self.join.wake()
+            wait_for([asked], _SLICE_S)
+        if asked.done():
+            asked.result()
 
     def halt(self) -> None:
         """Asks it to end after what it has in hand."""
@@ -259,6 +335,68 @@ class Partition:
         while self._thread.is_alive():
             self.join.wake()
             self._thread.join(_SLICE_S)
+
+
+class Rounds:
+    """How far the partitions are, as the roster says: all end a round together.
+
+    A partition that has come to the last source's end says where that is, and waits. When all are there the first one publishes the end and
+    says so, and they go on. So no result of a round stands behind its end, and none of the next before it.
+
+    Attributes:
+        published: where the last round has ended.
+        open: whether another has begun since.
+    """
+
+    _AT, _PUBLISHED, _OPEN = "at:", "published", "open"
+
+    def __init__(self, partitions: int, attributes: dict[str, bytes]) -> None:
+        self._at: list[int | None] = [None] * partitions
+        self.published: int | None = None
+        self.open = False
+        self.learn(attributes)
+        # Whoever finds a round ended when it comes waits for another to begin, as with any source.
+        self._waits_until = 0.0 if self.published is None else time.monotonic() + GRACE_S
+
+    def learn(self, attributes: dict[str, bytes]) -> None:
+        """Takes over what the roster says."""
+        before = self.published
+        self._at = [_position(attributes.get(f"{self._AT}{number}")) for number in range(len(self._at))]
+        self.published = _position(attributes.get(self._PUBLISHED))
+        self.open = bool(attributes.get(self._OPEN))
+        if self.published != before:
+            self._waits_until = 0.0
+
+    def all_are_at(self, position: int) -> bool:
+        """Whether all partitions but the first are there."""
+        return all(at == position for at in self._at[1:])
+
+    def news(self, partition: Partition) -> dict[str, bytes]:
+        """What the roster does not say yet of a partition."""
+        news = {}
+        at, ended_at, published = partition.reached, partition.join.ended_at, partition.join.round_ended_at
+        if at is not None and self._at[partition.number] != at:
+            news[f"{self._AT}{partition.number}"] = _encode(at)
+        if partition.number == 0 and partition.join.holds:
+            if published is not None and self.published != published:
+                news[self._PUBLISHED] = _encode(published)
+            if self.open != (ended_at is None):
+                news[self._OPEN] = b"1" if ended_at is None else b""
+        return news
+
+    def ended(self, held: Iterable[Partition]) -> bool:
+        """Whether all partitions have ended: these, and those of others."""
+        published = self.published
+        return (
+            published is not None
+            and not self.open
+            and time.monotonic() >= self._waits_until
+            and all(partition.join.ended_at == published for partition in held)
+        )
+
+
+def _position(encoded: bytes | None) -> int | None:
+    return None if encoded is None else msgspec.msgpack.decode(encoded, type=int)
 
 
 class Partitioned(Steps):
@@ -276,16 +414,19 @@ class Partitioned(Steps):
         self._topic = options.topics[0]
         self._exchange, self._screening = Exchange(), threading.Lock()
         self._held: dict[int, Partition] = {}
+        # Of partitions that were held: what they have counted, what they have met, what of it says that results were not stored.
         self._past: Counter[str] = Counter()
         self._errors: deque[BaseException] = deque()
+        self._unsettled: list[BaseException] = []
+        self._books = threading.Lock()
         self._patience = Patience(options.name, control)
         self._closing = threading.Event()
+        # After a `run` that was told to stop: nothing is begun before somebody steps again.
+        self._rests = self._told_idle = False
         self._keeper: threading.Thread | None = None
         self._transport: Transport
         self._roster: Subscription
-        # The partitions' ends, as if they were sources.
-        self._ends: Ends
-        self._names = [str(number) for number in range(options.partitions)]
+        self._rounds: Rounds
 
     # --- what a node calls --------------------------------------------------------------------------------------
 
@@ -302,9 +443,10 @@ class Partitioned(Steps):
                 version=o.version,
                 member=o.member(),
             )
+            self._roster.stopping, self._roster.giving_up = self._control.stopping, self._control.giving_up
             try:
-                self._ends = Ends(self._roster.attributes())
-                self._look()
+                self._rounds = Rounds(o.partitions, self._roster.attributes())
+                self._look(patient=False)
                 for partition in self._held.values():
                     partition.ready.wait()
                     if partition.error is not None and not partition.opened:
@@ -322,11 +464,11 @@ class Partitioned(Steps):
         o = self._options
         deadline = None if o.timeout_ms is None else time.monotonic() + o.timeout_ms / 1000
         token = CURRENT.set(self._run_set.current)
+        self._rests = False
         try:
             while not self._control.stopping():
                 self._raise_errors()
-                wait_s = _SLICE_S if deadline is None else min(_SLICE_S, max(0.0, deadline - time.monotonic()))
-                result = self._exchange.step(wait_s)
+                result = self._exchange.step(_SLICE_S if deadline is None else min(_SLICE_S, max(0.0, deadline - time.monotonic())))
                 if type(result) is Raised:
                     raise result.error
                 if result is not CONTROL:
@@ -340,6 +482,7 @@ class Partitioned(Steps):
     def run(self, until: str | None) -> None:
         unseen = Unseen(f"{self._options.what} {self._options.name!r}", self._topic, self._never_seen) if until == "end" else None
         token = CURRENT.set(self._run_set.current)
+        self._rests = False
         try:
             while not self._control.stopping():
                 self._raise_errors()
@@ -347,15 +490,22 @@ class Partitioned(Steps):
                 if type(result) is Raised:
                     raise result.error
                 if result is CONTROL and unseen is not None:
-                    if self.has_ended():
+                    if self._rounds.ended(list(self._held.values())):
                         return
                     unseen.look()
-            for partition in list(self._held.values()):
-                partition.wait()  # each settles what it has run
+            self._rest()
         except GoesBack:
-            pass  # told to end in the pause before a retry
+            self._rest()  # told to end in the pause before a retry
         finally:
             CURRENT.reset(token)
+
+    def _rest(self) -> None:
+        """Told to stop: what was run is settled before `run` returns."""
+        self._rests = True
+        for partition in list(self._held.values()):
+            partition.wait()
+        self._sweep()
+        self._raise_errors()
 
     def _raise_errors(self) -> None:
         if self._errors:
@@ -363,21 +513,20 @@ class Partitioned(Steps):
 
     def flush(self) -> None:
         for partition in list(self._held.values()):
-            while not partition.settled.wait(_SLICE_S):
-                partition.join.wake()
-            if not partition.over:
-                with suppress(Fenced, ClaimLost, ClosedError):  # another member has it by now, and does what is left
-                    partition.join.flush()
+            partition.flush()
+        self._sweep()
+        self._raise_errors()
 
     def close(self) -> None:
-        held = list(self._held.values())
         try:
             self._let_go()
         finally:
             self._run_set.close()
-        for partition in held:
-            if partition.unsettled is not None:
-                raise partition.unsettled
+        while self._errors:
+            error = self._errors.popleft()
+            if error in self._unsettled:
+                raise error
+            _log.warning("%s %r met an error after the last step: %s", self._options.what, self._options.name, error)
 
     def _let_go(self) -> None:
         self._closing.set()
@@ -395,35 +544,22 @@ class Partitioned(Steps):
         for partition in list(self._held.values()):
             partition.join.wake()
 
-    def has_ended(self) -> bool:
-        """Whether all partitions have ended, those of others too."""
-        ended = self._ends.ended
-        return (
-            all(partition.join.ended_at is not None for partition in list(self._held.values()))
-            and self._ends.all_ended(self._names)
-            and len({ended[name] for name in self._names}) == 1
-        )
-
-    def _last(self, position: int) -> bool:
-        """Whether all partitions but the first have ended with the end at `position`, or a later one."""
-        ended = self._ends.ended
-        return all(name in ended and ended[name][1] >= position for name in self._names[1:])
-
     def _never_seen(self) -> list[str]:
         return sorted({source for partition in list(self._held.values()) for source in partition.join.never_seen()})
 
     def totals(self) -> dict[str, int]:
-        totals = Counter(self._past)
-        for partition in list(self._held.values()):
-            totals.update(partition.join.totals())
+        with self._books:
+            totals = Counter(self._past)
+            for partition in list(self._held.values()):
+                totals.update(partition.join.totals())
         return dict(totals)
 
     def explain(self) -> dict[str, Any]:
-        held = dict(self._held)
-        found = [_explained(partition.join) for partition in held.values()]
+        held = [partition for partition in list(self._held.values()) if partition.join.holds]
+        found = [partition.join.explain() for partition in held]
         return {
             "holds_the_join": bool(held),
-            "partitions": {"held": sorted(number + 1 for number in held), "of": self._options.partitions},
+            "partitions": {"held": sorted(partition.number + 1 for partition in held), "of": self._options.partitions},
             "sources": _merged(each["sources"] for each in found),
             "held": sum(each["held"] for each in found),
             "due": sum(each["due"] for each in found),
@@ -435,8 +571,8 @@ class Partitioned(Steps):
     def _keep(self) -> None:
         while not self._closing.wait(_LOOK_S):
             try:
-                if not self._control.stopping():
-                    self._look()
+                if not (self._control.stopping() or self._rests):
+                    self._look(patient=True)
                 if self._patience.troubled:
                     self._patience.over()
             except NO_ROOM as exc:
@@ -446,36 +582,34 @@ class Partitioned(Steps):
                     self._errors.append(exc)
                     self._exchange.wake()
 
-    def _look(self) -> None:
-        """Takes the partitions that are this member's by now, gives back the others, and says which have ended."""
+    def _look(self, *, patient: bool) -> None:
+        """Takes the partitions that are this member's by now, gives back the others, and says how far they are."""
         self._sweep()
-        roster, held = self._roster, self._held
+        roster, held, o = self._roster, self._held, self._options
         members, attributes = roster.members(), roster.attributes()
-        self._learn(attributes)
+        self._rounds.learn(attributes)
         known = attributes.get(_HOLDERS)
         holders = [] if known is None else _decode_holders(known)
+        if len(members) > len(holders) > 0 and roster.name not in holders and not self._told_idle:
+            self._told_idle = True
+            _log.info("%s %r holds no partition: there are %d, and %d members; it stands by", o.what, o.name, o.partitions, len(members))
+        news: dict[str, bytes] = {}
         if members and members[0] == roster.name:
-            before, holders = holders, assign(holders, members, self._options.partitions)
+            before, holders = holders, assign(holders, members, o.partitions)
             if holders != before:
-                roster.settle({}, attributes={_HOLDERS: _encode(holders)})
+                news[_HOLDERS] = _encode(holders)
+        for partition in held.values():
+            # All together as often as one would, while that keeps no result waiting for long.
+            partition.join.settle_after_ns = OLDEST_PENDING_NS * min(len(held), _MOST_TIMES)
+            news |= self._rounds.news(partition)
+        if news:
+            roster.settle({}, attributes=news)
         for number, holder in enumerate(holders):
-            partition = held.get(number)
-            if partition is None and holder == roster.name and not self._errors:
+            if number in held and holder != roster.name:
+                held[number].halt()
+            elif number not in held and holder == roster.name and not self._errors:
                 held[number] = partition = self._partition(number)
-                partition.start(self._transport)
-            elif partition is not None and holder != roster.name:
-                partition.halt()
-        for number, partition in held.items():
-            partition.join.settle_after_ns = OLDEST_PENDING_NS * len(held)  # all together as often as one would
-            at = partition.join.ended_at
-            if at is not None and self._ends.ended.get(self._names[number]) != (self._topic, at):
-                roster.settle({}, attributes=self._ends.recording(self._names[number], self._topic, at))
-
-    def _learn(self, attributes: dict[str, bytes]) -> None:
-        before = dict(self._ends.ended)
-        self._ends.learn(attributes)
-        if self._ends.ended != before:
-            self._ends.at_start = False  # one has ended meanwhile, so it was no other round
+                partition.start(self._transport, patient=patient)
 
     def _partition(self, number: int) -> Partition:
         return Partition(
@@ -488,25 +622,22 @@ class Partitioned(Steps):
             make_policy=self._make_policy,
             exchange=self._exchange,
             screening=self._screening,
-            last=self._last,
+            rounds=self._rounds,
         )
 
     def _sweep(self) -> None:
-        """Forgets the partitions that have ended; what they have met is raised by whoever steps."""
-        for number, partition in list(self._held.items()):
-            if partition.over:
-                del self._held[number]
+        """Forgets the partitions that have ended; what they have met is raised by whoever steps, flushes or closes."""
+        with self._books:
+            for number, partition in list(self._held.items()):
+                if not partition.over:
+                    continue
                 self._past.update(partition.join.totals())
-                for error in (partition.unsettled, partition.error):
-                    if error is not None:
-                        self._errors.append(error)
-                        self._exchange.wake()
-
-
-def _explained(join: Join) -> dict[str, Any]:
-    while True:
-        with suppress(RuntimeError):  # a dict of the policy's has changed meanwhile: it is stepped by another thread
-            return join.explain()
+                del self._held[number]
+                if partition.unsettled is not None:
+                    self._unsettled.append(partition.unsettled)
+                self._errors += [error for error in (partition.unsettled, partition.error) if error is not None]
+        if self._errors:
+            self._exchange.wake()
 
 
 def _merged(found: Iterable[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -522,6 +653,7 @@ def _merged(found: Iterable[dict[str, dict[str, Any]]]) -> dict[str, dict[str, A
             whole["dropped"] = dict(Counter(whole["dropped"]) + Counter(report["dropped"]))
             for field, pick in (("oldest_ns", min), ("newest_ns", max), ("watermark_ns", min)):
                 whole[field] = pick((ns for ns in (whole[field], report[field]) if ns is not None), default=None)
+            whole["note"] = whole["note"] or report["note"]
             miss = report["nearest_miss_ns"]
             if miss is not None and (whole["nearest_miss_ns"] is None or miss < whole["nearest_miss_ns"]):
                 whole["nearest_miss_ns"], whole["note"] = miss, report["note"]
@@ -535,6 +667,8 @@ def refuse_other_partitions(transport: Transport, topic: str, group: str, partit
         GroupConflict: it was.
     """
     try:
+        if partitions == 1:
+            transport.end(roster_topic(topic, group))  # there is none in nearly all cases, and to ask for groups takes a broker long
         names = transport.topic_info(topic).groups
     except UnknownTopic:
         return
@@ -546,7 +680,8 @@ def refuse_other_partitions(transport: Transport, topic: str, group: str, partit
         if before != partitions:
             raise GroupConflict(
                 f"the join of group {group!r} on topic {topic!r} was run with partitions={before}, and this one has {partitions}: "
-                f"give it another group=, or, where it may begin anew, forget the old one: edgeserve topic forget {topic} {name}"
+                "give it another group=, or, where it may begin anew, forget the old one: "
+                f"edgeserve topic forget {shlex.quote(topic)} {shlex.quote(group)} --node ..."
             )
 
 

@@ -176,12 +176,7 @@ class Replicated(Steps):
                 stage.wake()
 
     def explain(self) -> dict[str, Any]:
-        while True:
-            try:
-                return self._join.explain() | {"shares_sets": self._mode is not _Mode.ALONE}
-            except RuntimeError as exc:  # a dict of the policy's has changed meanwhile: it is stepped by another thread
-                if "changed size" not in str(exc) and "mutated" not in str(exc):
-                    raise
+        return self._join.explain() | {"shares_sets": self._mode is not _Mode.ALONE}
 
     def totals(self) -> dict[str, int]:
         totals = self._join.totals()
