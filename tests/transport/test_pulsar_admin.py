@@ -7,13 +7,14 @@ import os
 import socket
 import struct
 import threading
+import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from tests.servers import with_namespace
 
-from edgeserve.core.errors import TransportError
+from edgeserve.core.errors import ConfigurationError, TransportError
 from edgeserve.testing.transport import drain, publish
 from edgeserve.testing.transport.cases import collect, numbered
 from edgeserve.transport import connect, disconnect
@@ -150,5 +151,22 @@ def test_a_member_that_cannot_go_on_says_so(nats_url: str, monkeypatch: pytest.M
         member = transport.subscribe(["a"], "g")
         with pytest.raises(TransportError, match="member of group 'g' cannot go on: ZeroDivisionError"):
             member.receive(1)
+    finally:
+        disconnect(transport)
+
+
+@pytest.mark.parametrize("use", [lambda t: t.publisher("parted"), lambda t: t.subscribe(["parted"], "g")], ids=["write", "read"])
+def test_a_partitioned_topic_is_refused_by_name(pulsar_url: str, use: Callable[[Transport], object]) -> None:
+    url = with_namespace(pulsar_url)
+    transport = connect(url)
+    try:
+        publish(transport, "other", [b"1"])
+        place = transport.driver.settings  # type: ignore[attr-defined]
+        request = urllib.request.Request(
+            f"{place.admin}/admin/v2/persistent/{place.space}/parted/partitions", b"3", {"Content-Type": "application/json"}, method="PUT"
+        )
+        urllib.request.urlopen(request, timeout=60).close()
+        with pytest.raises(ConfigurationError, match=r"'parted' .* is partitioned \(3\).*without partitions"):
+            use(transport)
     finally:
         disconnect(transport)

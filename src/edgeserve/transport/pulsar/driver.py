@@ -169,7 +169,19 @@ class PulsarDriver(Driver):
             lambda: self._client.create_reader(self.full(topic), start, receiver_queue_size=_QUEUE, start_message_id_inclusive=inclusive),
         )
 
+    def _refuse_partitions(self, what: str, topic: str) -> None:
+        full = self.full(topic)
+        found = self.patiently(what, topic, lambda: self._client.get_topic_partitions(full))
+        if found != [full]:
+            raise ConfigurationError(
+                f"topic {topic!r} on {self.settings.shown} is partitioned ({len(found)}), so that its messages have no one order: make it "
+                "anew without partitions (allowAutoTopicCreationType=non-partitioned is the broker's default). Tasks share a topic "
+                "as it is, and Compute(by=, partitions=) divides the keys of a join"
+            )
+
     def _client_end(self, what: str, topic: str, make: Callable[[], _T]) -> _T:
+        if topic not in self._exist:
+            self._refuse_partitions(what, topic)
         end = self.patiently(what, topic, make)
         self._exist.add(topic)
         self._ends.add(end)
