@@ -227,7 +227,7 @@ def in_time(run: Run, pid: int) -> bool:
 def faults(node: str | None, count: int, within_s: float) -> list[str]:
     """Kills and stops whoever holds the join."""
     rate = 150.0
-    run = Run(node, 3, int(rate * (EVERY_S + STOPPED_S / 2 + 1) * count), rate)
+    run = Run(node, 3, int(rate * (EVERY_S + STOPPED_S / 2 + 3) * count), rate)
     wrong: list[str] = []
     late: list[float] = []
     rng, done, kills, until = random.Random(), 0, 0, time.monotonic() + 40 * count
