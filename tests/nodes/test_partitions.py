@@ -22,7 +22,7 @@ from edgeserve.core.errors import ConfigurationError, GroupConflict, JoinOverflo
 from edgeserve.core.message import Kind
 from edgeserve.stage.assignment import partition_of
 from edgeserve.stage.deadletter import DeadLetter
-from edgeserve.stage.partitioned import _Offer
+from edgeserve.stage.exchange import Offer
 from edgeserve.transport import Transport
 
 # What is by key lies above the engines: an embedded one, and a broker.
@@ -348,14 +348,14 @@ def test_an_interrupt_while_an_outcome_is_handed_over(node: str, results: Result
                 raise KeyboardInterrupt
             super().set()
 
-    class Offer(_Offer):
+    class Interruptible(Offer):
         __slots__ = ()
 
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self.changed = Interrupted()
 
-    monkeypatch.setattr("edgeserve.stage.partitioned._Offer", Offer)
+    monkeypatch.setattr("edgeserve.stage.partition.Offer", Interruptible)
     send(node, 5)
     with replica(node, pair, 0) as compute:
         with pytest.raises(KeyboardInterrupt):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeserve.core.message import Header
-from edgeserve.stage.assignment import assign, of_partition, partition_group, partition_of
+from edgeserve.stage.assignment import assign, partition_group, partition_of, whole_of
 
 
 def header(key: Any, number: int = 0) -> Header:
@@ -66,5 +66,5 @@ def test_the_partition_of_a_key_never_changes() -> None:
 
 @pytest.mark.parametrize("group", ["g", "in->out", "g#1of2", "a\nb"])
 def test_the_group_of_a_partition_says_whose_it_is(group: str) -> None:
-    assert of_partition(partition_group(group, 0, 12)) == (group, 12)
-    assert of_partition("g") is None and of_partition("g#of3") is None
+    assert whole_of(partition_group(group, 0, 12)) == (group, 12)
+    assert whole_of("g") == ("g", 1) and whole_of("g#of3") == ("g#of3", 1)

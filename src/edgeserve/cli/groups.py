@@ -9,7 +9,6 @@ import click
 from edgeserve.cli.options import command, node_option
 from edgeserve.cli.output import Output
 from edgeserve.cli.topic import connected, shown_count, topic_infos
-from edgeserve.stage.assignment import of_partition
 from edgeserve.stage.decisions import read_drops, roster_topic, work_topic
 from edgeserve.transport import GroupInfo, TopicInfo
 from edgeserve.transport.url import without_secrets
@@ -33,8 +32,7 @@ def _document(topic: str, name: str, group: GroupInfo, sets: GroupInfo | None) -
 def _described(infos: list[TopicInfo]) -> list[dict[str, Any]]:
     """One document per group; the groups of the topics where sets wait are part of their join's, and so are those of rosters."""
     by_name = {info.name: info for info in infos}
-    parts = {work_topic(info.name, group) for info in infos for group in info.groups}
-    parts |= {roster_topic(info.name, whole[0]) for info in infos for name in info.groups if (whole := of_partition(name)) is not None}
+    parts = {topic for info in infos for group in info.groups for topic in (work_topic(info.name, group), roster_topic(info.name, group))}
     found = []
     for info in infos:
         for name, group in sorted(info.groups.items()):

@@ -18,7 +18,7 @@ import click
 from edgeserve.cli.messages import Seen, dead_letter, look, plain
 from edgeserve.cli.options import command, node_option, with_deadline
 from edgeserve.cli.output import CommandError, Output, one_line
-from edgeserve.stage.assignment import of_partition
+from edgeserve.stage.assignment import whole_of
 from edgeserve.stage.decisions import decision_topic, roster_topic, work_topic
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
 from edgeserve.transport.local.engine import directory_of
@@ -296,8 +296,11 @@ def forget(out: Output, topic: str, group: str, node: str) -> None:
     The partitions of a join are forgotten together, whether GROUP names one of them or the whole.
     """
     with connected(node) as transport:
-        group, names = _with_partitions(transport, topic, group)
-        for name in names:
+        group, _ = whole_of(group)
+        there = transport.topic_info(topic).groups
+        names = [name for name in there if whole_of(name)[0] == group] or [group]
+        # Those with live members first: the engine refuses them, and nothing is forgotten then.
+        for name in sorted(names, key=lambda name: name not in there or not there[name].members):
             transport.delete_group(topic, name)
         if (roster := roster_topic(topic, group)) in transport.topics():
             transport.delete_topic(roster)
@@ -307,25 +310,11 @@ def forget(out: Output, topic: str, group: str, node: str) -> None:
         out.line(f"forgot group {one_line(group)} of {one_line(topic)}")
 
 
-def _with_partitions(transport: Transport, topic: str, group: str) -> tuple[str, list[str]]:
-    """(the whole group, it or the groups of its partitions)."""
-    there = transport.topic_info(topic).groups
-    if group not in there or (whole := of_partition(group)) is not None:
-        whole = of_partition(group) or (group, 0)
-        parts = [name for name in there if (found := of_partition(name)) is not None and found[0] == whole[0]]
-        if parts:
-            busy = [name for name in parts if there[name].members]
-            return whole[0], busy or parts  # of one with members the engine says that it cannot be forgotten
-    return group, [group]
-
-
 def _of_its_joins(transport: Transport, topic: str) -> list[str]:
     """The decision logs of the groups on a topic, the topics of their shared sets, and those where their members find each other."""
     there = set(transport.topics())
-    groups = transport.topic_info(topic).groups
-    names = [name for group in groups for name in (decision_topic(topic, group), work_topic(topic, group))]
-    names += sorted({roster_topic(topic, whole[0]) for group in groups if (whole := of_partition(group)) is not None})
-    return [name for name in names if name in there]
+    names = [make(topic, group) for group in transport.topic_info(topic).groups for make in (decision_topic, work_topic, roster_topic)]
+    return [name for name in dict.fromkeys(names) if name in there]
 
 
 def _refuse_log_in_use(transport: Transport, log: str) -> None:

@@ -29,10 +29,10 @@ def partition_group(group: str, number: int, partitions: int) -> str:
     return f"{group}#{number + 1}of{partitions}"
 
 
-def of_partition(group: str) -> tuple[str, int] | None:
-    """(the whole group, how many partitions it has) if this is the group of a partition."""
+def whole_of(group: str) -> tuple[str, int]:
+    """(the whole group, how many partitions it has) of the group of a partition; any other is whole, and has one."""
     found = _OF_A_PARTITION.fullmatch(group)
-    return None if found is None else (found[1], int(found[3]))
+    return (group, 1) if found is None else (found[1], int(found[3]))
 
 
 def assign(before: Sequence[str], members: Sequence[str], partitions: int) -> list[str]:
@@ -65,4 +65,4 @@ def assign(before: Sequence[str], members: Sequence[str], partitions: int) -> li
     return [holders[number] for number in range(partitions)]
 
 
-__all__ = ("assign", "of_partition", "partition_group", "partition_of")
+__all__ = ("assign", "partition_group", "partition_of", "whole_of")

@@ -52,16 +52,29 @@ class Options:
     partitions: int = 1
     letters: str = ""
 
-    def member(self) -> str:
-        """A new name for a member of the group: which process it is, and no other's."""
-        return f"{self.name[:_SHOWN_NAME]}@{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-
 
 @dataclass(frozen=True)
 class Raised:
     """The outcome of a step whose error the caller asked for (`on_error='raise'`)."""
 
     error: Exception
+
+
+def subscribe(transport: Transport, options: Options, control: Control) -> Subscription:
+    """A new member of a stage's group."""
+    o = options
+    subscription = transport.subscribe(
+        o.topics,
+        o.group,
+        kind=o.kind,
+        start=o.start,
+        ack_timeout_ms=o.ack_timeout_ms,
+        signature=o.signature,
+        version=o.version,
+        member=f"{o.name[:_SHOWN_NAME]}@{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+    )
+    subscription.stopping, subscription.giving_up = control.stopping, control.giving_up
+    return subscription
 
 
 def _stays() -> bool:
@@ -168,21 +181,6 @@ class Stage(Steps):
 
     # --- receive ------------------------------------------------------------------------------------------------
 
-    def _subscribe(self, transport: Transport) -> Subscription:
-        o = self.options
-        subscription = transport.subscribe(
-            o.topics,
-            o.group,
-            kind=o.kind,
-            start=o.start,
-            ack_timeout_ms=o.ack_timeout_ms,
-            signature=o.signature,
-            version=o.version,
-            member=o.member(),
-        )
-        subscription.stopping, subscription.giving_up = self._control.stopping, self._control.giving_up
-        return subscription
-
     def _receive(self, timeout_ms: float) -> bool:
         """Fetches the next batch into `_ready`, which is empty; False when none came in time."""
         if self._batch_began_ns:
@@ -272,4 +270,4 @@ class Stage(Steps):
         return False
 
 
-__all__ = ("CATCH_UP_NS", "CONTROL", "Options", "Raised", "Stage", "Steps")
+__all__ = ("CATCH_UP_NS", "CONTROL", "Options", "Raised", "Stage", "Steps", "subscribe")

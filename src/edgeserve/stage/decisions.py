@@ -18,6 +18,7 @@ import msgspec
 from edgeserve.core.codec import decode_frame, encode_frame
 from edgeserve.core.errors import CorruptMessage, MessageError
 from edgeserve.core.message import Header, Kind
+from edgeserve.stage.assignment import whole_of
 from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.settle import Settlement, flattened, owned
@@ -73,8 +74,8 @@ def work_topic(topic: str, group: str) -> str:
 
 
 def roster_topic(topic: str, group: str) -> str:
-    """Where the members of a join in several partitions find each other. Nothing is sent to it."""
-    return _of_the_join(topic, group, "roster")
+    """Where the members of a join in several partitions find each other. Nothing is sent to it. `group`: the whole, or a partition's."""
+    return _of_the_join(topic, whole_of(group)[0], "roster")
 
 
 def _of_the_join(topic: str, group: str, what: str) -> str:

@@ -13,7 +13,7 @@ from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import ClosedError, MessageError, UnknownSource
 from edgeserve.core.message import Header, Kind
 from edgeserve.core.metrics import Counters, Reason
-from edgeserve.stage.base import CONTROL, Options, Raised, Stage
+from edgeserve.stage.base import CONTROL, Options, Raised, Stage, subscribe
 from edgeserve.stage.context import CURRENT
 from edgeserve.stage.control import Control
 from edgeserve.stage.duplicates import RecentIds
@@ -70,7 +70,7 @@ class Direct(Stage):
     # --- what a node calls --------------------------------------------------------------------------------------
 
     def open(self, transport: Transport) -> None:
-        self._subscription = self._subscribe(transport)
+        self._subscription = subscribe(transport, self.options, self._control)
         try:
             self._known.update(self._subscription.settled_ids())
             self._ends = Ends(self._subscription.attributes())

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any
 
 from edgeserve.align import JoinSet, Policy, Released
 from edgeserve.core.codec import decode_frame
@@ -19,72 +19,21 @@ from edgeserve.core.errors import JoinOverflow, MessageError, UnknownSource
 from edgeserve.core.message import WATERMARK_END, Header, Kind, set_id
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.stage.base import CONTROL, Options, Raised
-from edgeserve.stage.context import Current
 from edgeserve.stage.deadletter import Asides
 from edgeserve.stage.decisions import Decisions, unit
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.retry import GaveUp
-from edgeserve.stage.runset import GiveUp, Input, Outcome
+from edgeserve.stage.runset import Input, Outcome
 from edgeserve.stage.skew import SkewWatch
 from edgeserve.stage.sources import SourceClock
 from edgeserve.stage.steplog import StepLog
+from edgeserve.stage.ways import Part, Sets, Way
 from edgeserve.transport import Delivery, Frame, Subscription
 
 _NO_PROMISE = -(2**63)
 _BARREN = 3
 """So many messages in a row without a set make it worth to ask why."""
-
-
-class Way(Protocol):
-    """Where the sets that are due go: into the task, or to whichever replica runs them."""
-
-    topic: str
-
-    def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
-        """The function that takes a set, and tells what is published in its place."""
-
-    def end_frames(self, position: int) -> list[Frame] | None:
-        """What is published when no more sets will come, since the last source's end at `position` is reached; None: not yet."""
-
-
-class Part(Protocol):
-    """The messages of a topic that are a join's, where others take the rest."""
-
-    by_header: bool
-    """Whether the key is in the header, so that nothing has to be decoded to find it."""
-
-    def has(self, header: Header) -> bool:
-        """Whether a message is of this part, by its key; one without a key is by its id."""
-
-    def has_unread(self) -> bool:
-        """Whether this part takes care of what cannot be read."""
-
-    def goes_on(self, position: int) -> bool:
-        """Whether all know that the round has ended whose last end is there."""
-
-
-class Sets(Way, Protocol):
-    """What a join asks of the task that it is for."""
-
-    current: Current
-    parameters: tuple[str, ...]
-    output_id: str
-    verbose: StepLog | None
-    screened: bool
-
-    @property
-    def part(self) -> Part | None:
-        """None where it takes all messages."""
-
-    def open(self, max_frame_bytes: int | None) -> None:
-        """See `RunSet`."""
-
-    def close(self) -> None:
-        """See `RunSet`."""
-
-    def screen(self, item: Input) -> bool:
-        """See `RunSet`."""
 
 
 class Holding:
@@ -327,16 +276,21 @@ class Holding:
 
     def _admit(self, part: Part, item: Input) -> bool:
         """Whether an input is of this join's part and passes its gate. What is of another part is decided there."""
-        if part.by_header:
-            return (part.has(item.header) or self._leave(item.position)) and (not self._run_set.screened or self._screen(item))
-        return self._screen(item) and (part.has(item.header) or self._leave(item.position))
+        if part.by_header and not part.has(item.header):
+            self._leave(item.position)
+            return False
+        if self._run_set.screened and not self._screen(item):
+            return False
+        if not part.by_header and not part.has(item.header):
+            self._leave(item.position)
+            return False
+        return True
 
-    def _leave(self, position: int) -> bool:
-        """A message that is another partition's: nothing is said of it. False."""
+    def _leave(self, position: int) -> None:
+        """A message that is another partition's: nothing is said of it."""
         self.apart += 1
         self.pending.controls.add((self._topic, position))
         self._ack(position)
-        return False
 
     def _screen(self, item: Input) -> bool:
         """Runs `gate_in` and the function of `by=`; False when the input ends here."""
@@ -345,17 +299,20 @@ class Holding:
             passed = self._run_set.screen(item)
         except Exception as exc:
             if part is not None and not part.has(item.header):
-                return self._leave(item.position)
+                self._leave(item.position)
+                return False
             reason = exc.reason if isinstance(exc, MessageError) else str(Reason.DEAD_LETTER)
             self._counts.count(reason, edge=item.header.source_id)
             aside = self._aside.record(self._topic, [item.frame], [item.header], exc, reason=reason, attempts=1)
             self._ack(item.position, item.header.id, reason, aside)
             return False
-        if not passed and part is not None and not part.has(item.header):
-            return self._leave(item.position)
-        if not passed:
+        if passed:
+            return True
+        if part is not None and not part.has(item.header):
+            self._leave(item.position)
+        else:
             self._drop(item.position, item.header, Reason.GATE)
-        return passed
+        return False
 
     def _known_id(self, delivery: Delivery, header: Header, payload: bytes | memoryview) -> None:
         """An id that was decided before: an input that is still held comes back as state, all else is a duplicate."""

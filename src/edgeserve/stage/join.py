@@ -17,16 +17,17 @@ from typing import Any
 from edgeserve.align import Policy
 from edgeserve.core.errors import Fenced, JoinOverflow
 from edgeserve.core.metrics import Counters
-from edgeserve.stage.base import CATCH_UP_NS, CONTROL, Options, Raised, Stage
+from edgeserve.stage.base import CATCH_UP_NS, CONTROL, Options, Raised, Stage, subscribe
 from edgeserve.stage.context import CURRENT, Current
 from edgeserve.stage.control import Control
 from edgeserve.stage.decisions import Decisions, decision_topic, last_record
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
-from edgeserve.stage.holding import Holding, Sets, Way
+from edgeserve.stage.holding import Holding
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.retry import GoesBack
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, settle_at_last
+from edgeserve.stage.ways import Sets, Way
 from edgeserve.transport import ClaimLost, Delivery, Fence, Transport
 
 log = logging.getLogger("edgeserve")
@@ -82,7 +83,7 @@ class Join(Stage):
             raise
 
     def _enter(self) -> None:
-        self._subscription, self._known = self._subscribe(self._transport), RecentIds()
+        self._subscription, self._known = subscribe(self._transport, self.options, self._control), RecentIds()
         self._subscription.stopping = self._stopping
         try:
             self._ends = Ends(self._subscription.attributes())

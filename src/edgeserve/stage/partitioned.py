@@ -14,32 +14,28 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
-from concurrent.futures import wait as wait_for
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import msgspec
 
-from edgeserve.align import JoinSet, Policy
-from edgeserve.core.errors import Fenced, GroupConflict, ReceiveTimeout, TransportError, UnknownTopic
-from edgeserve.core.message import Header
+from edgeserve.align import Policy
+from edgeserve.core.errors import GroupConflict, ReceiveTimeout, TransportError, UnknownTopic
 from edgeserve.core.metrics import Counters
-from edgeserve.stage.assignment import assign, of_partition, partition_group, partition_of
-from edgeserve.stage.base import CONTROL, Options, Raised, Steps
-from edgeserve.stage.context import CURRENT, Current
+from edgeserve.stage.assignment import assign, whole_of
+from edgeserve.stage.base import CONTROL, Options, Raised, Steps, subscribe
+from edgeserve.stage.context import CURRENT
 from edgeserve.stage.control import SLICE_MS, Control
 from edgeserve.stage.decisions import roster_topic
-from edgeserve.stage.ends import GRACE_S
-from edgeserve.stage.holding import Part
-from edgeserve.stage.join import Join
+from edgeserve.stage.exchange import Exchange
 from edgeserve.stage.linger import NO_ROOM, Patience
+from edgeserve.stage.partition import Partition
 from edgeserve.stage.retry import GoesBack
-from edgeserve.stage.runset import GiveUp, Input, Outcome, RunSet
-from edgeserve.stage.settle import OLDEST_PENDING_NS, owned
+from edgeserve.stage.rounds import Rounds
+from edgeserve.stage.runset import RunSet
+from edgeserve.stage.settle import OLDEST_PENDING_NS
 from edgeserve.stage.unseen import Unseen
-from edgeserve.transport import ClaimLost, Frame, GroupKind, Subscription, Transport
+from edgeserve.transport import GroupKind, Subscription, Transport
 
 _log = logging.getLogger("edgeserve")
 
@@ -49,354 +45,6 @@ _MOST_TIMES = 8
 _HOLDERS = "holders"
 _encode = msgspec.msgpack.Encoder().encode
 _decode_holders = msgspec.msgpack.Decoder(list[str]).decode
-
-
-class _Offer:
-    """A set that waits for the thread that runs the task. `changed`: it was run, or its partition is to look around."""
-
-    __slots__ = ("call", "changed", "outcome", "settled", "taken")
-
-    def __init__(self, call: Callable[[], Outcome], settled: threading.Event) -> None:
-        self.call, self.settled = call, settled
-        self.outcome: Outcome | None = None
-        self.taken = False
-        self.changed = threading.Event()
-
-
-class Exchange:
-    """Where the threads of partitions offer sets, and whoever steps the node runs them."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._offers: list[_Offer] = []
-        self._woken = False
-
-    def offer(self, offer: _Offer, look: Callable[[], bool]) -> Outcome:
-        """Returns what became of a set when it has been run. `look`: called meanwhile, says whether to wait no longer.
-
-        Raises:
-            GoesBack: nobody has begun with it, and the partition is to end.
-        """
-        with self._changed:
-            self._offers.append(offer)
-            self._changed.notify()
-        while True:
-            offer.changed.wait(_SLICE_S)
-            offer.changed.clear()
-            if offer.outcome is not None:
-                break
-            if look():
-                with self._changed:
-                    if not offer.taken:
-                        self._offers.remove(offer)
-                        raise GoesBack("the partition ends before its set was run")
-        with self._changed:
-            self._offers.remove(offer)
-        return offer.outcome
-
-    def step(self, seconds: float) -> Any:
-        """Runs the set that was offered first; returns the task's result, or `Raised`. CONTROL: there was none in time, or `wake` was
-        called. What is interrupted stays on offer."""
-        offer: _Offer | None = None
-        try:
-            with self._changed:
-                offer = self._first()
-                if offer is None and not self._woken:
-                    self._changed.wait(seconds)
-                    offer = self._first()
-                self._woken = False
-                if offer is None:
-                    return CONTROL
-                offer.taken = True
-            result, of, members, frames, aside = offer.call()
-            offer.settled.clear()
-            # An error is raised here, and not once more by the partition. The task's own buffers may be written to by the next set.
-            offer.outcome = None, of, members, owned(frames), aside
-            return result
-        finally:
-            if offer is not None:
-                offer.taken = offer.outcome is not None
-                offer.changed.set()
-
-    def _first(self) -> _Offer | None:
-        return next((offer for offer in self._offers if not offer.taken), None)
-
-    def wake(self) -> None:
-        """Makes `step` return. From any thread."""
-        with self._changed:
-            self._woken = True
-            self._changed.notify()
-
-
-class _Part(Join):
-    """The join of one partition. `between`: called in its own thread, between two steps and while it waits."""
-
-    between: Callable[[], object]
-
-    def _run_some(self) -> None:
-        self.between()
-        super()._run_some()
-
-    def _idle(self) -> bool:
-        self.between()
-        return super()._idle()
-
-
-class Partition:
-    """One partition for as long as this member holds it: its part of the messages, the join of them, and the thread that aligns. See `Sets`
-    and `Part`.
-
-    Attributes:
-        join: of the partition.
-        reached: where all sources have ended, as far as it is.
-        ready: set when the join is `opened`, or could not be.
-        over: whether the thread has ended.
-        error: what has ended it, to be raised once.
-        unsettled: why what it had done could not be settled when it ended.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        options: Options,
-        control: Control,
-        counts: Counters,
-        *,
-        run_set: RunSet,
-        by_header: bool,
-        make_policy: Callable[[], Policy],
-        exchange: Exchange,
-        screening: threading.Lock,
-        rounds: Rounds,
-    ) -> None:
-        self.number, self._partitions, self.by_header = number, options.partitions, by_header
-        self.topic, self.parameters, self.output_id = run_set.topic, run_set.parameters, run_set.output_id
-        self.verbose, self.screened = run_set.verbose, run_set.screened
-        self.current = Current()
-        self._control, self._run_set, self._exchange, self._screening, self._rounds = control, run_set, exchange, screening, rounds
-        self._patience = Patience(f"{options.name}, partition {number + 1}", control)
-        self.halted = self.opened = self.over = False
-        self.reached: int | None = None
-        self.error: BaseException | None = None
-        self.unsettled: BaseException | None = None
-        self.ready = threading.Event()
-        # Whether every set that was run is among what is to be settled; what is on offer; who waits for a flush.
-        self._settled = threading.Event()
-        self._offered: _Offer | None = None
-        self._flush: Future[None] | None = None
-        group = partition_group(options.group, number, options.partitions)
-        self.join = _Part(replace(options, group=group, letters=options.group), control, counts, run_set=self, make_policy=make_policy)
-        self.join.between = self._between
-        self._thread: threading.Thread
-
-    # --- a part of the messages ---------------------------------------------------------------------------------
-
-    @property
-    def part(self) -> Part:
-        """See `Sets`."""
-        return self
-
-    def has(self, header: Header) -> bool:
-        """Whether a message is of this partition."""
-        return partition_of(header, self._partitions) == self.number
-
-    def has_unread(self) -> bool:
-        """One of them puts aside what none can read."""
-        return self.number == 0
-
-    def goes_on(self, position: int) -> bool:
-        """The first partition has said so itself, and waits until the roster does: whoever takes it over could not say it any more."""
-        return self.number > 0 or self._rounds.published == position
-
-    # --- its sets -----------------------------------------------------------------------------------------------
-
-    def open(self, max_frame_bytes: int | None) -> None:
-        """The task is opened once for all partitions."""
-
-    def close(self) -> None:
-        """As `open`."""
-
-    def screen(self, item: Input) -> bool:
-        """As that of the whole, one at a time: the functions are the user's."""
-        with self._screening:
-            return self._run_set.screen(item)
-
-    def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
-        """The function that has a set run. Results are no promise: other partitions may be behind this one."""
-        run = self._run_set.make(give_up)
-
-        def offer(joined: JoinSet, _promise_ns: int | None) -> Outcome:
-            self._settled.set()
-            self._offered = offered = _Offer(partial(run, joined, None), self._settled)
-            try:
-                return self._exchange.offer(offered, self._look)
-            finally:
-                self._offered = None
-
-        return offer
-
-    def end_frames(self, position: int) -> list[Frame] | None:
-        """The first partition publishes the end when all have reached it, and none takes anything behind it before."""
-        self.reached = position
-        if self.number:
-            return [] if self._rounds.published == position else None
-        return self._run_set.end_frames(position) if self._rounds.all_are_at(position) else None
-
-    # --- its thread ---------------------------------------------------------------------------------------------
-
-    def start(self, transport: Transport, *, patient: bool) -> None:
-        """Begins. `patient`: waits for a store that has no room."""
-        self._settled.set()
-        name = f"edgeserve-partition-{self.number + 1}"
-        self._thread = threading.Thread(target=self._run, args=(transport, patient), name=name, daemon=True)
-        self._thread.start()
-
-    def _run(self, transport: Transport, patient: bool) -> None:
-        try:
-            self._open_join(transport, patient)
-            self.ready.set()
-            try:
-                self.join.run(None)
-            finally:
-                self._close_join()
-        except BaseException as exc:
-            self.error = exc
-        finally:
-            self.over = True
-            self._answer_flush(self.unsettled)
-            self.ready.set()
-            self._exchange.wake()
-
-    def _open_join(self, transport: Transport, patient: bool) -> None:
-        while not self.opened:
-            try:
-                self.join.open(transport)
-                self.join.leaves = self._ends
-                self.opened = True
-            except NO_ROOM as exc:
-                if not patient or self._ends() or not self._patience.wait(exc):
-                    raise
-
-    def _close_join(self) -> None:
-        try:
-            self.join.close()
-        except BaseException as exc:
-            self.unsettled = exc
-
-    def _ends(self) -> bool:
-        return self.halted or self._control.stopping()
-
-    def _look(self) -> bool:
-        """While a set is on offer."""
-        self._serve_flush()
-        return self._ends()
-
-    def _between(self) -> None:
-        self._settled.set()
-        self._serve_flush()
-
-    def _serve_flush(self) -> None:
-        if self._flush is None or not self._settled.is_set():
-            return
-        error: Exception | None = None
-        try:
-            self.join.flush()
-        except (Fenced, ClaimLost):
-            pass  # another member has it by now, and does what is left
-        except Exception as exc:
-            error = exc
-        self._answer_flush(error)
-
-    def _answer_flush(self, error: BaseException | None) -> None:
-        asked, self._flush = self._flush, None
-        if asked is not None and error is not None:
-            asked.set_exception(error)
-        elif asked is not None:
-            asked.set_result(None)
-
-    def flush(self) -> None:
-        """Returns when the sets that were run are durable. For who runs them."""
-        self._flush = asked = Future[None]()
-        while not asked.done() and not self.over:
-            if (offered := self._offered) is not None:
-                offered.changed.set()
-            self.join.wake()
-            wait_for([asked], _SLICE_S)
-        if asked.done():
-            asked.result()
-
-    def halt(self) -> None:
-        """Asks it to end after what it has in hand."""
-        self.halted = True
-        self.join.wake()
-
-    def wait(self) -> None:
-        """Until it has ended."""
-        while self._thread.is_alive():
-            self.join.wake()
-            self._thread.join(_SLICE_S)
-
-
-class Rounds:
-    """How far the partitions are, as the roster says: all end a round together.
-
-    A partition that has come to the last source's end says where that is, and waits. When all are there the first one publishes the end and
-    says so, and they go on. So no result of a round stands behind its end, and none of the next before it.
-
-    Attributes:
-        published: where the last round has ended.
-        open: whether another has begun since.
-    """
-
-    _AT, _PUBLISHED, _OPEN = "at:", "published", "open"
-
-    def __init__(self, partitions: int, attributes: dict[str, bytes]) -> None:
-        self._at: list[int | None] = [None] * partitions
-        self.published: int | None = None
-        self.open = False
-        self.learn(attributes)
-        # Whoever finds a round ended when it comes waits for another to begin, as with any source.
-        self._waits_until = 0.0 if self.published is None else time.monotonic() + GRACE_S
-
-    def learn(self, attributes: dict[str, bytes]) -> None:
-        """Takes over what the roster says."""
-        before = self.published
-        self._at = [_position(attributes.get(f"{self._AT}{number}")) for number in range(len(self._at))]
-        self.published = _position(attributes.get(self._PUBLISHED))
-        self.open = bool(attributes.get(self._OPEN))
-        if self.published != before:
-            self._waits_until = 0.0
-
-    def all_are_at(self, position: int) -> bool:
-        """Whether all partitions but the first are there."""
-        return all(at == position for at in self._at[1:])
-
-    def news(self, partition: Partition) -> dict[str, bytes]:
-        """What the roster does not say yet of a partition."""
-        news = {}
-        at, ended_at, published = partition.reached, partition.join.ended_at, partition.join.round_ended_at
-        if at is not None and self._at[partition.number] != at:
-            news[f"{self._AT}{partition.number}"] = _encode(at)
-        if partition.number == 0 and partition.join.holds:
-            if published is not None and self.published != published:
-                news[self._PUBLISHED] = _encode(published)
-            if self.open != (ended_at is None):
-                news[self._OPEN] = b"1" if ended_at is None else b""
-        return news
-
-    def ended(self, held: Iterable[Partition]) -> bool:
-        """Whether all partitions have ended: these, and those of others."""
-        published = self.published
-        return (
-            published is not None
-            and not self.open
-            and time.monotonic() >= self._waits_until
-            and all(partition.join.ended_at == published for partition in held)
-        )
-
-
-def _position(encoded: bytes | None) -> int | None:
-    return None if encoded is None else msgspec.msgpack.decode(encoded, type=int)
 
 
 class Partitioned(Steps):
@@ -435,15 +83,8 @@ class Partitioned(Steps):
         self._run_set.open(transport.capabilities.max_frame_bytes)
         try:
             o = self._options
-            self._roster = transport.subscribe(
-                (roster_topic(self._topic, o.group),),
-                o.group,
-                kind=GroupKind.SHARED,
-                signature=o.signature,
-                version=o.version,
-                member=o.member(),
-            )
-            self._roster.stopping, self._roster.giving_up = self._control.stopping, self._control.giving_up
+            roster = replace(o, topics=(roster_topic(self._topic, o.group),), kind=GroupKind.SHARED)
+            self._roster = subscribe(transport, roster, self._control)
             try:
                 self._rounds = Rounds(o.partitions, self._roster.attributes())
                 self._look(patient=False)
@@ -676,8 +317,8 @@ def refuse_other_partitions(transport: Transport, topic: str, group: str, partit
         _log.warning("it cannot be asked in how many partitions group %r of topic %r was run before: %s", group, topic, exc)
         return
     for name in names:
-        before = 1 if name == group else found[1] if (found := of_partition(name)) is not None and found[0] == group else partitions
-        if before != partitions:
+        whole, before = whole_of(name)
+        if whole == group and before != partitions:
             raise GroupConflict(
                 f"the join of group {group!r} on topic {topic!r} was run with partitions={before}, and this one has {partitions}: "
                 "give it another group=, or, where it may begin anew, forget the old one: "
