@@ -71,17 +71,20 @@ def source(node: str, tag: str, name: str, count: int, rate: float | None, toget
         ds.run()
 
 
-def replica(node: str, tag: str, root: Path, name: str, together: Any, keyed: int) -> None:
-    """The task: sleeps, and notes when it began which set."""
+def replica(node: str, tag: str, root: Path, name: str, together: Any, keyed: int, told: bool) -> None:
+    """The task: sleeps, and notes when it began which set. `told`: notes, too, when it gets or loses the join."""
+
+    ran = root / f"ran-{os.getpid()}"
 
     def pair(a: dict[str, Any], b: dict[str, Any]) -> list[int]:
-        note(root / f"ran-{os.getpid()}", [a["n"], b["n"], time.monotonic(), max(a["sent"], b["sent"])])
+        note(ran, [a["n"], b["n"], time.monotonic(), max(a["sent"], b["sent"])])
         time.sleep(KEYED_TASK_S if keyed else TASK_S)
         return [a["n"], b["n"]]
 
     options: dict[str, Any] = {"join": "exact", "max_held": 100_000} | ({"by": True, "partitions": keyed} if keyed else {})
     with Compute(pair, node, worker_id=name, group="g", output_id="pair", topic_in="in" + tag, topic_out="out" + tag, **options) as compute:
-        threading.Thread(target=tell, args=(compute, root), daemon=True).start()
+        if told:
+            threading.Thread(target=tell, args=(compute, root), daemon=True).start()
         if together is not None:
             together.wait()
         compute.run(until="end")
@@ -101,8 +104,10 @@ def tell(compute: Compute, root: Path) -> None:
 def sink(node: str, tag: str, root: Path) -> None:
     """Notes every result."""
 
+    had = root / "sink"
+
     def final(pair: list[int]) -> None:
-        note(root / "sink", pair)
+        note(had, pair)
 
     with Materialize(final, node, topic="out" + tag) as materialize:
         materialize.run(until="end")
@@ -111,12 +116,12 @@ def sink(node: str, tag: str, root: Path) -> None:
 class Run:
     """Sources, replicas and a sink on fresh topics."""
 
-    def __init__(self, node: str | None, replicas: int, count: int, rate: float | None, *, keyed: int = 0) -> None:
+    def __init__(self, node: str | None, replicas: int, count: int, rate: float | None, *, keyed: int = 0, told: bool = False) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="edgeserve-replicas-"))
         os.environ["EDGESERVE_STATE_DIR"] = str(self.root / "state")
         self.node = node or f"local://{self.root}/store"
         self.tag = f"-{self.root.name}"
-        self.count, self.keyed, self.cx = count, keyed, mp.get_context("spawn")
+        self.count, self.keyed, self.told, self.cx = count, keyed, told, mp.get_context("spawn")
         # All begin when all are there.
         self.together = self.cx.Barrier(replicas + 2)
         self.replicas = [self._replica(f"w{n}", self.together) for n in range(replicas)]
@@ -126,7 +131,7 @@ class Run:
             process.start()
 
     def _replica(self, name: str, together: Any) -> Any:
-        return self.cx.Process(target=replica, args=(self.node, self.tag, self.root, name, together, self.keyed))
+        return self.cx.Process(target=replica, args=(self.node, self.tag, self.root, name, together, self.keyed, self.told))
 
     def newcomer(self, name: str) -> None:
         """Starts another replica."""
@@ -227,7 +232,7 @@ def in_time(run: Run, pid: int) -> bool:
 def faults(node: str | None, count: int, within_s: float) -> list[str]:
     """Kills and stops whoever holds the join."""
     rate = 150.0
-    run = Run(node, 3, int(rate * (EVERY_S + STOPPED_S / 2 + 3) * count), rate)
+    run = Run(node, 3, int(rate * (EVERY_S + STOPPED_S / 2 + 3) * count), rate, told=True)
     wrong: list[str] = []
     late: list[float] = []
     rng, done, kills, until = random.Random(), 0, 0, time.monotonic() + 40 * count
@@ -285,7 +290,7 @@ def keys(node: str | None, partitions: int) -> list[str]:
     if rates[1] < 3 * rates[0]:
         wrong.append(f"by key: four replicas are {rates[1] / rates[0]:.2f} times one, not 3")
     each = 1.0  # of a key, per second
-    run = Run(node, 4, int(20 * each * KEYS), each * KEYS, keyed=partitions)
+    run = Run(node, 4, int(20 * each * KEYS), each * KEYS, keyed=partitions, told=True)
     while len(run.calls()) < 5 * each * KEYS:
         time.sleep(0.1)
     while not hit(run, kill=True):

@@ -18,6 +18,8 @@ MOST_WAITING = 64
 _MOST_UNDER_WAY = 192
 """Recorded, and not known to count yet. A fence lets go of decisions older than the newest few hundred."""
 LINGER_S = 0.05
+_MOST_LINGERS = 4
+"""Every member reads what every one writes down: of many, each writes less often, half as many times as long as there are members."""
 _IDS_IN_A_RECORD = 32_768
 
 
@@ -137,7 +139,8 @@ class Settlements:
         self._awaited = bool(self._waiting) and not self._waiting[0].outputs and self.error is None
         if not self._awaited:
             return None
-        return self._last if self._hurries else self._last + LINGER_S
+        members = len(self._places.first.log.members)
+        return self._last if self._hurries else self._last + LINGER_S * min(max(members / 2, 1), _MOST_LINGERS)
 
     @property
     def _hurries(self) -> bool:

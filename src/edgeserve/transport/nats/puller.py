@@ -68,8 +68,9 @@ class Puller:
         # Of what has just come, in the loop: not in order yet.
         self._mixed: list[Got] = []
         self._subscription: Subscription | None = None
-        # Requests that the server has: [subject for the answers, messages that are still to come, when it ends].
+        # Requests that the server has: [subject for the answers, messages that are still to come, when it ends]; and these messages in all.
         self._asked: deque[tuple[str, list[float]]] = deque()
+        self._coming = 0
         self._inbox = ""
         self._requests = 0
         self._attaching = False
@@ -102,7 +103,7 @@ class Puller:
                 continue  # closed, or refused
             if self._closed:
                 break
-            if self._queue.qsize() * 2 < self._ahead:
+            if (self._coming + self._queue.qsize()) * 2 <= self._ahead:  # to wake the loop costs as much as all else
                 self._connection.soon(self._pull)
             try:
                 entry = self._entry(got)
@@ -168,6 +169,7 @@ class Puller:
             with suppress(Exception):
                 await self._subscription.unsubscribe()
         self._asked.clear()
+        self._coming = 0
         self._inbox = client.new_inbox()
         # What was asked for is bounded, so the client's own bounds must not drop any of it.
         self._subscription = await client.subscribe(f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0)
@@ -181,9 +183,13 @@ class Puller:
     def _room(self) -> int:
         now = time.monotonic()
         while self._asked and self._asked[0][1][1] < now:
-            self._asked.popleft()  # its end was not told
-        coming = sum(int(left[0]) for _, left in self._asked) + self._queue.qsize()
+            self._forget(0)  # its end was not told
+        coming = self._coming + self._queue.qsize()
         return self._ahead - coming if coming * 2 <= self._ahead else 0
+
+    def _forget(self, index: int) -> None:
+        self._coming -= int(self._asked[index][1][0])
+        del self._asked[index]
 
     async def _pull_from(self, client: Client) -> None:
         batch = self._room()
@@ -192,6 +198,7 @@ class Puller:
         self._requests += 1
         inbox = f"{self._inbox}.{self._requests}"
         self._asked.append((inbox, [batch, time.monotonic() + self._expires_s + _LATE_S]))
+        self._coming += batch
         body = {
             "batch": batch,
             "expires": int(self._expires_s * 1e9),
@@ -208,6 +215,7 @@ class Puller:
         if self._asked:
             left = self._asked[0][1]
             left[0] -= 1
+            self._coming -= 1
             if left[0] <= 0:
                 self._asked.popleft()
         got = got_from(message, self._life)
@@ -232,7 +240,8 @@ class Puller:
         status, text = headers.get("Status", ""), headers.get("Description", "").lower()
         if status == "100" or not status:
             return
-        self._asked = deque(a for a in self._asked if a[0] != message.subject)
+        for index in [n for n, (inbox, _) in enumerate(self._asked) if inbox == message.subject]:
+            self._forget(index)  # at most one
         if status == "503" or (status == "409" and "deleted" in text):
             self._start_attaching(_AGAIN_S)
         elif status != "409" or "max" in text:
