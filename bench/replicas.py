@@ -45,6 +45,7 @@ LOAD = 0.8
 STILL_S = 0.5
 STOPPED_S = 8.0
 EVERY_S = 5.0
+JUST_S = 5.0
 
 
 def stream(name: str, count: int, rate: float | None, together: Any) -> Iterator[dict[str, Any]]:
@@ -206,17 +207,17 @@ def scale(node: str | None, most: int) -> list[str]:
 
 
 def holds_work(run: Run, pid: int) -> bool:
-    """Whether a stopped replica has begun sets whose results are not stored."""
+    """Whether a stopped replica has just begun sets whose results are not stored."""
     transport, decode = connect(run.node), decoder_for()
     try:
         stored = set()
-        for frame, _, _ in transport.read("out" + run.tag):
+        for frame, _, _ in transport.read("out" + run.tag, time.time_ns() - int(3 * JUST_S * 1e9)):
             header, payload = decode_frame(frame)
             if header.kind == 0:
                 stored.add(tuple(decode(header.schema, payload)))
     finally:
         disconnect(transport)
-    return any((a, b) not in stored for a, b, *_ in lines(run.root / f"ran-{pid}"))
+    return any((a, b) not in stored for a, b, when, _ in lines(run.root / f"ran-{pid}") if when > time.monotonic() - JUST_S)
 
 
 def in_time(run: Run, pid: int) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+
+from tests.waiting import until
 
 from edgeserve.compute import Compute
 from edgeserve.data_source import DataSource
@@ -36,6 +39,21 @@ def test_a_join_its_replicas_and_its_drops(edgeserve, node):
         alone.run(until="end")
     (found,) = [g for g in json.loads(edgeserve("groups", "--json", "--node", node).stdout) if g["topic"] == "in"]
     assert (found["backlog"], found["sets"], found["dropped"], found["members"]) == (0, 0, {"unmatched": 2}, [])
+
+
+def test_what_a_join_holds(edgeserve, node):
+    send(node, "a", 1, 2, 3)
+    with Compute(pair, node, worker_id="one", topic_in="in", topic_out="out", join="exact", output_id="pair", group="g") as compute:
+        threading.Thread(target=compute.run).start()
+
+        def held():
+            return json.loads(edgeserve("groups", "in", "--json", "--node", node).stdout)[0]["held"]
+
+        until(lambda: held() == 3)
+        send(node, "b", 2)
+        until(lambda: held() == 0)
+        assert "HELD" in edgeserve("groups", "in", "--node", node).stdout
+    assert held() is None  # closing it ends its run
 
 
 def test_partitions_are_groups_and_go_with_their_topic(edgeserve, node):

@@ -6,7 +6,6 @@ import multiprocessing as mp
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.nodes.conftest import fresh, running
+from tests.waiting import until
 
 from edgeserve import Compute, DataSource, Materialize, context
 from edgeserve.core.codec import decode_frame
@@ -66,14 +66,6 @@ def replica(node: str, task: Callable[..., Any], index: int, **options: Any) -> 
 
 def held(*replicas: Compute) -> list[int]:
     return sorted(n for each in replicas for n in each.explain()["partitions"]["held"])
-
-
-def until(what: Callable[[], object], seconds: float = 60.0) -> None:
-    """Waits for something; looks in between."""
-    ends = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < ends
-        time.sleep(0.01)
 
 
 def shared_out(*replicas: Compute) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.disks import fill_up
 from tests.transport.children import Child
 
 from edgeserve.core.errors import DiskFull
@@ -54,34 +53,6 @@ while n < 400:
         told = True
 say("done")
 """
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A filesystem of 24 MB."""
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        pytest.skip("needs root, to mount a small filesystem")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
-        pytest.skip("mounting a filesystem is not allowed here")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill_up(folder: Path) -> Path:
-    """Takes all the space that is left."""
-    ballast = folder / "ballast"
-    with open(ballast, "ab", buffering=0) as file:
-        for size in (1 << 20, 4096, 1):
-            try:
-                while file.write(bytes(size)) == size:
-                    pass
-            except OSError:
-                continue
-    return ballast
 
 
 def test_processes_go_on_when_the_disk_was_full(small_disk: Path) -> None:

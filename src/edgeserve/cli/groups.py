@@ -9,7 +9,7 @@ import click
 from edgeserve.cli.options import command, node_option
 from edgeserve.cli.output import Output
 from edgeserve.cli.topic import connected, shown_count, topic_infos
-from edgeserve.stage.decisions import read_drops, roster_topic, work_topic
+from edgeserve.stage.decisions import read_drops, read_held, roster_topic, work_topic
 from edgeserve.transport import GroupInfo, TopicInfo
 from edgeserve.transport.url import without_secrets
 
@@ -21,6 +21,7 @@ def _document(topic: str, name: str, group: GroupInfo, sets: GroupInfo | None) -
         "kind": str(group.kind),
         "members": [{"name": member, "version": group.versions.get(member, "")} for member in group.members],
         "holder": group.active,
+        "held": read_held(group.attributes) if group.active else None,
         "backlog": group.backlog,
         "more": group.more,
         "claimed": group.claimed,
@@ -61,7 +62,7 @@ def groups(out: Output, topic: str | None, node: str) -> None:
     if not found:
         out.line(f"no groups on {without_secrets(node)}" if topic is None else f"no groups on topic {topic}")
         return
-    columns = ("TOPIC", "GROUP", "KIND", "MEMBERS", "HOLDER", "BACKLOG", "SETS", "DROPPED")
+    columns = ("TOPIC", "GROUP", "KIND", "MEMBERS", "HOLDER", "HELD", "BACKLOG", "SETS", "DROPPED")
     out.table(columns, [_row(each) for each in found])
     if topic is not None:
         out.line("")
@@ -72,7 +73,7 @@ def groups(out: Output, topic: str | None, node: str) -> None:
 def _row(each: dict[str, Any]) -> tuple[object, ...]:
     dropped = ", ".join(f"{reason} {count}" for reason, count in sorted(each["dropped"].items())) or None
     backlog = shown_count(each["backlog"], more=each["more"])
-    return each["topic"], each["group"], each["kind"], len(each["members"]), each["holder"], backlog, each["sets"], dropped
+    return each["topic"], each["group"], each["kind"], len(each["members"]), each["holder"], each["held"], backlog, each["sets"], dropped
 
 
 def _role(each: dict[str, Any], member: str) -> str | None:

@@ -6,6 +6,7 @@ the engine has one, through a fence that only the join's holder has.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from edgeserve.core.message import Header, Kind
 from edgeserve.stage.assignment import whole_of
 from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Frames
+from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.settle import Settlement, flattened, owned
 from edgeserve.transport import Apart, Fence, Frame, Subscription
 
@@ -39,7 +41,7 @@ class Record(msgspec.Struct):
     held: list[tuple[int, bytes]]
 
 
-_DROPS = "drops"
+_DROPS, _HELD = "drops", "held"
 
 Held: TypeAlias = Sequence[tuple[int, bytes]]
 Drops: TypeAlias = Sequence[tuple[bytes, str]]
@@ -116,6 +118,14 @@ def read_drops(attributes: Mapping[str, bytes]) -> Counter[str]:
         return Counter()
 
 
+def read_held(attributes: Mapping[str, bytes]) -> int | None:
+    """How many inputs the holder of a group's join has in its hands, as it has said about a second ago; None when it has not."""
+    try:
+        return msgspec.msgpack.decode(attributes[_HELD], type=int) if _HELD in attributes else None
+    except msgspec.DecodeError:
+        return None
+
+
 class Decisions(Settlement):
     """What the holder of a join has decided and not settled yet.
 
@@ -172,6 +182,11 @@ class Decisions(Settlement):
             self.results += len(produced)
         self._count_settled(repeat(self._topic), positions)
 
+    def say_held(self, count: int) -> None:
+        """Tells the group how many inputs the join holds, for who asks; not while there is no room."""
+        with contextlib.suppress(*NO_ROOM), self.lock:
+            self._subscription.settle({}, attributes={_HELD: self._encode(count)}, fence=self.fence)
+
     def _held_after(self, units: list[Unit]) -> dict[int, bytes]:
         after = dict(self.held)
         for acks, _, held, *_ in units:
@@ -186,4 +201,15 @@ class Decisions(Settlement):
         return encode_frame(Header(os.urandom(16), self._source_id, "", 0, now, now, "", len(body), kind=int(Kind.DECISION)), body)
 
 
-__all__ = ("Decisions", "Record", "decision_topic", "last_record", "read_decision", "read_drops", "roster_topic", "unit", "work_topic")
+__all__ = (
+    "Decisions",
+    "Record",
+    "decision_topic",
+    "last_record",
+    "read_decision",
+    "read_drops",
+    "read_held",
+    "roster_topic",
+    "unit",
+    "work_topic",
+)

@@ -32,6 +32,7 @@ from edgeserve.stage.ways import Part, Sets, Way
 from edgeserve.transport import Delivery, Frame, Subscription
 
 _NO_PROMISE = -(2**63)
+_SAY_HELD_S = 1.0
 _BARREN = 3
 """So many messages in a row without a set make it worth to ask why."""
 
@@ -89,6 +90,7 @@ class Holding:
         self._marks: dict[str, int] = {}
         self._told: dict[str, int] = {}
         self.untold = self.apart = 0
+        self._said, self._say_at = 0, time.monotonic() + _SAY_HELD_S
         self.broken = self.at_end = False
         self.warned: Warning | None = None
         self.ends = Ends(subscription.attributes())
@@ -123,6 +125,12 @@ class Holding:
     def held(self) -> int:
         """How many inputs are not acknowledged yet."""
         return len(self._held)
+
+    def say_held(self) -> None:
+        """Tells the group how much is held, about every second while that changes. To be called when what was taken is done with."""
+        if self._said != len(self._held) and (now := time.monotonic()) >= self._say_at:
+            self._said, self._say_at = len(self._held), now + _SAY_HELD_S
+            self.pending.say_held(self._said)
 
     def take_warning(self) -> Warning:
         """The warning that is to be raised, once."""

@@ -106,6 +106,7 @@ class Join(Stage):
             self._subscription, fence, self._topic, self._run_set.topic, self._run_set.output_id, self.options.name, self._control
         )
         pending.held = dict(restorable or {})
+        pending.owner_runs(self._runs)
         self._holding = Holding(
             self.options, self._counts, self._make_policy, self._run_set, self._subscription, pending, self._known, restorable, self._aside
         )
@@ -233,6 +234,7 @@ class Join(Stage):
             holding.copy_remains(self._asked)
             holding.pending.settle()
             holding.write_ends(idle=True)
+            holding.say_held()
             if self._ready and holding.at_end:
                 self._control.closing.wait(_AT_END_S)  # other partitions are still on their way there
             if self._ready or holding.due:
@@ -281,6 +283,8 @@ class Join(Stage):
     def run(self, until: str | None) -> None:
         token = CURRENT.set(self.current)
         self._begin_run(until)
+        if self._holding is not None:
+            self._holding.pending.owner_runs(True)
         try:
             while not (self._control.stop or self.leaves()):
                 try:
@@ -297,8 +301,6 @@ class Join(Stage):
 
     def _run_some(self) -> None:
         """Steps through what is ready. This loop is where the throughput is made or lost."""
-        if self._holding is not None:
-            self._holding.pending.owner_runs(True)
         outcome = self._step(None)
         holding, control, ready = self._holding, self._control, self._ready
         if holding is None:
@@ -447,9 +449,11 @@ class Join(Stage):
                 self._take_over()
             else:
                 self._ends.learn(self._subscription.attributes())
-        elif self._holding.ends.held and not self._ready:
-            # What comes before an end may only now be settled for the engine, too: a broker takes its time.
-            self._holding.write_ends(idle=True)
+        else:
+            if self._holding.ends.held and not self._ready:
+                # What comes before an end may only now be settled for the engine, too: a broker takes its time.
+                self._holding.write_ends(idle=True)
+            self._holding.say_held()
         return self._until_end and self.has_ended()
 
 
