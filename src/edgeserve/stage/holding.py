@@ -18,6 +18,7 @@ from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import JoinOverflow, MessageError, UnknownSource
 from edgeserve.core.message import WATERMARK_END, Header, Kind, set_id
 from edgeserve.core.metrics import Counters, Reason
+from edgeserve.stage.admission import Admission
 from edgeserve.stage.base import CONTROL, Options, Raised
 from edgeserve.stage.deadletter import Asides
 from edgeserve.stage.decisions import Decisions, unit
@@ -28,7 +29,7 @@ from edgeserve.stage.runset import Input, Outcome
 from edgeserve.stage.skew import SkewWatch
 from edgeserve.stage.sources import SourceClock
 from edgeserve.stage.steplog import StepLog
-from edgeserve.stage.ways import Part, Sets, Way
+from edgeserve.stage.ways import Sets, Way
 from edgeserve.transport import Delivery, Frame, Subscription
 
 _NO_PROMISE = -(2**63)
@@ -58,7 +59,6 @@ class Holding:
         ended_at: the position of the last source's end, of the last round that has ended.
         at_end: all sources have ended and the last end is not written, or not known to all: nothing more is to be taken. Only of a join in
             partitions, whose rounds end together.
-        apart: messages taken that are none of a set: control messages, and those of other partitions.
         push: takes one delivered message.
         broken: whether an error came out of the midst of a change: nothing more is to be taken or run by this holding.
         warned: a warning that is an error here, to be raised between two messages.
@@ -83,13 +83,14 @@ class Holding:
         self._make_policy = make_policy
         self._way: Way = run_set
         self.pending, self.known = pending, known
+        self._admission = Admission(options, counts, run_set, pending, known, aside)
         self._restorable = restorable
         self._held: dict[int, Input] = {}
         self.due: deque[JoinSet] = deque()
         self._clocks = {name: SourceClock() for name in self._parameters}
         self._marks: dict[str, int] = {}
         self._told: dict[str, int] = {}
-        self.untold = self.apart = 0
+        self.untold = 0
         self._said, self._say_at = 0, time.monotonic() + _SAY_HELD_S
         self.broken = self.at_end = False
         self.warned: Warning | None = None
@@ -126,6 +127,11 @@ class Holding:
         """How many inputs are not acknowledged yet."""
         return len(self._held)
 
+    @property
+    def apart(self) -> int:
+        """How many messages were taken that are none of a set: control messages, and those of other partitions."""
+        return self._admission.apart
+
     def say_held(self) -> None:
         """Tells the group how much is held, about every second while that changes. To be called when what was taken is done with."""
         if self._said != len(self._held) and (now := time.monotonic()) >= self._say_at:
@@ -147,12 +153,15 @@ class Holding:
     def _make_push(self) -> Callable[[Delivery], Any]:
         """The function that takes one delivered message into the policy. A closure: its names cost least there."""
         restorable = self._restorable
+        admission = self._admission
         known, held, clocks, marks, policy = self.known, self._held, self._clocks, self._marks, self.policy
         push_item, drain, leaving, release, refused = policy.push, policy.drain, policy.leaving, self._release, self._skew.look
         due, enqueue = self.due.append, self._enqueue
         max_age_ms, now_ns, data, screened = self._options.drop_if_older_than_ms, time.time_ns, int(Kind.DATA), self._run_set.screened
         max_age_ns = None if max_age_ms is None else int(max_age_ms * 1e6)
         drops_late, gone, barren, part = policy.drops_late, self._gone, 0, self._run_set.part
+        is_mine = part.has if part is not None and part.by_header else None
+        by_value = part is not None and is_mine is None
         # A policy that a user has derived may answer these itself.
         own_drain = type(policy).drain is not Policy.drain
         own_spread = type(policy).spread_refused is not Policy.spread_refused
@@ -163,15 +172,16 @@ class Holding:
             try:
                 header, payload = decode_frame(frame)
             except MessageError as exc:
-                return self._refuse(delivery, None, exc)
+                return admission.refuse(delivery, None, exc)
             if header.kind != data:
                 return self._control_message(delivery, header)
             source, id_, stamp_ns = header.source_id, header.id, header.event_ns
             clock = clocks.get(source)
             if clock is None:
-                return self._refuse(delivery, header, self._unknown(source))
+                return admission.refuse(delivery, header, self._unknown(source))
             if position in held:
                 return None  # it came back to the member that has it
+            foreign = is_mine is not None and not is_mine(header)
             # What is held after its turn is state, even if it was decided longer ago than ids are remembered.
             decided = id_ in known.new or id_ in known.old or (restorable and restorable.get(position) == id_)
             # What came twice is no new beginning of a source that has ended; but not all partitions would know it.
@@ -181,17 +191,19 @@ class Holding:
                     marks[source] = watermark_ns
                 if gone and source in gone and not clock.ended and self._reopen(source, position):
                     return self.push(delivery)
+            if foreign:
+                return admission.leave(position)
             if decided:
                 return self._known_id(delivery, header, payload)
             item = Input(header, payload, position, frame, deliveries)
-            if part is not None and not self._admit(part, item):
+            if by_value and not admission.admit(item):
                 return None
             if max_age_ns is not None and now_ns() - published_ns > max_age_ns:
-                return self._drop(position, header, Reason.LATE)
+                return admission.drop(position, header, Reason.LATE)
             # The sender's own promise decides, and not what has been read of others: the same after every restart.
             if drops_late and header.watermark_ns is not None and stamp_ns < header.watermark_ns:
-                return self._drop(position, header, Reason.LATE)
-            if screened and part is None and not self._screen(item):
+                return admission.drop(position, header, Reason.LATE)
+            if screened and not by_value and not admission.screen(item):
                 return None
             try:
                 known.new.add(id_)
@@ -282,46 +294,6 @@ class Holding:
                 ids.append(item.header.id)
         self.pending.units.append(unit([item.position for item in free], ids, drops=drops))
 
-    def _admit(self, part: Part, item: Input) -> bool:
-        """Whether an input is of this join's part and passes its gate. What is of another part is decided there."""
-        if part.by_header and not part.has(item.header):
-            self._leave(item.position)
-            return False
-        if self._run_set.screened and not self._screen(item):
-            return False
-        if not part.by_header and not part.has(item.header):
-            self._leave(item.position)
-            return False
-        return True
-
-    def _leave(self, position: int) -> None:
-        """A message that is another partition's: nothing is said of it."""
-        self.apart += 1
-        self.pending.controls.add((self._topic, position))
-        self._ack(position)
-
-    def _screen(self, item: Input) -> bool:
-        """Runs `gate_in` and the function of `by=`; False when the input ends here."""
-        part = self._run_set.part
-        try:
-            passed = self._run_set.screen(item)
-        except Exception as exc:
-            if part is not None and not part.has(item.header):
-                self._leave(item.position)
-                return False
-            reason = exc.reason if isinstance(exc, MessageError) else str(Reason.DEAD_LETTER)
-            self._counts.count(reason, edge=item.header.source_id)
-            aside = self._aside.record(self._topic, [item.frame], [item.header], exc, reason=reason, attempts=1)
-            self._ack(item.position, item.header.id, reason, aside)
-            return False
-        if passed:
-            return True
-        if part is not None and not part.has(item.header):
-            self._leave(item.position)
-        else:
-            self._drop(item.position, item.header, Reason.GATE)
-        return False
-
     def _known_id(self, delivery: Delivery, header: Header, payload: bytes | memoryview) -> None:
         """An id that was decided before: an input that is still held comes back as state, all else is a duplicate."""
         frame, position, _, deliveries, _ = delivery
@@ -329,7 +301,7 @@ class Holding:
         if position not in self._held and (deliveries > 0 if restorable is None else restorable.get(position) == header.id):
             item = Input(header, payload, position, frame, deliveries)
             item.decided = True
-            if self._run_set.screened and not self._screen(item):
+            if self._run_set.screened and not self._admission.screen(item):
                 return
             with self._whole():
                 self._held[position] = item
@@ -339,33 +311,7 @@ class Holding:
                     restorable.pop(position, None)
             return
         self._counts.count(Reason.DUPLICATE, edge=header.source_id)
-        self._ack(position)
-
-    def _ack(self, position: int, id_: bytes | None = None, reason: str = "", aside: tuple[str, Frame] | None = None) -> None:
-        """Decides an input that never gets to the policy."""
-        if id_ is None:
-            self.pending.units.append(unit([position], [], aside=aside))
-        else:
-            self.known.new.add(id_)
-            self.pending.units.append(unit([position], [id_], drops=[(id_, reason)], aside=aside))
-
-    def _drop(self, position: int, header: Header, reason: str) -> None:
-        self._counts.count(reason, edge=header.source_id)
-        self._ack(position, header.id, reason)
-
-    def _refuse(self, delivery: Delivery, header: Header | None, error: MessageError) -> None:
-        """Puts aside what cannot be taken as a message for this join."""
-        frame, position, _, _, topic = delivery
-        if header is not None and header.id in self.known:
-            self._counts.count(Reason.DUPLICATE, edge=header.source_id)
-            self._ack(position)
-            return
-        if (part := self._run_set.part) is not None and not part.has_unread():
-            self._leave(position)
-            return
-        self._counts.count(error.reason, edge=topic)  # by topic: strangers may have any number of source ids
-        aside = self._aside.record(topic, [frame], [header], error)
-        self._ack(position, None if header is None else header.id, error.reason, aside)
+        self._admission.ack(position)
 
     # --- run ----------------------------------------------------------------------------------------------------
 
@@ -466,12 +412,12 @@ class Holding:
 
     def _control_message(self, delivery: Delivery, header: Header) -> Any:
         _, position, _, _, topic = delivery
-        self.apart += 1
         clock = self._clocks.get(header.source_id)
         if header.kind != Kind.END or clock is None:
-            self.pending.controls.add((topic, position))
-            self._ack(position)
-        elif (topic, position, header.source_id) not in self.ends.held:
+            self._admission.leave(position)
+            return CONTROL
+        self._admission.apart += 1
+        if (topic, position, header.source_id) not in self.ends.held:
             self.ends.hold(topic, position, header.source_id)
             if clock.end(header, position):
                 self._gone.add(header.source_id)
@@ -550,9 +496,9 @@ class Holding:
                     continue
                 del self._held[item.position]
                 if item.decided:
-                    self._ack(item.position)
+                    self._admission.ack(item.position)
                 else:
-                    self._drop(item.position, item.header, Reason.UNMATCHED)
+                    self._admission.drop(item.position, item.header, Reason.UNMATCHED)
             self._told.clear()
             self._marks.clear()
             self._begin()
