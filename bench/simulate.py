@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tests.simulation.planted import PLANTED
 from tests.simulation.scenario import Verdict, run, search
 
-CHUNK = 250
+CHUNK, SAY_EVERY = 250, 5_000
 MOST = 20_000
 """Schedules in which a planted bug has to show."""
 
@@ -59,6 +59,8 @@ def main() -> None:
             count, kills, pauses, restarts, wrong = count + done, kills + killed, pauses + paused, restarts + restarted, wrong + failed
             for verdict in failed:
                 print(verdict, flush=True)
+            if count % SAY_EVERY == 0:
+                print(f"{count:,} of {arguments.schedules:,}: {len(wrong)} failed", file=sys.stderr, flush=True)
         minutes = (time.monotonic() - began) / 60
         print(f"{count:,} schedules, {kills:,} kills, {pauses:,} pauses, {restarts:,} restarts of the broker: {len(wrong)} failed", end="")
         print(f" ({minutes:.1f} min, {count / minutes:,.0f} a minute)", flush=True)

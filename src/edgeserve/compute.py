@@ -12,7 +12,7 @@ from edgeserve.align import Policy, make_policy, makes_policies
 from edgeserve.core.codec import as_parameter, check_source_id
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.core.message import Key
-from edgeserve.stage.assignment import partition_group
+from edgeserve.stage.assignment import partition_group, whole_of
 from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.keywords import check_keywords
@@ -167,6 +167,10 @@ class Compute(StageNode):
                 f"Compute {worker_id!r}: partitions={partitions} divides the keys of a join by key: give it by=, or leave partitions out"
             )
         group = _default_group(worker_id, topic_in, topic_out) if group is None else group
+        if whole_of(group) != (group, 1):
+            raise ConfigurationError(
+                f"Compute {worker_id!r}: group={group!r} is what the group of a partition is called: give it another name"
+            )
         if partitions > 1:
             check_name(f"Compute {worker_id!r}: the group of a partition", partition_group(group, partitions - 1, partitions))
         # What only a mistake makes different within a group. Workers have names of their own, and their results are called so by default.

@@ -9,6 +9,7 @@ from tests.waiting import until
 
 from edgeserve.compute import Compute
 from edgeserve.data_source import DataSource
+from edgeserve.transport import connect, disconnect
 
 
 def pair(a: int, b: int) -> list[int]:
@@ -56,6 +57,22 @@ def test_what_a_join_holds(edgeserve, node):
     assert held() is None  # closing it ends its run
 
 
+def test_who_takes_a_join_over_corrects_what_was_said_of_it(edgeserve, node):
+    def held():
+        return json.loads(edgeserve("groups", "in", "--json", "--node", node).stdout)[0]["held"]
+
+    options = {"topic_in": "in", "topic_out": "out", "join": "exact", "output_id": "pair", "group": "g"}
+    send(node, "a", 1, 2, 3)
+    with Compute(pair, node, worker_id="one", **options) as compute:
+        threading.Thread(target=compute.run).start()
+        until(lambda: held() == 3)
+        send(node, "b", 1, 2, 3)
+        until(lambda: compute.counters["sent"] == 3)
+    with Compute(pair, node, worker_id="two", **options) as compute:
+        threading.Thread(target=compute.run).start()
+        until(lambda: held() == 0)
+
+
 def test_partitions_are_groups_and_go_with_their_topic(edgeserve, node):
     options = {"topic_in": "in", "topic_out": "out", "join": "exact", "output_id": "pair", "by": True, "partitions": 3}
     for source_id in ("a", "b"):
@@ -75,6 +92,21 @@ def test_partitions_are_groups_and_go_with_their_topic(edgeserve, node):
         assert "has live members" in edgeserve("topic", "forget", "in", "g", "--node", node).stderr
     assert edgeserve("topic", "delete", "in", "out", "--yes", "--node", node).returncode == 0
     assert json.loads(edgeserve("topic", "list", "--json", "--node", node).stdout) == []
+
+
+def test_to_forget_can_be_taken_up_again(edgeserve, node):
+    options = {"topic_in": "in", "topic_out": "out", "join": "exact", "output_id": "pair", "by": True, "partitions": 2}
+    for source_id in ("a", "b"):
+        with DataSource([1], node, source_id=source_id, topic="in", event_time=int, key=str) as source:
+            source.run()
+    with Compute(pair, node, worker_id="one", group="g", **options) as compute:
+        compute.run(until="end")
+    transport = connect(node)
+    for number in (1, 2):  # as if it had been interrupted before the roster went
+        transport.delete_group("in", f"g#{number}of2")
+    disconnect(transport)
+    assert edgeserve("topic", "forget", "in", "g", "--node", node).stdout == "forgot group g of in\n"
+    assert "there is no group 'g'" in edgeserve("topic", "forget", "in", "g", "--node", node).stderr
 
 
 def test_nothing_and_a_topic_that_is_not_there(edgeserve, node):

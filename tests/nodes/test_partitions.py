@@ -429,6 +429,7 @@ def test_members_must_agree_on_what_makes_the_sets(node: str) -> None:
         ({"group": "g" * 196}, "the group of a partition must be 1 to 200 bytes"),
         ({"partitions": 0}, "partitions=0: it is into how many parts"),
         ({"partitions": True}, "partitions=True: it is into how many parts"),
+        ({"group": "shop#1of2"}, "is what the group of a partition is called"),
         ({"partitions": 257}, "an int from 1 to 256: each costs its holder"),
         ({"partitions": 2.5}, "partitions=2.5: it is into how many parts"),
     ],

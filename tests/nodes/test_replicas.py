@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+from tests import servers
 from tests.nodes.conftest import running
 
 from edgeserve import Compute, DataSource, Materialize, context
 from edgeserve.core.codec import decode_frame
-from edgeserve.core.errors import JoinOverflow
+from edgeserve.core.errors import JoinOverflow, ReceiveTimeout
 from edgeserve.stage.deadletter import DeadLetter
 from edgeserve.transport import Transport
 
@@ -242,3 +245,21 @@ def test_replicas_run_the_newest_sets_that_they_can_get(node: str, results: Resu
     found = results(topic="out")
     assert len(found) == len({*found}) and count - 1 in found
     assert len(found) + sum(each.counters["superseded"] for each in nodes) == count and len(found) < 250
+
+
+def test_next_ends_in_time_while_the_broker_does_not_answer(new_nats: servers.NewServer) -> None:
+    server = new_nats()
+    options: dict[str, Any] = {"topic_in": "in", "topic_out": "out", "join": "exact", "group": "g"}
+    with Compute(lambda a, b: a, server.url, worker_id="w", timeout_ms=2_000, **options) as compute:
+        with DataSource(range(20), server.url, source_id="a", topic="in", event_time=int) as source:
+            for _ in range(20):
+                next(source)
+            for _ in range(20):
+                next(compute)
+            assert compute.explain()["held"] == 20
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(ReceiveTimeout):
+                    next(compute)
+            finally:
+                os.kill(server.pid, signal.SIGCONT)

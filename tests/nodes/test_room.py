@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from edgeserve import Compute, DataSource
-from edgeserve.core.errors import DiskFull, ReceiveTimeout
+from edgeserve.core.errors import DiskFull, Fenced, ReceiveTimeout
 from edgeserve.transport import connect, disconnect
+from edgeserve.transport.engine import LogEngine
 from edgeserve.transport.member import LogSubscription
 
 
@@ -77,3 +78,28 @@ def test_an_end_that_is_taken_back_outlives_a_full_disk(
             assert not no_room_for_attributes
             stage: Any = compute._stage
             assert (stage if parameters == 1 else stage._join)._subscription.attributes()["end:a"] == b""
+
+
+def test_a_join_comes_back_into_its_group_when_there_is_room_again(embedded: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has lost the join, and the disk is full while it joins its group again: next() says so, and goes on the next time."""
+    options: dict[str, Any] = {"topic_in": "in", "topic_out": "out", "join": "exact", "group": "g", "timeout_ms": 50}
+    with Compute(task_of(2), embedded, worker_id="c", **options) as compute:
+        for name in "ab":
+            with DataSource([1, 2], embedded, source_id=name, topic="in", event_time=int) as source:
+                source.run()
+        settle, subscribe, failures = LogSubscription.settle, LogEngine.subscribe, [DiskFull("no space left on device"), Fenced("paused")]
+
+        def fenced(self: LogSubscription, *args: Any, **rest: Any) -> None:
+            if len(failures) == 2 and rest.get("decisions"):
+                raise failures.pop()
+            settle(self, *args, **rest)
+
+        def full(self: LogEngine, *args: Any, **rest: Any) -> Any:
+            if len(failures) == 1:
+                raise failures.pop()
+            return subscribe(self, *args, **rest)
+
+        monkeypatch.setattr(LogSubscription, "settle", fenced)
+        monkeypatch.setattr(LogEngine, "subscribe", full)
+        assert sorted({*steps(compute)}) == [2, 4]
+        assert not failures

@@ -298,12 +298,17 @@ def forget(out: Output, topic: str, group: str, node: str) -> None:
     with connected(node) as transport:
         group, _ = whole_of(group)
         there = transport.topic_info(topic).groups
-        names = [name for name in there if whole_of(name)[0] == group] or [group]
-        # Those with live members first: the engine refuses them, and nothing is forgotten then.
-        for name in sorted(names, key=lambda name: name not in there or not there[name].members):
-            transport.delete_group(topic, name)
-        if (roster := roster_topic(topic, group)) in transport.topics():
+        names = [name for name in there if whole_of(name)[0] == group]
+        roster = roster_topic(topic, group)
+        has_roster = roster in transport.topics()
+        if live := next((name for name in names if there[name].members), None if names or has_roster else group):
+            transport.delete_group(topic, live)  # the engine says why not, and nothing is forgotten
+            names = [name for name in names if name != live]
+        # The roster says how far the partitions are, so it must not outlive them.
+        if has_roster:
             transport.delete_topic(roster)
+        for name in names:
+            transport.delete_group(topic, name)
     if out.as_json:
         out.document({"topic": topic, "group": group, "forgotten": True})
     else:

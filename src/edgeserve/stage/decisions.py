@@ -183,9 +183,9 @@ class Decisions(Settlement):
         self._count_settled(repeat(self._topic), positions)
 
     def say_held(self, count: int) -> None:
-        """Tells the group how many inputs the join holds, for who asks; not while there is no room."""
-        with contextlib.suppress(*NO_ROOM), self.lock:
-            self._subscription.settle({}, attributes={_HELD: self._encode(count)}, fence=self.fence)
+        """Tells the group how many inputs the join holds, for who asks; not while there is no room. No fence: nothing waits for it."""
+        with contextlib.suppress(*NO_ROOM):
+            self._subscription.settle({}, attributes={_HELD: self._encode(count)})
 
     def _held_after(self, units: list[Unit]) -> dict[int, bytes]:
         after = dict(self.held)

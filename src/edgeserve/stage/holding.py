@@ -21,13 +21,13 @@ from edgeserve.core.metrics import Counters, Reason
 from edgeserve.stage.admission import Admission
 from edgeserve.stage.base import CONTROL, Options, Raised
 from edgeserve.stage.deadletter import Asides
-from edgeserve.stage.decisions import Decisions, unit
+from edgeserve.stage.decisions import Decisions, read_held, unit
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.retry import GaveUp
 from edgeserve.stage.runset import Input, Outcome
 from edgeserve.stage.skew import SkewWatch
-from edgeserve.stage.sources import SourceClock
+from edgeserve.stage.sources import SourceClock, restored, telling
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.ways import Sets, Way
 from edgeserve.transport import Delivery, Frame, Subscription
@@ -87,14 +87,15 @@ class Holding:
         self._restorable = restorable
         self._held: dict[int, Input] = {}
         self.due: deque[JoinSet] = deque()
-        self._clocks = {name: SourceClock() for name in self._parameters}
+        attributes = subscription.attributes()
+        self._clocks = {name: restored(name, attributes) for name in self._parameters}
         self._marks: dict[str, int] = {}
         self._told: dict[str, int] = {}
         self.untold = 0
-        self._said, self._say_at = 0, time.monotonic() + _SAY_HELD_S
+        self._said, self._say_at = read_held(attributes) or 0, time.monotonic() + _SAY_HELD_S
         self.broken = self.at_end = False
         self.warned: Warning | None = None
-        self.ends = Ends(subscription.attributes())
+        self.ends = Ends(attributes)
         # Sources that have ended, as far as this member has read: their next message opens them again.
         self._gone = {source for source in self._parameters if source in self.ends.ended}
         self.ended_at = max(at for _, at in self.ends.ended.values()) if len(self._gone) == len(self._parameters) else None
@@ -187,6 +188,8 @@ class Holding:
             # What came twice is no new beginning of a source that has ended; but not all partitions would know it.
             if part is not None or not (decided and clock.ended):
                 watermark_ns = clock.observe(header, position, published_ns)
+                if clock.changed:
+                    self._tell_producers(source, clock)
                 if watermark_ns is not None:
                     marks[source] = watermark_ns
                 if gone and source in gone and not clock.ended and self._reopen(source, position):
@@ -410,6 +413,15 @@ class Holding:
             if self._told.get(source) != watermark_ns:
                 self._mark(source, watermark_ns)
 
+    def _tell_producers(self, source: str, clock: SourceClock) -> None:
+        """Before anything of it is settled."""
+        unsettled = min((position for _, position, name in self.ends.held if name == source), default=2**63)
+        try:
+            self.pending.write_control({}, {}, telling(source, clock, unsettled - 1))
+        except BaseException:
+            clock.changed = True
+            raise
+
     def _control_message(self, delivery: Delivery, header: Header) -> Any:
         _, position, _, _, topic = delivery
         clock = self._clocks.get(header.source_id)
@@ -460,7 +472,7 @@ class Holding:
         if self.due or not idle:
             return
         last = all(clock.ended for clock in self._clocks.values()) and self.policy.next_due_ns() is None
-        if last:
+        if last and (self._marks or self._held):
             self._let_go()
         pending.settle()
         while ends.held:
@@ -472,7 +484,7 @@ class Holding:
             if frames is None:
                 return
             ended = self._clocks[source].ended and ends.is_last(entry)
-            attributes = ends.recording(source, topic, position) if ended else {}
+            attributes = telling(source, self._clocks[source], position) | (ends.recording(source, topic, position) if ended else {})
             pending.write_control({topic: [position]}, {pending.topic_out: frames} if frames else {}, attributes)
             ends.written(entry, ended=ended)
             if ends_round:

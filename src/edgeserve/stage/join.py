@@ -70,6 +70,8 @@ class Join(Stage):
         self._known: RecentIds
         # What others have recorded, while this member stands by.
         self._ends: Ends
+        # Whether it has left its group and there was no room to join it again.
+        self._outside = False
 
     # --- holding the join ---------------------------------------------------------------------------------------
 
@@ -131,11 +133,15 @@ class Join(Stage):
         """Whether this member has the join."""
         return self._holding is not None
 
+    @property
+    def leads(self) -> bool:
+        """Whether it does, and no other member has taken it over since. From any thread."""
+        return self._holding is not None and self._subscription.active
+
     def hand_to(self, way: Way) -> None:
         """From now on the sets that are due go this way. Called while nobody steps."""
         try:
-            if self._holding is not None:
-                self._mend()
+            self._mend()
             if self._holding is not None:
                 self._holding.hand_to(way)
             self._way = way
@@ -147,6 +153,7 @@ class Join(Stage):
 
     def _mend(self) -> None:
         """Begins anew after an error that has left the holding half changed. What it has decided is whole, so that is kept."""
+        self.come_back()
         if self._holding is not None and self._holding.broken:
             self._holding.pending.settle()
             log.warning("Compute %r was interrupted in the midst of a message and takes up the join of its topic anew", self.options.name)
@@ -168,10 +175,15 @@ class Join(Stage):
         self._claimed = []
         self._close_log()
         self._subscription.close()
-        while True:
+        self._outside = True
+        self.come_back()
+
+    def come_back(self) -> None:
+        """Joins the group again, if it has left it and there was no room then."""
+        while self._outside:
             try:
                 self._enter()
-                return
+                self._outside = False
             except NO_ROOM as exc:
                 self._wait_for_room(exc)
 
@@ -186,8 +198,7 @@ class Join(Stage):
                 if self.leaves():
                     raise StopIteration
                 try:
-                    if self._holding is not None and self._holding.broken:
-                        self._mend()
+                    self._mend()
                     outcome = self._step(deadline)
                     if outcome is CONTROL:
                         continue
@@ -360,9 +371,10 @@ class Join(Stage):
                 holding.pending.settle()
                 if not holding.broken:
                     holding.write_ends(idle=not self._ready or holding.at_end)
-                holding.pending.owner_runs(False)
             except _LOST as exc:
                 self._stand_down(exc)
+            finally:
+                holding.pending.owner_runs(False)
 
     def flush(self) -> None:
         if self._holding is not None:
@@ -371,7 +383,8 @@ class Join(Stage):
 
     def flush_settled(self) -> None:
         """Returns when what was settled is durable."""
-        self._subscription.flush()
+        if not self._outside:
+            self._subscription.flush()
 
     def close(self) -> None:
         try:

@@ -87,7 +87,9 @@ class Partition:
         group = partition_group(options.group, number, options.partitions)
         self.join = _Part(replace(options, group=group, letters=options.group), control, counts, run_set=self, make_policy=make_policy)
         self.join.between = self._between
-        self._thread: threading.Thread
+        self._thread = threading.Thread(target=self._run, name=f"edgeserve-partition-{number + 1}", daemon=True)
+        self._transport: Transport
+        self._opens_patiently = False
 
     # --- a part of the messages ---------------------------------------------------------------------------------
 
@@ -147,13 +149,12 @@ class Partition:
     def start(self, transport: Transport, *, patient: bool) -> None:
         """Begins. `patient`: waits for a store that has no room."""
         self._settled.set()
-        name = f"edgeserve-partition-{self.number + 1}"
-        self._thread = threading.Thread(target=self._run, args=(transport, patient), name=name, daemon=True)
+        self._transport, self._opens_patiently = transport, patient
         self._thread.start()
 
-    def _run(self, transport: Transport, patient: bool) -> None:
+    def _run(self) -> None:
         try:
-            self._open_join(transport, patient)
+            self._open_join()
             self.ready.set()
             try:
                 self.join.run(None)
@@ -167,14 +168,14 @@ class Partition:
             self.ready.set()
             self._exchange.wake()
 
-    def _open_join(self, transport: Transport, patient: bool) -> None:
+    def _open_join(self) -> None:
         while not self.opened:
             try:
-                self.join.open(transport)
+                self.join.open(self._transport)
                 self.join.leaves = self._ends
                 self.opened = True
             except NO_ROOM as exc:
-                if not patient or self._ends() or not self._patience.wait(exc):
+                if not self._opens_patiently or self._ends() or not self._patience.wait(exc):
                     raise
 
     def _close_join(self) -> None:

@@ -239,16 +239,17 @@ class Partitioned(Steps):
             before, holders = holders, assign(holders, members, o.partitions)
             if holders != before:
                 news[_HOLDERS] = _encode(holders)
-        for partition in held.values():
+        for partition in list(held.values()):  # whoever flushes may sweep meanwhile
             # All together as often as one would, while that keeps no result waiting for long.
             partition.join.settle_after_ns = OLDEST_PENDING_NS * min(len(held), _MOST_TIMES)
             news |= self._rounds.news(partition)
         if news:
             roster.settle({}, attributes=news)
         for number, holder in enumerate(holders):
-            if number in held and holder != roster.name:
-                held[number].halt()
-            elif number not in held and holder == roster.name and not self._errors:
+            mine = held.get(number)
+            if mine is not None and holder != roster.name:
+                mine.halt()
+            elif mine is None and holder == roster.name and not self._errors:
                 held[number] = partition = self._partition(number)
                 partition.start(self._transport, patient=patient)
 

@@ -201,6 +201,8 @@ class Replicated(Steps):
             aligner = None
         if self._control.stopping():
             return
+        if aligner is None:
+            self._join.come_back()
         if not self._is_alone():
             if aligner is None:
                 sets = self._sets or self._open_sets()

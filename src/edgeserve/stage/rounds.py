@@ -51,12 +51,14 @@ class Rounds:
         return all(at == position for at in self._at[1:])
 
     def news(self, partition: Partition) -> dict[str, bytes]:
-        """What the roster does not say yet of a partition."""
-        news = {}
+        """What the roster does not say yet of a partition. Nothing, when it is another member's by now."""
+        news = dict[str, bytes]()
+        if not partition.join.leads:
+            return news
         at, ended_at, published = partition.reached, partition.join.ended_at, partition.join.round_ended_at
         if at is not None and self._at[partition.number] != at:
             news[f"{self._AT}{partition.number}"] = _encode(at)
-        if partition.number == 0 and partition.join.holds:
+        if partition.number == 0:
             if published is not None and self.published != published:
                 news[self._PUBLISHED] = _encode(published)
             if self.open != (ended_at is None):

@@ -7,28 +7,47 @@ the messages' publish times. So both depend on what is stored and not on when it
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import TypeAlias
+
+import msgspec
+
 from edgeserve.core.message import WATERMARK_END, Header, TimeKind
 
 SILENT_NS = 10_000_000_000
 _MOST_PRODUCERS = 64
 
+Known: TypeAlias = tuple[str, int, int, int, bool]
+"""Of a producer: name, positions of its first and last message, when that was published, whether it has ended."""
+
+_PREFIX = "producers:"
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Known]).decode
+
 
 class _Producer:
-    __slots__ = ("ended", "first", "last", "seen_ns", "watermark_ns")
+    __slots__ = ("ended", "ended_at", "first", "last", "seen_ns", "watermark_ns")
 
     def __init__(self, position: int) -> None:
         self.first = self.last = position
         self.seen_ns = 0
         self.watermark_ns: int | None = None
-        self.ended = False
+        self.ended, self.ended_at = False, -1
 
 
 class SourceClock:
-    """One source: the promise of its producers together."""
+    """One source: the promise of its producers together.
 
-    __slots__ = ("_current", "_ended_at", "_name", "_newest_first", "_only", "_producers", "ended")
+    Attributes:
+        ended: whether all of them have.
+        changed: whether who they are, or which of them live, is another than was `told`: whoever comes next must know, who may see no
+            message of theirs before they end.
+    """
+
+    __slots__ = ("_current", "_ended_at", "_name", "_newest_first", "_only", "_producers", "changed", "ended")
 
     def __init__(self) -> None:
+        self.changed = False
         self._producers: dict[str, _Producer] = {}
         self._current: _Producer | None = None
         # The current producer while it is the only one and has not ended.
@@ -58,8 +77,9 @@ class SourceClock:
         if self.ended and position > self._ended_at:
             self.ended = False
         if producer.ended and position > producer.last:
-            producer.ended, producer.watermark_ns = False, None
+            producer.ended, producer.watermark_ns, self.changed = False, None, True
         if position > producer.last:
+            self.changed = self.changed or producer.last < self._newest_first <= position
             producer.last = position
         producer.seen_ns = published_ns
         watermark_ns = header.watermark_ns
@@ -74,6 +94,19 @@ class SourceClock:
         """Another member has recorded that the source has ended there."""
         self.ended, self._ended_at = True, position
 
+    def told(self, upto: int) -> list[Known]:
+        """What whoever comes next must know, who will read all ends behind `upto` again."""
+        self.changed = False
+        return [(name, p.first, p.last, p.seen_ns, p.ended and p.ended_at <= upto) for name, p in self._producers.items()]
+
+    def restore(self, known: Iterable[Known]) -> None:
+        """What another member has told. What a producer has promised is known again when it sends."""
+        for name, first, last, seen_ns, ended in known:
+            producer = self._producers[name] = _Producer(first)
+            producer.last, producer.seen_ns, producer.ended = last, seen_ns, ended
+            producer.watermark_ns = WATERMARK_END if ended else None
+            self._newest_first = max(self._newest_first, first)
+
     def end(self, header: Header, position: int) -> bool:
         """Notes that a producer has ended; returns whether the source has.
 
@@ -83,7 +116,7 @@ class SourceClock:
         producer.last = max(producer.last, position)
         producers = self._producers.values()
         for each in [p for p in producers if p.last <= position] if header.time_kind == TimeKind.COMPUTED else [producer]:
-            each.ended, each.watermark_ns = True, WATERMARK_END
+            each.ended, each.ended_at, each.watermark_ns = True, position, WATERMARK_END
         self.ended = all(p.ended for p in producers if p.last >= self._newest_first)
         self._ended_at = max(self._ended_at, position)
         return self.ended
@@ -95,7 +128,7 @@ class SourceClock:
                 del self._producers[min(self._producers, key=lambda n: self._producers[n].last)]
             producer, self._only = _Producer(position), None
             self._producers[name] = producer
-            self._newest_first = max(self._newest_first, position)
+            self._newest_first, self.changed = max(self._newest_first, position), True
         self._current, self._name = producer, name
         return producer
 
@@ -112,4 +145,17 @@ class SourceClock:
         return None if least == WATERMARK_END else least
 
 
-__all__ = ("SILENT_NS", "SourceClock")
+def telling(source: str, clock: SourceClock, upto: int) -> dict[str, bytes]:
+    """The attribute of a group that says who produces for a source; see `SourceClock.told`."""
+    return {_PREFIX + source: _encode(clock.told(upto))}
+
+
+def restored(source: str, attributes: dict[str, bytes]) -> SourceClock:
+    """A source as the attributes of a group tell it."""
+    clock = SourceClock()
+    if known := attributes.get(_PREFIX + source):
+        clock.restore(_decode(known))
+    return clock
+
+
+__all__ = ("SILENT_NS", "SourceClock", "restored", "telling")

@@ -19,7 +19,7 @@ _MOST_UNDER_WAY = 192
 """Recorded, and not known to count yet. A fence lets go of decisions older than the newest few hundred."""
 LINGER_S = 0.05
 _MOST_LINGERS = 4
-"""Every member reads what every one writes down: of many, each writes less often, half as many times as long as there are members."""
+"""Every member reads what every one writes down: where many do, each writes less often, half as many times as long as there are members."""
 _IDS_IN_A_RECORD = 32_768
 
 
@@ -139,8 +139,10 @@ class Settlements:
         self._awaited = bool(self._waiting) and not self._waiting[0].outputs and self.error is None
         if not self._awaited:
             return None
-        members = len(self._places.first.log.members)
-        return self._last if self._hurries else self._last + LINGER_S * min(max(members / 2, 1), _MOST_LINGERS)
+        if self._hurries:
+            return self._last
+        writers = 1 if self._waiting[0].epoch else len(self._places.first.log.members)  # under a lead it is the leader alone
+        return self._last + LINGER_S * min(max(writers / 2, 1), _MOST_LINGERS)
 
     @property
     def _hurries(self) -> bool:

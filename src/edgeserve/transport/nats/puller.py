@@ -211,7 +211,7 @@ class Puller:
         if not message.reply.startswith("$JS.ACK."):
             self._on_status(message)
             return
-        # The server serves requests in the order in which they came.
+        # The server serves several requests in turn: what is left of each is not known, but of all of them together.
         if self._asked:
             left = self._asked[0][1]
             left[0] -= 1
