@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from edgeserve.core.errors import SendError
+from edgeserve.transport.base import SEND_WINDOW
 from edgeserve.transport.broker.desk import Desk, Open
 from edgeserve.transport.broker.grouplog import ID_BYTES, Settled
 from edgeserve.transport.broker.guard import Guard
@@ -19,7 +20,10 @@ _MOST_UNDER_WAY = 192
 """Recorded, and not known to count yet. A fence lets go of decisions older than the newest few hundred."""
 LINGER_S = 0.05
 _MOST_LINGERS = 4
-"""Every member reads what every one writes down: where many do, each writes less often, half as many times as long as there are members."""
+"""Every member reads what every one writes down: of many, each writes less often, half as many times as long as there are members."""
+
+_MANY_IDS = SEND_WINDOW // 4
+"""So many are written down at once: it may be for these that a source waits which may be no further ahead."""
 _IDS_IN_A_RECORD = 32_768
 
 
@@ -68,7 +72,7 @@ class Settlements:
         self._places, self._guard, self._check, self._told, self._stopping = places, guard, check, told, stopping
         self._waiting: deque[Settlement] = deque()
         self._recorded: deque[Settlement] = deque()
-        self._flushing = 0
+        self._flushing = self._ids_waiting = 0
         # Whether the owner waits for no longer than until the first of them is to be recorded.
         self._awaited = False
         self._last = 0.0
@@ -101,6 +105,7 @@ class Settlements:
         for desk, positions in claims:
             one.take_out(desk, positions)
         self._waiting.append(one)
+        self._ids_waiting += len(one.ids)
 
     def sent(self, one: Settlement, error: Exception | None) -> None:
         """An entry of a settlement's outputs is durable, or will never be."""
@@ -141,12 +146,12 @@ class Settlements:
             return None
         if self._hurries:
             return self._last
-        writers = 1 if self._waiting[0].epoch else len(self._places.first.log.members)  # under a lead it is the leader alone
-        return self._last + LINGER_S * min(max(writers / 2, 1), _MOST_LINGERS)
+        members = len(self._places.first.log.members)
+        return self._last + LINGER_S * min(max(members / 2, 1), _MOST_LINGERS)
 
     @property
     def _hurries(self) -> bool:
-        return self._flushing > 0 or len(self._waiting) > MOST_WAITING // 4
+        return self._flushing > 0 or len(self._waiting) > MOST_WAITING // 4 or self._ids_waiting >= _MANY_IDS
 
     def record(self) -> None:
         """Writes down what is done so far, then acknowledges it."""
@@ -168,6 +173,7 @@ class Settlements:
                 size += len(waiting[0].ids)
                 if found and (size > _IDS_IN_A_RECORD or waiting[0].epoch != found[0].epoch):
                     break
+                self._ids_waiting -= len(waiting[0].ids)
                 found.append(waiting.popleft())
             self._recorded.extend(found)
             self._guard.changed.notify_all()
