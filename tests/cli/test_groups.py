@@ -107,6 +107,7 @@ def test_to_forget_can_be_taken_up_again(edgeserve, node):
     disconnect(transport)
     assert edgeserve("topic", "forget", "in", "g", "--node", node).stdout == "forgot group g of in\n"
     assert "there is no group 'g'" in edgeserve("topic", "forget", "in", "g", "--node", node).stderr
+    assert [topic["topic"] for topic in json.loads(edgeserve("topic", "list", "--json", "--node", node).stdout)] == ["in", "out"]
 
 
 def test_nothing_and_a_topic_that_is_not_there(edgeserve, node):

@@ -20,7 +20,7 @@ def _document(topic: str, name: str, group: GroupInfo, sets: GroupInfo | None) -
         "group": name,
         "kind": str(group.kind),
         "members": [{"name": member, "version": group.versions.get(member, "")} for member in group.members],
-        "holder": group.active,
+        "holder": group.active or None,
         "held": read_held(group.attributes) if group.active else None,
         "backlog": group.backlog,
         "more": group.more,

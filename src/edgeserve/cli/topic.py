@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import click
 
@@ -304,11 +305,15 @@ def forget(out: Output, topic: str, group: str, node: str) -> None:
         if live := next((name for name in names if there[name].members), None if names or has_roster else group):
             transport.delete_group(topic, live)  # the engine says why not, and nothing is forgotten
             names = [name for name in names if name != live]
-        # The roster says how far the partitions are, so it must not outlive them.
+        # The roster says how far the partitions are, so it must not outlive them; what is left of a group must not be the next one's.
         if has_roster:
             transport.delete_topic(roster)
         for name in names:
             transport.delete_group(topic, name)
+        for left in transport.topics():
+            of = unquote(left.removeprefix(f"{topic}.").rpartition(".")[0])
+            if whole_of(of)[0] == group and left in (decision_topic(topic, of), work_topic(topic, of)):
+                transport.delete_topic(left)
     if out.as_json:
         out.document({"topic": topic, "group": group, "forgotten": True})
     else:
