@@ -34,6 +34,10 @@ from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
 from notes import lines, note
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tests.disks import BALLAST, fill_up
+
 NUMBERS = 4_000
 PAYLOAD = 2_000
 ROLES = ("source", "task", "sink")
@@ -140,7 +144,7 @@ class Disk:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.broker = folder, cast(Broker | None, None)
-        self._ballast = folder / "ballast"
+        self._ballast = folder / BALLAST
 
     def fill(self) -> None:
         """Takes the space that is left. For Pulsar, whose storage guards its disk, only so much that it stores nothing more."""
@@ -148,13 +152,7 @@ class Disk:
             usage = shutil.disk_usage(self.folder)
             self._ballast.write_bytes(bytes(usage.free - int(LEFT_TO_PULSAR * usage.total)))
             return
-        with open(self._ballast, "ab", buffering=0) as file:
-            for size in (1 << 20, 4096, 1):
-                try:
-                    while file.write(bytes(size)) == size:
-                        pass
-                except OSError:
-                    continue
+        fill_up(self.folder)
 
     def free(self) -> None:
         """Gives it back. NATS has shut the streams that it could not write, until it is started anew."""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+BALLAST = "ballast"
+"""The file that takes the space."""
+
 
 def fill_up(folder: Path) -> Path:
     """Takes all the space that is left."""
-    ballast = folder / "ballast"
+    ballast = folder / BALLAST
     with open(ballast, "ab", buffering=0) as file:
         for size in (1 << 20, 4096, 1):
             try:

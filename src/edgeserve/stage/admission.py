@@ -42,7 +42,7 @@ class Admission:
         return True
 
     def leave(self, position: int) -> None:
-        """A message that is another partition's: nothing is said of it."""
+        """A control message that decides nothing, or another partition's message: nothing is said of it."""
         self.apart += 1
         self._pending.controls.add((self._topic, position))
         self.ack(position)
