@@ -1,6 +1,6 @@
-"""Replicas of a task with two inputs, over the simulated broker, while processes are killed and paused and the broker is restarted.
+"""Replicas of a task with two inputs, over the simulated broker, while processes are killed, stopped and paused and the broker is restarted.
 
-The judge reads what is stored on the topic of the results, and knows what must be there: nothing of the code under test is asked.
+Some join by key in several partitions, some have two producers for a source, some sources begin again after their end. The judge reads what is stored on the topic of the results, and knows what must be there: nothing of the code under test is asked.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from tests.simulation.broker import CAPABILITIES, Broker, SimDriver
-from tests.simulation.world import Process, Stuck, World, here, installed, replaced, world
+from tests.simulation.world import Condition, Event, Process, Stuck, World, here, installed, replaced, world
 
 import edgeserve.compute
 import edgeserve.transport.broker.member
@@ -21,6 +21,8 @@ from edgeserve.core.codec import decode_frame, encode_frame
 from edgeserve.core.errors import EdgeServeError
 from edgeserve.core.message import WATERMARK_END, Header, Kind
 from edgeserve.core.payload import encode_sized
+from edgeserve.stage.assignment import partition_group
+from edgeserve.stage.decisions import decision_topic, roster_topic, work_topic
 from edgeserve.transport.broker.engine import BrokerEngine
 from edgeserve.transport.broker.envelope import unwrap, wrap
 from edgeserve.transport.broker.grouplog import MemberState
@@ -28,7 +30,7 @@ from edgeserve.transport.broker.grouplog import MemberState
 _PAIR = struct.Struct(">qq")
 LIMIT_S = 180.0
 _GROUP = "in->out"
-_TOPICS = ("in", "out", f"in.{_GROUP}.work", f"in.{_GROUP}.sets")
+_KEYS = 5
 _URL = "pulsar://simulated:6650"
 
 
@@ -38,6 +40,8 @@ class Verdict:
 
     seed: int
     join: str
+    partitions: int = 1
+    rounds: int = 1
     wrong: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     takeovers: int = 0
@@ -83,28 +87,53 @@ def _connect(url: str) -> BrokerEngine:
 _broker: list[Broker] = []
 
 
-def _frame(source: str, number: int, kind: Kind = Kind.DATA) -> bytes:
+def _frame(source: str, producer: str, number: int, kind: Kind = Kind.DATA, *, mark: int | None = None) -> bytes:
     schema, payload, size = encode_sized(b"" if kind is Kind.END else _PAIR.pack(number, number))
     id_ = source.encode() + kind.to_bytes(1, "big") + number.to_bytes(14, "big")
     now = int(1e18)
-    mark = WATERMARK_END if kind is Kind.END else number
-    header = Header(id_, source, "p" + source, number + 1, number, now, schema, size, watermark_ns=mark, kind=int(kind))
+    mark = WATERMARK_END if kind is Kind.END else number if mark is None else mark
+    key = None if kind is Kind.END else number % _KEYS
+    header = Header(id_, source, producer, number + 1, number, now, schema, size, watermark_ns=mark, key=key, kind=int(kind))
     return bytes(encode_frame(header, payload))
 
 
-def _feed(source: str, count: int) -> None:
-    """A source that is never killed; it may send a message twice."""
+class _Barrier:
+    """Where so many wait for each other."""
+
+    def __init__(self, parties: int) -> None:
+        self._missing, self._changed = parties, Condition()
+
+    def wait(self) -> None:
+        self._missing -= 1
+        with self._changed:
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._missing == 0)
+
+
+def _send(outlet: Any, frames: list[bytes], *, twice: bool = False) -> None:
+    """Returns when it is stored."""
+    stored = Event()
+    for _ in range(1 + twice):
+        outlet.send(wrap(frames, int(1e18)), lambda at, error: stored.set())
+    stored.wait()
+
+
+def _feed(source: str, producer: str, numbers: list[int], begin: _Barrier, go_on: _Barrier) -> None:
+    """A producer that is never killed; it may send a message twice. One that sends nothing more once another of its source has begun is
+    taken for replaced by it, and what one promises before another begins is the promise of all: so each begins, and then each goes on."""
     random = world().random
     outlet = SimDriver(_broker[0], here()).outlet("in")
-    numbers = list(range(count))
+    end = numbers[-1] + 1
+    first, second, *numbers = numbers
+    _send(outlet, [_frame(source, producer, first, mark=0)])
+    begin.wait()
+    _send(outlet, [_frame(source, producer, second)])
+    go_on.wait()
     while numbers:
         some, numbers = numbers[: (n := random.randint(1, 4))], numbers[n:]
-        data = wrap([_frame(source, number) for number in some], int(1e18))
-        outlet.send(data, lambda at, error: None)
-        if random.random() < 0.1:
-            outlet.send(data, lambda at, error: None)
+        _send(outlet, [_frame(source, producer, number) for number in some], twice=random.random() < 0.1)
         world().sleep(random.choice((0.0, 0.001, 0.05, 0.5)) * random.random())
-    outlet.send(wrap([_frame(source, count, Kind.END)], int(1e18)), lambda at, error: None)
+    _send(outlet, [_frame(source, producer, end, Kind.END)])
 
 
 class Schedule:
@@ -114,10 +143,16 @@ class Schedule:
         self.world = World(seed)
         random = self.world.random
         # Of `latest` every second one may use a message in several sets.
-        self.verdict = Verdict(seed, random.choice(("exact", "exact", "latest", "overlapping")))
+        self.verdict = Verdict(
+            seed, random.choice(("exact", "exact", "latest", "overlapping")), random.choice((1, 1, 1, 2, 3)), random.choice((1, 1, 1, 2))
+        )
+        self._by_key = self.verdict.partitions > 1 or random.random() < 0.2
         self.pairs = random.choice((random.randint(4, 14), random.randint(10, 40)))
+        self._producers = {source: random.choice((1, 1, 1, 2)) for source in "ab"}
+        self._feeding = sum(self._producers.values())
         self._serial = 0
         self._replicas: list[Process] = []
+        self._nodes: dict[int, edgeserve.compute.Compute] = {}
         self._ended: set[int] = set()
         self._hosts = random.choice((("h1",), ("h1", "h2")))
         self._task_s = random.choice((0.0, 0.002, 0.05, 0.6))
@@ -133,8 +168,11 @@ class Schedule:
             _processes.clear()
             _broker[:] = [Broker(made)]
             random = made.random
-            for source in ("a", "b"):
-                self._process(source).spawn(partial(_feed, source, self.pairs))
+            ends = [_Barrier(self._feeding) for _ in range(verdict.rounds)]
+            for source, producers in self._producers.items():
+                rounds = [(_Barrier(producers), _Barrier(producers), end) for end in ends]
+                for number in range(producers):
+                    self._process(source).spawn(partial(self._feed, source, number, rounds))
             for _ in range(random.randint(1, 3)):
                 self._later(random.random() * 0.5, self._add)
             for _ in range(random.randint(0, 4)):
@@ -161,6 +199,13 @@ class Schedule:
         self._coming += 1
         self.world.after(seconds, now)
 
+    def _feed(self, source: str, number: int, rounds: list[tuple[_Barrier, _Barrier, _Barrier]]) -> None:
+        for round_, (begin, go_on, end) in enumerate(rounds):
+            numbers = range(round_ * self.pairs, (round_ + 1) * self.pairs)[number :: self._producers[source]]
+            _feed(source, f"{source}{number}.{round_}", list(numbers), begin, go_on)
+            end.wait()
+        self._feeding -= 1
+
     def _process(self, name: str) -> Process:
         process = Process(self.world, name, self.world.random.choice(self._hosts))
         _processes.append(process)
@@ -174,6 +219,8 @@ class Schedule:
         process.spawn(partial(self._work, process))
 
     def _work(self, process: Process) -> None:
+        all_is_there = self._feeding == 0
+
         def task(a: bytes, b: bytes) -> bytes:
             if self._task_s:
                 world().sleep(self._task_s * world().random.random())
@@ -190,13 +237,18 @@ class Schedule:
             output_id="r",
             join="exact" if self.verdict.join == "exact" else "latest",
             no_overlap=self.verdict.join != "overlapping",
+            by=True if self._by_key else None,
+            partitions=self.verdict.partitions,
             ack_timeout_ms=self._ack_timeout_ms,
             retries=100,
             retry_backoff_ms=1,
         )
+        self._nodes[process.pid] = compute
         try:
             with compute:
                 compute.run(until="end")
+            if not all_is_there and self.verdict.rounds > 1:
+                self._later(0.2, self._add)  # it has ended after a round, perhaps
         except EdgeServeError as exc:
             # A supervisor starts it again.
             self._crashes += 1
@@ -211,7 +263,7 @@ class Schedule:
 
     def _fault(self) -> None:
         random, living = self.world.random, self._living()
-        kind = random.choice(("kill", "kill", "pause", "pause", "broker", "add"))
+        kind = random.choice(("kill", "kill", "pause", "pause", "broker", "add", "stop"))
         when = f"{self.world.now - 1_000:.3f}"
         if kind == "add" or not living:
             self.verdict.faults.append(f"{when} add")
@@ -226,6 +278,13 @@ class Schedule:
             victim = random.choice(living)
             self.verdict.faults.append(f"{when} kill {victim.name}")
             victim.kill()
+            self._later(random.choice((0.0, 0.5, 4.0)) * random.random(), self._add)
+        elif kind == "stop":
+            victim = random.choice(living)
+            self.verdict.faults.append(f"{when} stop {victim.name}")
+            if victim.pid in self._nodes:
+                control = self._nodes[victim.pid]._control  # as the handler of a signal does
+                control.stop = control.told = True
             self._later(random.choice((0.0, 0.5, 4.0)) * random.random(), self._add)
         else:
             victim, seconds = (
@@ -256,37 +315,53 @@ class Schedule:
         # Set by its id: its members and where its result stands first.
         found: dict[bytes, tuple[int, int]] = {}
         ends = 0
+        behind = False
         for data in broker.topic("out").entries:
             for frame in unwrap(data, 0)[1] if data is not None else ():
                 header, payload = decode_frame(frame)  # type: ignore[arg-type]  # there are no references
                 if header.kind == Kind.END:
-                    ends += 1
+                    ends, behind = ends + 1, False
                     continue
-                if ends and header.id not in found:
-                    verdict.wrong.append("a result came behind the end")
                 pair = _PAIR.unpack(bytes(payload)[-_PAIR.size :])
+                if header.id not in found:
+                    behind = ends > 0
+                    if behind and max(pair) < self.pairs:
+                        verdict.wrong.append(f"a result came behind the end: {pair}")
+                    if self._by_key and header.key != pair[0] % _KEYS:
+                        verdict.wrong.append(f"the key of {pair} is {header.key!r}")
                 if found.setdefault(header.id, pair) != pair:
                     verdict.wrong.append(f"one id for {found[header.id]} and {pair}")
         if not ends:
             verdict.wrong.append("no end was sent on")
+        if behind:
+            verdict.wrong.append("the last result came behind the end")
         for side, name in enumerate("ab"):
             used = [pair[side] for pair in found.values()]
             if verdict.join != "overlapping" and (twice := sorted({n for n in used if used.count(n) > 1})):
                 verdict.wrong.append(f"of {name} in two sets: {twice}")
-            if verdict.join == "exact" and (missing := sorted({*range(self.pairs)} - {*used})):
+            if verdict.join == "exact" and (missing := sorted({*range(self.pairs * verdict.rounds)} - {*used})):
                 verdict.wrong.append(f"lost: {missing}")
+            if self._producers[name] == 1:
+                for key in range(_KEYS) if verdict.partitions > 1 else ():
+                    of_key = [n for n in used if n % _KEYS == key]
+                    if verdict.join == "exact" and max(self._producers.values()) == 1 and of_key != sorted(of_key):
+                        verdict.wrong.append(f"{name} out of order for key {key}: {of_key}")
         if verdict.join == "exact" and (mixed := [pair for pair in found.values() if pair[0] != pair[1]]):
             verdict.wrong.append(f"wrong pairs: {mixed}")
+        if self._by_key and (mixed := [pair for pair in found.values() if pair[0] % _KEYS != pair[1] % _KEYS]):
+            verdict.wrong.append(f"two keys in a set: {mixed}")
         if not found:
             verdict.wrong.append("no results at all")
-        if strange := [
-            name for name, topic in broker.topics.items() if topic.entries and name not in _TOPICS and not name.endswith("~group")
-        ]:
+        groups = [partition_group(_GROUP, number, verdict.partitions) for number in range(verdict.partitions)] if verdict.partitions > 1 else [_GROUP]
+        works, logs = [work_topic("in", group) for group in groups], [decision_topic("in", group) for group in groups]
+        expected = {"in", "out", roster_topic("in", _GROUP), *logs} | ({*works} if len(groups) == 1 else set())
+        if strange := [name for name, topic in broker.topics.items() if topic.entries and name not in expected and not name.endswith("~group")]:
             verdict.wrong.append(f"topics that should not be: {strange}")
-        if not verdict.wrong and not verdict.faults and (left := broker.topic("in").last() + 1 - broker.topic("in").group(_GROUP).rise()):
-            verdict.wrong.append(f"{left} entries were never acknowledged")
-        verdict.shared_sets = len(broker.topic(_TOPICS[2]).entries)
-        verdict.takeovers = broker.topic(_TOPICS[3]).fence
+        for group in groups if not verdict.wrong and not verdict.faults else ():
+            if left := broker.topic("in").last() + 1 - broker.topic("in").group(group).rise():
+                verdict.wrong.append(f"{left} entries were never acknowledged by {group}")
+        verdict.shared_sets = sum(len(broker.topic(name).entries) for name in works)
+        verdict.takeovers = max(broker.topic(name).fence for name in logs)
 
 
 def patches() -> dict[str, Any]:

@@ -477,4 +477,4 @@ def installed(made: World) -> Iterator[World]:
         _world = None
 
 
-__all__ = ("Condition", "Lock", "Process", "Stuck", "Thread", "World", "here", "installed", "replaced", "world")
+__all__ = ("Condition", "Event", "Lock", "Process", "Stuck", "Thread", "World", "here", "installed", "replaced", "world")

@@ -364,7 +364,7 @@ class Direct(Stage):
                 continue
             attributes: dict[str, bytes] = {}
             outputs: dict[str, list[Frame]] = {}
-            ended = self._clocks[source].ended and ends.is_last(entry)
+            ended = self._clocks[source].ended and ends.is_last(entry) and not ends.has_recorded(entry)
             if ended:
                 attributes = ends.recording(source, topic, position)
                 frame = self._end_frame(time.time_ns()) if ends.completes(source, self._sources()) else None

@@ -53,9 +53,18 @@ class Ends:
         """Whether no later end of the same source is held: what came between the two is not settled when the first is."""
         return all(held <= entry or held[2] != entry[2] for held in self.held)
 
+    def has_recorded(self, entry: tuple[str, int, str]) -> bool:
+        """Whether the end of its source is recorded, there or further on: it came again."""
+        topic, position, source = entry
+        recorded = self.ended.get(source)
+        return recorded is not None and recorded[0] == topic and position <= recorded[1]
+
     def completes(self, source: str, sources: Iterable[str]) -> bool:
-        """Whether with this end of `source` all of `sources` will have ended, and had not before."""
-        return source not in self.ended and all(name == source or name in self.ended for name in sources)
+        """Whether with this end of `source`, which is not recorded yet, all of `sources` will have ended.
+
+        Perhaps they had before, and what stands between the two ends went to other members before the first was recorded.
+        """
+        return all(name == source or name in self.ended for name in sources)
 
     def written(self, entry: tuple[str, int, str], *, ended: bool) -> None:
         """An end that was held is acknowledged, and recorded if its source has `ended`."""

@@ -57,7 +57,7 @@ class Holding:
         ends: the sources' ends.
         untold: messages since the policy was last told the watermarks.
         ended_at: the position of the last source's end, of the last round that has ended.
-        at_end: all sources have ended and the last end is not written, or not known to all: nothing more is to be taken. Only of a join in
+        at_end: all sources have ended and the last end is not written, or not known to all: nothing behind it is to be taken. Only of a join in
             partitions, whose rounds end together.
         push: takes one delivered message.
         broken: whether an error came out of the midst of a change: nothing more is to be taken or run by this holding.
@@ -479,17 +479,25 @@ class Holding:
             topic, position, source = entry = ends.held[0]
             if self._subscription.floor(topic) < position:
                 return
-            ends_round = last and len(ends.held) == 1
+            again = ends.has_recorded(entry)
+            ends_round = last and len(ends.held) == 1 and not again
             frames = self._way.end_frames(position) if ends_round else []
             if frames is None:
                 return
-            ended = self._clocks[source].ended and ends.is_last(entry)
+            ended = self._clocks[source].ended and ends.is_last(entry) and not again
             attributes = telling(source, self._clocks[source], position) | (ends.recording(source, topic, position) if ended else {})
             pending.write_control({topic: [position]}, {pending.topic_out: frames} if frames else {}, attributes)
             ends.written(entry, ended=ended)
             if ends_round:
                 self.ended_at = position
         self._look_whether_at_end()
+
+    def is_of_the_next_round(self, position: int) -> bool:
+        """Whether a message stands behind the end that is waited for. What stands before it may come again."""
+        if not self.at_end:
+            return False
+        end = self.ends.held[-1][1] if self.ends.held else self.ended_at
+        return end is not None and position > end
 
     def _look_whether_at_end(self) -> None:
         part = self._run_set.part

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from time import monotonic_ns
 from typing import Any
 
@@ -36,7 +37,7 @@ _TELL_EVERY = 256
 _STRIDE = 16
 """So many messages are taken before the loop looks at the clock again."""
 
-_AT_END_S = 0.02
+_AT_END_S, _MOST_WAITING = 0.02, 10_000
 _LOST = (Fenced, ClaimLost)
 
 
@@ -234,7 +235,7 @@ class Join(Stage):
                 due_ns = holding.policy.next_due_ns()
             if holding.due:
                 return self._run_due(holding)
-        if self._ready and holding is not None and not holding.at_end:
+        if self._ready and holding is not None and not holding.is_of_the_next_round(self._ready[-1][1]):
             outcome = self._take(holding)
             due_ns = holding.policy.next_due_ns()
             if not holding.due and due_ns is not None and (now_ns := time.time_ns()) >= due_ns:
@@ -247,12 +248,24 @@ class Join(Stage):
             holding.write_ends(idle=True)
             holding.say_held()
             if self._ready and holding.at_end:
-                self._control.closing.wait(_AT_END_S)  # other partitions are still on their way there
+                self._look_behind()
             if self._ready or holding.due:
                 return CONTROL
         if not self._await(deadline, due_ns) and self._over():
             raise StopIteration
         return CONTROL
+
+    def _look_behind(self) -> None:
+        """Other partitions are still on their way to the end of the round: the next one waits. What comes again of this one goes first."""
+        if len(self._ready) > _MOST_WAITING:
+            self._control.closing.wait(_AT_END_S)
+            return
+        waiting = self._ready[:]
+        self._ready.clear()
+        try:
+            self._receive(_AT_END_S * 1000)
+        finally:
+            self._ready[:] = sorted(self._ready + waiting, key=itemgetter(1), reverse=True)
 
     def _run_due(self, holding: Holding) -> Any:
         if self._skips_old:
