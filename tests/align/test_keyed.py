@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edgeserve.align import Adapted, ByKey, Exact, JoinSet, Latest, Policy, Released, SpreadRefused, make_policy
@@ -170,7 +170,12 @@ def is_as_the_model(make: Make, join: Policy, happens: list[Event]) -> None:
     assert sorted(released) == sorted(expected)
 
 
+SET_BACK_MEANWHILE = [Push("b", 0, "q", "b0"), Push("a", 0, "q", "a1"), Now(10), Now(9), Push("a", 0, "q", "a2"), Now(9)]
+"""The clock is set back while no key waits for it."""
+
+
 @given(events(), st.sampled_from(sorted(POLICIES)))
+@example(SET_BACK_MEANWHILE, "latest with a period")
 def test_each_key_has_the_sets_and_drops_of_a_policy_of_its_own(happens: list[Event], name: str) -> None:
     if name == "a user's own":
         # A lower watermark than the last settles something there, and is one that a join by key does not hand on.

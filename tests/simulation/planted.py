@@ -82,6 +82,13 @@ PLANTED: dict[str, dict[str, Any]] = {
     },
     "a replica that is alone again leaves sets behind": {"edgeserve.stage.settask:SetTask._is_empty": lambda self: True},
     "a member settles what is not in its hands": {"edgeserve.transport.broker.desk:Desk.check": _whatever},
+    "the end is published before all partitions have come to it": {
+        "edgeserve.stage.rounds:Rounds.all_are_at": lambda self, position: True,
+    },
+    "a partition goes on before the end is published": {"edgeserve.stage.partition:Partition.goes_on": lambda self, position: True},
+    "an end that comes again counts once more": {"edgeserve.stage.ends:Ends.has_recorded": lambda self, entry: False},
+    "who takes over does not know a source's producers": {"edgeserve.stage.sources:SourceClock.restore": lambda self, known: None},
+    "a partition is given away while its holder goes on": {"edgeserve.stage.partition:Partition.halt": lambda self: None},
     "a checkpoint misses ids": {"edgeserve.transport.broker.grouplog:GroupLog.snapshot": _snapshot_without_ids},
 }
 """What is wrong to the names that are replaced."""

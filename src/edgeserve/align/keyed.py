@@ -37,17 +37,19 @@ class _Entry:
     Attributes:
         held: per source, the books by the item's identity: a policy hands out the object that it was given.
         due_ns: when its policy wants to be told the time.
+        told_ns: the time that it was told last.
         seen: which of the watermarks its policy knows.
         told: what it was told last, per source.
         missed: whether something of it was dropped or refused, so that its report says why.
     """
 
-    __slots__ = ("due_ns", "held", "key", "missed", "policy", "seen", "slot", "told")
+    __slots__ = ("due_ns", "held", "key", "missed", "policy", "seen", "slot", "told", "told_ns")
 
     def __init__(self, slot: Hashable, key: Hashable, policy: Policy, sources: Sequence[str]) -> None:
         self.slot, self.key, self.policy = slot, key, policy
         self.held: dict[str, dict[int, list[_Book]]] = {source: {} for source in sources}
         self.due_ns: int | None = None
+        self.told_ns: int | None = None
         self.seen = 0
         self.told: dict[str, _Mark] = {}
         self.missed = False
@@ -119,6 +121,8 @@ class ByKey(Policy):
         self._timers: list[tuple[int, int, _Entry]] = []
         self._serial = 0
         self._now_ns: int | None = None
+        # Those that began to wait when the clock had been set back since they were told the time: they may count from one yet to come.
+        self._ahead: list[_Entry] = []
         self._dropped: dict[str, Counter[str]] = {source: Counter() for source in self.sources}
         self._without_key: Counter[str] = Counter()
         self._made_room = 0
@@ -164,7 +168,16 @@ class ByKey(Policy):
             entry = heappop(self._timers)[2]
             entry.due_ns = None
             due.append(entry)
-        return [found for entry in due for found in self._after(entry, entry.policy.advance(now_ns))]
+        for entry in self._ahead:
+            if entry.due_ns is not None:
+                entry.due_ns = None
+                due.append(entry)
+        self._ahead.clear()
+        found = []
+        for entry in due:
+            entry.told_ns = now_ns
+            found += self._after(entry, entry.policy.advance(now_ns))
+        return found
 
     def watermark(self, source: str, watermark_ns: int) -> list[JoinSet]:
         """Remembers a source's watermark, and tells it to the keys that hold something; returns the sets this settles.
@@ -334,6 +347,8 @@ class ByKey(Policy):
             entry.due_ns = due_ns
             if due_ns is not None:
                 self._set_timer(due_ns, entry)
+                if entry.told_ns is not None and self._now_ns is not None and self._now_ns < entry.told_ns:
+                    self._ahead.append(entry)
         if due_ns is None and not any(entry.held.values()) and policy.is_empty():
             self._forget(entry)
         return found
