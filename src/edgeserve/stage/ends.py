@@ -53,9 +53,10 @@ class Ends:
         """Whether no later end of the same source is held: what came between the two is not settled when the first is."""
         return all(held <= entry or held[2] != entry[2] for held in self.held)
 
-    def completes(self, source: str, sources: Iterable[str]) -> bool:
-        """Whether with this end of `source` all of `sources` will have ended, and had not before."""
-        return source not in self.ended and all(name == source or name in self.ended for name in sources)
+    def completes(self, source: str, sources: Iterable[str], *, alone: bool = True) -> bool:
+        """Whether with this end of `source` all of `sources` will have ended, and had not before. Where this member is not `alone` they may
+        have had before: another may have met messages between the two ends, and not known of the first when it did."""
+        return (source not in self.ended or not alone) and all(name == source or name in self.ended for name in sources)
 
     def written(self, entry: tuple[str, int, str], *, ended: bool) -> None:
         """An end that was held is acknowledged, and recorded if its source has `ended`."""
