@@ -12,7 +12,7 @@ import pytest
 
 from edgeserve import Compute, DataSource, Materialize
 from edgeserve.cli.run import find_nodes
-from edgeserve.cli.wiring import Listed, mismatches
+from edgeserve.cli.wiring import Listed, feeders, mismatches
 
 from .conftest import line_with, started
 
@@ -90,6 +90,32 @@ def test_a_sink_takes_anything_and_a_topic_without_readers_is_for_others() -> No
     assert said(a=source("a")) == []
     assert said(a=source("a"), sink=sink) == []
     assert said(a=source("a"), b=source("b"), fuse=fuse(lambda a: None), sink=sink) == []
+
+
+def fed_by(**nodes: Any) -> dict[str, set[str]]:
+    return feeders([Listed(name, type(node).__name__, node.url, node.wiring) for name, node in nodes.items()])
+
+
+def test_a_node_is_fed_by_all_whose_messages_come_to_it() -> None:
+    one, two = (fuse(lambda a: None, worker_id=f"w{i}", output_id="b") for i in range(2))
+    nodes = {"one": one, "two": two, "a": source("a"), "other": source("other"), "away": source("a", "local://elsewhere")}
+    found = fed_by(sink=Materialize(print, NODE, topic="fused"), inputs=Materialize(print, NODE, topic="frames"), **nodes)
+    assert found == {
+        "sink": {"one", "two", "a"},
+        "inputs": {"a", "other"},
+        "one": {"a"},
+        "two": {"a"},
+        "a": set(),
+        "other": set(),
+        "away": set(),
+    }
+
+
+def test_nodes_in_a_circle_do_not_feed_each_other() -> None:
+    there = fuse(lambda a, back: None, worker_id="there")
+    back = fuse(lambda there: None, worker_id="back", topic_in="fused", topic_out="frames")
+    found = fed_by(a=source("a"), there=there, back=back, sink=Materialize(print, NODE, topic="fused"))
+    assert found == {"a": set(), "there": {"a"}, "back": {"a"}, "sink": {"a", "there", "back"}}
 
 
 def apps() -> Iterator[Any]:

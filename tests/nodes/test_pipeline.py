@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.nodes.conftest import drain
 
 import edgeserve
 from edgeserve import Compute, DataSource, Materialize
@@ -381,6 +382,26 @@ def test_two_computes_share_a_group_and_other_groups_see_all(node: str, quiet_ms
     with Compute(lambda a: a, node, group="other", timeout_ms=quiet_ms) as other:
         assert [next(other) for _ in range(40)] == list(range(40))
     assert len(set(shared)) == 2
+
+
+def test_an_end_that_another_replica_has_met_is_not_the_last(embedded: str) -> None:
+    def replica(number: int) -> Compute:
+        return Compute(lambda n: n, embedded, f"w{number}", topic_in="in", topic_out="out", output_id="same", timeout_ms=0)
+
+    first, second = (DataSource(numbers, embedded, source_id="n", topic="in") for numbers in ([0], [1, 2]))
+    with first, second, replica(0) as one, replica(1) as other, Materialize(lambda n: n, embedded, topic="out") as sink:
+        first.run()
+        assert next(one) == 0  # and has fetched the end
+        next(second), next(second)
+        second.flush()
+        assert next(other) == 1  # and has fetched the next, and knows of no end
+        drain(one)
+        assert next(other) == 2
+        other.flush()
+        second.run()
+        drain(one)  # the second end
+        sink.run(until="end")
+        assert sink.counters["settled"] == 3
 
 
 def test_runs_are_counted_without_their_ends(node: str) -> None:

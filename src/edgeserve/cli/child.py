@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType, ModuleType
 from typing import Any
@@ -23,6 +24,7 @@ from edgeserve.compute import Compute
 from edgeserve.core.errors import EdgeServeError
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
+from edgeserve.stage.node import ends_after
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 NODES = (DataSource, Compute, Materialize)
@@ -61,31 +63,47 @@ def _candidates(module: ModuleType) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def run_node(node: Any, *, until_end: bool, ready: int | None = None) -> None:
-    """Runs a node until it is told to stop, or until its sources have ended. `ready` is written to when it is there."""
+def run_node(node: Any, *, until_end: bool, progress: int | None = None) -> None:
+    """Runs a node until it is told to stop, or until its sources have ended. A byte goes to `progress` when it is there, and another when
+    it is closed and all that it has sent is stored."""
     with node:
-        if ready is not None:
-            os.write(ready, b"1")  # a process that was forked before now may keep the pipe open
-            os.close(ready)
+        _say(progress)
         if until_end and not isinstance(node, DataSource):
             node.run(until="end")
         else:
             node.run()
+    _say(progress)
 
 
-def _end_with(parent: int) -> None:
-    """The pipe closes when the supervisor ends, however it ends: then this process stops as if it had been asked to."""
+def _say(progress: int | None) -> None:
+    if progress is not None:
+        with contextlib.suppress(BrokenPipeError):  # the supervisor has gone
+            os.write(progress, b"1")
 
-    def wait() -> None:
-        while os.read(parent, 1):
-            pass
+
+class _Parent:
+    """What the supervisor says. Its pipe closes when it ends, however it ends: then this process stops as if it had been asked to.
+
+    Attributes:
+        upstream_over: set when a byte has come: the nodes that feed this one have ended.
+        wake: called then.
+    """
+
+    def __init__(self, pipe: int) -> None:
+        self.upstream_over = threading.Event()
+        self.wake: Callable[[], object] = bool
+        self._pipe = pipe
+        threading.Thread(target=self._listen, name="edgeserve-parent", daemon=True).start()
+
+    def _listen(self) -> None:
+        while os.read(self._pipe, 1):
+            self.upstream_over.set()
+            self.wake()
         # Who read these pipes has gone, too; a task that prints must not fail for it while it finishes the message in hand.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=wait, name="edgeserve-parent", daemon=True).start()
 
 
 def _stop(_number: int, _frame: FrameType | None) -> None:
@@ -143,7 +161,8 @@ def main() -> int:
     parser.add_argument("name", nargs="?")
     parser.add_argument("--list-to", type=int, metavar="FD")
     parser.add_argument("--parent", type=int, metavar="FD")
-    parser.add_argument("--ready", type=int, metavar="FD")
+    parser.add_argument("--progress", type=int, metavar="FD")
+    parser.add_argument("--fed", action="store_true", help="the parent says when the nodes that feed this one have ended")
     parser.add_argument("--until-end", action="store_true")
     parser.add_argument("--verbose", action="store_true")
     given = parser.parse_args()
@@ -151,13 +170,14 @@ def main() -> int:
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    if given.parent is not None:
-        _end_with(given.parent)
+    parent = None if given.parent is None else _Parent(given.parent)
     if given.list_to is not None:
         return _list(given.app.resolve(), given.list_to)
     try:
-        found = nodes(load(given.app.resolve()))
-        run_node(found[given.name], until_end=given.until_end, ready=given.ready)
+        node = nodes(load(given.app.resolve()))[given.name]
+        if parent is not None and given.fed:
+            parent.wake = ends_after(node, parent.upstream_over)
+        run_node(node, until_end=given.until_end, progress=given.progress)
     except KeyboardInterrupt:
         return 0  # what an engine's client makes of a signal that came before the node had its own handlers
     except Exception as exc:

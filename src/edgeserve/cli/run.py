@@ -18,7 +18,7 @@ from edgeserve.cli.messages import plain
 from edgeserve.cli.options import command
 from edgeserve.cli.output import CommandError, Output
 from edgeserve.cli.supervisor import Outcome, Supervisor
-from edgeserve.cli.wiring import Listed, mismatches
+from edgeserve.cli.wiring import Listed, feeders, mismatches
 
 # -P: a file called edgeserve.py in the current directory is not what is meant.
 _CHILD = [sys.executable, "-P", "-m", "edgeserve.cli.child"]
@@ -128,9 +128,11 @@ def run(out: Output, app: Path, until_end: bool, grace: float) -> None:
     path = app.resolve()
     found = find_nodes(path)
     # Not as {braces}: the supervisor fills in one of its own.
-    options = ["--until-end"] * until_end + ["--verbose"] * out.verbose
-    pipes = ["--parent", "{parent}", "--ready", "{ready}"]
-    commands = {node.name: [*_CHILD, _verbatim(str(path)), _verbatim(node.name), *pipes, *options] for node in found}
+    options = ["--parent", "{parent}", "--progress", "{progress}", *["--until-end"] * until_end, *["--verbose"] * out.verbose]
+    upstream = {name: names for name, names in feeders(found).items() if names} if until_end else {}
+    commands = {
+        node.name: [*_CHILD, _verbatim(str(path)), _verbatim(node.name), *options, *["--fed"] * (node.name in upstream)] for node in found
+    }
     if not out.as_json:
         out.line(f"running {len(found)} nodes of {app}: {', '.join(f'{node.name} ({node.kind})' for node in found)}", "dim")
     _warn_of_mismatches(out, path, found)
@@ -140,7 +142,7 @@ def run(out: Output, app: Path, until_end: bool, grace: float) -> None:
 
     # Who reads is there before anything is sent: a broker takes all that it is given, and a join would begin far behind.
     sources = {node.name for node in found if node.wiring.topic_in is None}
-    outcome = Supervisor(commands, _Log(out, list(commands)).line, waiting, grace_s=grace, last=sources).run()
+    outcome = Supervisor(commands, _Log(out, list(commands)).line, waiting, grace_s=grace, last=sources, upstream=upstream).run()
     _report(out, app, outcome)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
+from types import FrameType, MappingProxyType
 
 _STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LADDER = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -59,8 +60,12 @@ class _Stream:
 class _Child:
     """One process, its streams, and the end of what it wrote on standard error."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], pipe: int, progress: int) -> None:
         self.name, self.process = name, process
+        self.pipe, self.progress = pipe, progress
+        # Bytes that it has written about its progress: the first when it is ready, the second when it has done all.
+        self.heard = 0
+        self.told = False
         self.streams = [
             _Stream(stream, pipe.fileno()) for stream, pipe in (("stdout", process.stdout), ("stderr", process.stderr)) if pipe is not None
         ]
@@ -71,6 +76,16 @@ class _Child:
     def status(self) -> int | None:
         """The exit status; negative for a signal; None while it runs."""
         return self.process.poll()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it is, or was."""
+        return self.heard > 0 or self.reported
+
+    @property
+    def over(self) -> bool:
+        """Whether it has done well all that it will do."""
+        return self.heard > 1 or (self.reported and self.status == 0)
 
     def signal(self, number: signal.Signals) -> None:
         """Signals the process and what it has started."""
@@ -105,21 +120,29 @@ class Supervisor:
 
     Args:
         commands: name to command line. `{parent}` in it becomes the number of a file descriptor that is at its end when this process
-            has ended, however it ended; `{ready}` that of one which it closes when it is ready. The processes start with SIGINT, SIGTERM
-            and SIGHUP blocked and unblock them when they can handle them: a signal in between is not lost, and no half-started
-            interpreter complains about it.
+            has ended, however it ended (see `upstream` for what else comes there); `{progress}` that of one to which it writes a byte when
+            it is ready, and another when it has done all. The processes start with SIGINT, SIGTERM and SIGHUP blocked and unblock them
+            when they can handle them: a signal in between is not lost, and no half-started interpreter complains about it.
         line: takes each line that a process writes.
         waiting: is told, once, who still runs a second after the first signal.
         grace_s: how long the processes have after SIGINT, and again after SIGTERM.
         last: names of those that are started when the others are ready, or have ended.
+        upstream: name to the names of others. It is told with a byte on its `{parent}` when all of these have done all, or ended well.
     """
 
     def __init__(
-        self, commands: Mapping[str, Sequence[str]], line: Line, waiting: Waiting, *, grace_s: float = 10.0, last: Container[str] = ()
+        self,
+        commands: Mapping[str, Sequence[str]],
+        line: Line,
+        waiting: Waiting,
+        *,
+        grace_s: float = 10.0,
+        last: Container[str] = (),
+        upstream: Mapping[str, Iterable[str]] = MappingProxyType({}),
     ) -> None:
         self._commands, self._line, self._waiting, self._grace_s = commands, line, waiting, grace_s
         self._last = [name for name in commands if name in last]
-        self._starting: set[int] = set()
+        self._upstream = {name: set(names) for name, names in upstream.items()}
         self._children: list[_Child] = []
         self._selector = selectors.DefaultSelector()
         self._rung = -1
@@ -130,45 +153,43 @@ class Supervisor:
 
     def run(self) -> Outcome:
         """Runs until all processes have ended; call it once, from the main thread."""
-        reader, writer = os.pipe()
         with _signals(self._asked) as wake:
             self._selector.register(wake, selectors.EVENT_READ)
             try:
-                self._start(reader, [name for name in self._commands if name not in self._last])
+                self._start([name for name in self._commands if name not in self._last])
                 while self._last or any(not child.reported for child in self._children):
-                    if self._last and not self._starting:
+                    if self._last and all(child.ready for child in self._children):
                         names, self._last = self._last, []
-                        self._start(reader, names)
+                        self._start(names)
                     self._turn(wake)
             finally:
                 self._kill_what_is_left()
-                for fd in list(self._starting):
-                    self._is_ready(fd)
-                os.close(reader)
-                os.close(writer)
+                for child in self._children:
+                    os.close(child.pipe)
+                    os.close(child.progress)
                 self._selector.close()
         return self._outcome
 
-    def _start(self, parent: int, names: Sequence[str]) -> None:
+    def _start(self, names: Sequence[str]) -> None:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:
             for name in names:
-                ready, closed_when_ready = os.pipe()
+                (parent, pipe), (progress, says) = os.pipe(), os.pipe()
                 process = subprocess.Popen(
-                    [argument.format(parent=parent, ready=closed_when_ready) for argument in self._commands[name]],
+                    [argument.format(parent=parent, progress=says) for argument in self._commands[name]],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    pass_fds=(parent, closed_when_ready),
+                    pass_fds=(parent, says),
                     # A group of its own: Ctrl-C in the terminal reaches this process only, which then asks each child once.
                     process_group=0,
                     env=os.environ | {"PYTHONUNBUFFERED": "1"},
                 )
-                os.close(closed_when_ready)
-                self._starting.add(ready)
-                self._selector.register(ready, selectors.EVENT_READ)
-                child = _Child(name, process)
+                os.close(parent)
+                os.close(says)
+                child = _Child(name, process, pipe, progress)
                 self._children.append(child)
+                self._selector.register(progress, selectors.EVENT_READ, child)
                 for stream in child.streams:
                     self._selector.register(stream.fd, selectors.EVENT_READ, (child, stream))
         finally:
@@ -178,8 +199,8 @@ class Supervisor:
         next_at = min(self._next_rung_at, self._tell_at)
         wait = None if next_at == _NEVER else max(0.0, next_at - time.monotonic())
         for key, _ in self._selector.select(wait):
-            if key.fd in self._starting:
-                self._is_ready(key.fd)
+            if isinstance(key.data, _Child):
+                self._hear(key.data)
             elif key.data is None:
                 wake.recv(4096)
             else:
@@ -187,6 +208,7 @@ class Supervisor:
         for child in self._children:
             if not child.reported and child.status is not None:
                 self._report(child)
+        self._tell_of_upstream()
         while self._asked:
             self._stop(*self._asked.pop(0))
         if (self._outcome.failures and self._rung < 0) or time.monotonic() >= self._next_rung_at:
@@ -194,10 +216,19 @@ class Supervisor:
         if time.monotonic() >= self._tell_at:
             self._tell()
 
-    def _is_ready(self, fd: int) -> None:
-        self._starting.remove(fd)
-        self._selector.unregister(fd)
-        os.close(fd)
+    def _hear(self, child: _Child) -> None:
+        said = len(os.read(child.progress, 2))
+        child.heard += said
+        if not said:
+            self._selector.unregister(child.progress)
+
+    def _tell_of_upstream(self) -> None:
+        over = {child.name for child in self._children if child.over}
+        for child in self._children:
+            if not child.told and child.name in self._upstream and self._upstream[child.name] <= over:
+                child.told = True
+                with contextlib.suppress(BrokenPipeError):  # it has just ended
+                    os.write(child.pipe, b"1")
 
     def _stop(self, number: signal.Signals, at: float) -> None:
         """The first signal asks, a second one has no patience any more."""

@@ -42,6 +42,30 @@ def mismatches(nodes: Sequence[Listed], app: str) -> list[str]:
     return found
 
 
+def feeders(nodes: Sequence[Listed]) -> dict[str, set[str]]:
+    """For each node the names of those whose messages come to it, through other nodes too. Without those that it feeds itself: of a circle
+    nobody can wait for another."""
+    direct = {node.name: {other.name for other in nodes if _feeds(other, node)} for node in nodes}
+    found: dict[str, set[str]] = {}
+    for name, names in direct.items():
+        reached, rest = set[str](), set(names)
+        while rest:
+            reached.add(other := rest.pop())
+            rest |= direct[other] - reached
+        found[name] = reached
+    return {name: {other for other in reached if name not in found[other]} for name, reached in found.items()}
+
+
+def _feeds(writer: Listed, reader: Listed) -> bool:
+    there, wanted = reader.wiring.topic_in, reader.wiring.takes
+    return (
+        there is not None
+        and writer.wiring.topic_out == there
+        and (wanted is None or writer.wiring.sends in wanted)
+        and _place(writer.url) == _place(reader.url)
+    )
+
+
 def _place(url: str) -> Place:
     parsed = parse(url)
     return parsed.scheme, parsed.path.rpartition("@")[2].rstrip("/")
@@ -96,4 +120,4 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-__all__ = ("Listed", "mismatches")
+__all__ = ("Listed", "feeders", "mismatches")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from time import monotonic_ns
 from typing import Any, Literal
 
-from edgeserve.core.errors import ReceiveTimeout
+from edgeserve.core.errors import ReceiveTimeout, TransportError
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.context import Current
 from edgeserve.stage.control import SLICE_MS, Control
@@ -149,7 +149,11 @@ class Stage(Steps):
         # While it runs until the end.
         self._unseen: Unseen | None = None
         self._patience = Patience(options.name, control)
+        self._transport: Transport
         self._subscription: Subscription
+        # Where each topic ended when the nodes that feed this one had ended; whether all of it is settled.
+        self._fed_upto: dict[str, int] = {}
+        self._fed = False
         self.leaves: Callable[[], bool] = _stays
         self._shown_topics = ", ".join(options.topics)
         self._aside = Asides(options.what, options.name, options.letters or options.group)
@@ -178,6 +182,25 @@ class Stage(Steps):
     def _never_seen(self) -> list[str]:
         """The sources that this stage needs and that nothing has come of yet."""
         return []
+
+    @property
+    def fed(self) -> bool:
+        """Whether the program's nodes that feed this one have ended and all that they sent is settled, as of the last look; True where
+        there are none. An end alone does not say so: it may be an earlier run's, which failed and left it. From any thread."""
+        return self._fed or self._control.upstream_over is None
+
+    def _look_whether_fed(self) -> bool:
+        """`fed` as of now. Only for the thread that steps."""
+        over = self._control.upstream_over
+        if over is not None and not self._fed and over.is_set():
+            if not self._fed_upto:
+                try:
+                    # Once: who else sends there may do so for ever.
+                    self._fed_upto = {topic: self._transport.end(topic) for topic in self.options.topics}
+                except TransportError:
+                    return False  # a broker that cannot tell now is asked again
+            self._fed = all(self._subscription.floor(topic) >= end for topic, end in self._fed_upto.items())
+        return self.fed
 
     # --- receive ------------------------------------------------------------------------------------------------
 

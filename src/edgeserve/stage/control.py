@@ -21,13 +21,15 @@ class Control:
         interruptible: nothing is in hand, so a signal may raise `Stopped`.
         told: a signal told it to stop: somebody waits for its end.
         closing: the node is being closed; waits end at once.
+        upstream_over: set when the nodes of the same program that feed this one have ended. None: there are none, or nobody will say so.
     """
 
-    __slots__ = ("closing", "interruptible", "stop", "told")
+    __slots__ = ("closing", "interruptible", "stop", "told", "upstream_over")
 
     def __init__(self) -> None:
         self.stop = self.interruptible = self.told = False
         self.closing = threading.Event()
+        self.upstream_over: threading.Event | None = None
 
     def pause(self, seconds: float) -> bool:
         """Waits so long; returns False, and at once, when the node is to stop or close."""

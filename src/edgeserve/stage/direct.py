@@ -70,6 +70,7 @@ class Direct(Stage):
     # --- what a node calls --------------------------------------------------------------------------------------
 
     def open(self, transport: Transport) -> None:
+        self._transport = transport
         self._subscription = subscribe(transport, self.options, self._control)
         try:
             self._known.update(self._subscription.settled_ids())
@@ -384,7 +385,11 @@ class Direct(Stage):
         return [source for source in self._sources() if source not in self._clocks and source not in self._ends.ended]
 
     def has_ended(self) -> bool:
-        return not self._ready and not self._pending.positions and self._ends.all_ended(self._sources())
+        if self._ready or self._pending.positions:
+            return False
+        # Who is told when those that feed it have ended need not guess whether one will begin again.
+        at_once = self._control.upstream_over is not None
+        return self._ends.all_ended(self._sources(), at_once=at_once) and self._look_whether_fed()
 
     def _idle(self) -> bool:
         """Between waits: an end may have become due, or another member may have recorded one."""

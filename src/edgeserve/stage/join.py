@@ -65,7 +65,6 @@ class Join(Stage):
         self._make_policy, self._run_set = make_policy, run_set
         self._topic = options.topics[0]
         self._log_topic = decision_topic(self._topic, options.group)
-        self._transport: Transport
         self._holding: Holding | None = None
         self._fence: Fence | None = None
         self._known: RecentIds
@@ -451,9 +450,11 @@ class Join(Stage):
 
     def has_ended(self) -> bool:
         holding = self._holding
-        if holding is None:
-            return self._ends.all_ended(self._run_set.parameters)
-        return not (self._ready or holding.due or holding.pending.units) and holding.ends.all_ended(self._run_set.parameters)
+        if holding is not None and (self._ready or holding.due or holding.pending.units):
+            return False
+        ends = self._ends if holding is None else holding.ends
+        # Who is told when those that feed it have ended need not guess whether one will begin again.
+        return ends.all_ended(self._run_set.parameters, at_once=self._control.upstream_over is not None) and self.fed
 
     @property
     def ended_at(self) -> int | None:
@@ -480,6 +481,7 @@ class Join(Stage):
                 # What comes before an end may only now be settled for the engine, too: a broker takes its time.
                 self._holding.write_ends(idle=True)
             self._holding.say_held()
+        self._look_whether_fed()  # not in `has_ended`, which another thread may ask
         return self._until_end and self.has_ended()
 
 

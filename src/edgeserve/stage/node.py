@@ -7,7 +7,7 @@ import signal
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -310,4 +310,11 @@ class StageNode(Node):
         self._stage.wake()
 
 
-__all__ = ("Node", "StageNode")
+def ends_after(node: Node, upstream_over: threading.Event) -> Callable[[], None]:
+    """From now on `node.run(until="end")` believes no end before `upstream_over` is set: the nodes that feed it have ended, and all that
+    they sent is stored. Returns what wakes the node then."""
+    node._control.upstream_over = upstream_over
+    return node._wake
+
+
+__all__ = ("Node", "StageNode", "ends_after")

@@ -131,7 +131,7 @@ class Partitioned(Steps):
                 if type(result) is Raised:
                     raise result.error
                 if result is CONTROL and unseen is not None:
-                    if self._rounds.ended(list(self._held.values())):
+                    if self._has_ended():
                         return
                     unseen.look()
             self._rest()
@@ -139,6 +139,13 @@ class Partitioned(Steps):
             self._rest()  # told to end in the pause before a retry
         finally:
             CURRENT.reset(token)
+
+    def _has_ended(self) -> bool:
+        held = list(self._held.values())
+        told = self._control.upstream_over
+        if told is not None and not (told.is_set() and all(partition.join.fed for partition in held)):
+            return False
+        return self._rounds.ended(held, at_once=told is not None)
 
     def _rest(self) -> None:
         """Told to stop: what was run is settled before `run` returns."""

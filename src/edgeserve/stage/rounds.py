@@ -65,13 +65,14 @@ class Rounds:
                 news[self._OPEN] = b"1" if ended_at is None else b""
         return news
 
-    def ended(self, held: Iterable[Partition]) -> bool:
-        """Whether all partitions have ended: these, and those of others."""
+    def ended(self, held: Iterable[Partition], *, at_once: bool = False) -> bool:
+        """Whether all partitions have ended: these, and those of others. `at_once`: also of who found it so and does not wait for another
+        round to begin."""
         published = self.published
         return (
             published is not None
             and not self.open
-            and time.monotonic() >= self._waits_until
+            and (at_once or time.monotonic() >= self._waits_until)
             and all(partition.join.ended_at == published for partition in held)
         )
 

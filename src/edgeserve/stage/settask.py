@@ -68,13 +68,8 @@ class SetTask(Direct):
         self._run_set, self.current = run_set, run_set.current
         self._join_has_ended, self._join_has_not_seen = has_ended, never_seen
         self._flush_join = flush_join
-        self._transport: Transport
         self._look_at, self._empty, self._failed_since = 0.0, False, 0.0
         self._draining = self.drained = False
-
-    def open(self, transport: Transport) -> None:
-        self._transport = transport
-        super().open(transport)
 
     def _make_perform(self) -> Perform:
         once = self._run_set.make_once()
