@@ -1,6 +1,7 @@
-"""Replicas of a task with two inputs, over the simulated broker, while processes are killed, stopped and paused and the broker is restarted.
+"""Replicas of a task with two inputs, over the simulated broker, while processes are killed, stopped and paused, and the broker is
+restarted. Some join by key, in one partition or several; some sources have two producers, or begin again after their end.
 
-Some join by key in several partitions, some have two producers for a source, some sources begin again after their end. The judge reads what is stored on the topic of the results, and knows what must be there: nothing of the code under test is asked.
+The judge reads what is stored on the topic of the results, and knows what must be there: nothing of the code under test is asked.
 """
 
 from __future__ import annotations
@@ -341,21 +342,26 @@ class Schedule:
                 verdict.wrong.append(f"of {name} in two sets: {twice}")
             if verdict.join == "exact" and (missing := sorted({*range(self.pairs * verdict.rounds)} - {*used})):
                 verdict.wrong.append(f"lost: {missing}")
-            if self._producers[name] == 1:
-                for key in range(_KEYS) if verdict.partitions > 1 else ():
-                    of_key = [n for n in used if n % _KEYS == key]
-                    if verdict.join == "exact" and max(self._producers.values()) == 1 and of_key != sorted(of_key):
-                        verdict.wrong.append(f"{name} out of order for key {key}: {of_key}")
+            if verdict.partitions > 1 and verdict.join == "exact" and max(self._producers.values()) == 1:
+                by_key = [[n for n in used if n % _KEYS == key] for key in range(_KEYS)]
+                verdict.wrong += [f"{name} out of order for a key: {of_key}" for of_key in by_key if of_key != sorted(of_key)]
         if verdict.join == "exact" and (mixed := [pair for pair in found.values() if pair[0] != pair[1]]):
             verdict.wrong.append(f"wrong pairs: {mixed}")
         if self._by_key and (mixed := [pair for pair in found.values() if pair[0] % _KEYS != pair[1] % _KEYS]):
             verdict.wrong.append(f"two keys in a set: {mixed}")
         if not found:
             verdict.wrong.append("no results at all")
-        groups = [partition_group(_GROUP, number, verdict.partitions) for number in range(verdict.partitions)] if verdict.partitions > 1 else [_GROUP]
+        self._judge_topics()
+
+    def _judge_topics(self) -> None:
+        verdict, broker = self.verdict, _broker[0]
+        parts = verdict.partitions
+        groups = [_GROUP] if parts == 1 else [partition_group(_GROUP, number, parts) for number in range(parts)]
         works, logs = [work_topic("in", group) for group in groups], [decision_topic("in", group) for group in groups]
-        expected = {"in", "out", roster_topic("in", _GROUP), *logs} | ({*works} if len(groups) == 1 else set())
-        if strange := [name for name, topic in broker.topics.items() if topic.entries and name not in expected and not name.endswith("~group")]:
+        expected = {"in", "out", *logs, *(works if parts == 1 else ())}
+        if strange := [
+            name for name, topic in broker.topics.items() if topic.entries and name not in expected and not name.endswith("~group")
+        ]:
             verdict.wrong.append(f"topics that should not be: {strange}")
         for group in groups if not verdict.wrong and not verdict.faults else ():
             if left := broker.topic("in").last() + 1 - broker.topic("in").group(group).rise():

@@ -57,8 +57,8 @@ class Holding:
         ends: the sources' ends.
         untold: messages since the policy was last told the watermarks.
         ended_at: the position of the last source's end, of the last round that has ended.
-        at_end: all sources have ended and the last end is not written, or not known to all: nothing behind it is to be taken. Only of a join in
-            partitions, whose rounds end together.
+        at_end: all sources have ended and the last end is not written, or not known to all: nothing behind it is to be taken. Only of a
+            join in partitions, whose rounds end together.
         push: takes one delivered message.
         broken: whether an error came out of the midst of a change: nothing more is to be taken or run by this holding.
         warned: a warning that is an error here, to be raised between two messages.
