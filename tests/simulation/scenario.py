@@ -23,7 +23,7 @@ from edgeserve.core.errors import EdgeServeError
 from edgeserve.core.message import WATERMARK_END, Header, Kind
 from edgeserve.core.payload import encode_sized
 from edgeserve.stage.assignment import partition_group
-from edgeserve.stage.decisions import decision_topic, roster_topic, work_topic
+from edgeserve.stage.decisions import decision_topic, work_topic
 from edgeserve.transport.broker.engine import BrokerEngine
 from edgeserve.transport.broker.envelope import unwrap, wrap
 from edgeserve.transport.broker.grouplog import MemberState
