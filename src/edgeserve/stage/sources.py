@@ -88,7 +88,7 @@ class SourceClock:
         if len(self._producers) > 1:
             return self._together(published_ns)
         self._only = None if self.ended or producer.ended else producer
-        return producer.watermark_ns
+        return None if producer.ended else producer.watermark_ns  # what comes again of one that has ended is no promise for who comes next
 
     def restore_end(self, position: int) -> None:
         """Another member has recorded that the source has ended there."""
