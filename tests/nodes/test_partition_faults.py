@@ -16,6 +16,7 @@ from tests import servers
 from tests.disks import fill_up
 from tests.nodes.conftest import fresh, running
 from tests.nodes.test_partitions import Reading, held, number, pair, readings, replica, room, send, shared_out
+from tests.transport.test_pulsar_admin import FakeAdmin
 from tests.waiting import until
 
 from edgeserve import Compute, DataSource, Materialize
@@ -196,3 +197,17 @@ def test_partitions_end_by_name_when_the_broker_does_not_answer_in_time(new_nats
                 a.run()
     assert len(errors) == 1 and "deadline_s" in str(errors[0])
     assert sorted(found) == list(range(400))
+
+
+@pytest.mark.parametrize("node", ["pulsar"], indirect=True)
+def test_partitions_end_though_the_broker_cannot_tell_how_far_they_are(node: str) -> None:
+    """Who holds one knows that itself, and does not wait for an answer until the deadline."""
+    refuses = FakeAdmin(b"not enough non-faulty bookies", status=500)
+    with sink(node) as found:
+        send(node, 40)
+        with replica(f"{node.partition('?')[0]}?admin={refuses.url}&deadline_s=1", pair, 0) as compute:
+            compute.run(until="end")
+    refuses.shutdown()
+    refuses.server_close()
+    assert refuses.asked.is_set()
+    assert sorted(found) == list(range(40))
