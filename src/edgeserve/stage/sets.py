@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import time
 from collections.abc import Callable, Sequence
 
@@ -87,18 +88,22 @@ def _gated(item: Input) -> list[Buffer]:
     return [frame] if isinstance(frame, bytes) else frame
 
 
-def read_set(payload: bytes | memoryview) -> dict[str, Member]:
+def read_set(payload: bytes | memoryview, parameters: Sequence[str]) -> dict[str, Member]:
     """The members of a set, by the names of their parameters, as a policy would hand them over.
 
     Raises:
-        MessageError: the payload is no set.
+        MessageError: the payload is no set of these parameters.
     """
     view = memoryview(payload)
     at = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
     try:
         members = _decode(view[_LENGTH_BYTES:at])
-    except msgspec.DecodeError as exc:
+    except Exception as exc:  # a crafted one also reaches RecursionError
         raise CorruptMessage(f"a set cannot be read: {exc}") from exc
+    names = [member.name for member in members]
+    if not names or not set(names) <= set(parameters):
+        # With None in place of what is missing it would run all the same.
+        raise CorruptMessage(f"a set has {reprlib.repr(names)}, and the task takes {', '.join(parameters)}")
     found: dict[str, Member] = {}
     for member in members:
         frame = view[at : at + member.size]

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgeserve.align import JoinSet
 from edgeserve.core.codec import decode_frame
-from edgeserve.core.errors import ClosedError, MessageError, TransportError, UnknownTopic
+from edgeserve.core.errors import ClosedError, CorruptMessage, MessageError, TransportError, UnknownTopic
 from edgeserve.core.message import Header, Kind
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.stage.base import CATCH_UP_NS, Options
@@ -72,16 +72,22 @@ class SetTask(Direct):
         self._draining = self.drained = False
 
     def _make_perform(self) -> Perform:
-        once = self._run_set.make_once()
+        once, parameters = self._run_set.make_once(), self._run_set.parameters
 
         def perform(header: Header, payload: bytes | memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
-            return once(JoinSet(read_set(payload), True))
+            return once(JoinSet(read_set(payload, parameters), True))
 
         return perform
 
+    def _control_message(self, delivery: Delivery, header: Header) -> Any:
+        if header.kind == Kind.END:
+            return super()._control_message(delivery, header)
+        self._refuse(delivery, header, CorruptMessage(f"a message of {header.source_id!r} stands where only sets may"))
+        return None
+
     def _give_up(self, delivery: Delivery, header: Header, error: GaveUp) -> tuple[str, Frame]:
         try:
-            items = [item for _, item in read_set(decode_frame(delivery[0])[1]).values()]
+            items = [item for _, item in read_set(decode_frame(delivery[0])[1], self._run_set.parameters).values()]
         except MessageError:
             return super()._give_up(delivery, header, error)
         for item in items:

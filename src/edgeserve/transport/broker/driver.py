@@ -22,7 +22,7 @@ class NoAnswer(TransportError):
 class Entry(NamedTuple):
     """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs.
 
-    `life`: where a topic that was deleted and made again numbers from the start, names which of the two it is of. `stored_ns`: since when
+    `life`: where a topic that was deleted and made again may number from the start, names which it is of. `stored_ns`: since when
     the broker has it, set by `scan` only, to about a second. `first`: the broker says that nobody had it before, not even one that died.
     """
 

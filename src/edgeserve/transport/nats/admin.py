@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from edgeserve.core.errors import TransportError
+from edgeserve.transport.broker.grouplog import is_group_topic
 from edgeserve.transport.nats.answers import ApiError
 from edgeserve.transport.nats.loop import Connection
 from edgeserve.transport.nats.names import GROUP_PREFIX, Names
@@ -21,6 +23,8 @@ _NAME_IN_USE = 10058
 _MARKS_KEPT_S = 24 * 3600
 SLACK_NS = 2 * 10**9
 """So much earlier than a publish time the server's own time of a message may be."""
+_FIRST_SHIFT = 12
+"""A topic's first number counts 4096 ns each since 1970: no stream takes in so many entries in its time, and positions stay below 2**63."""
 
 
 class Stored(NamedTuple):
@@ -60,11 +64,16 @@ class Admin:
     # --- streams ------------------------------------------------------------------------------------------------
 
     async def ensure(self, topic: str) -> str:
-        """Makes the topic's stream where there is none; returns when it was made: one that is made again numbers from 1 again."""
+        """Makes the topic's stream where there is none; returns when it was made.
+
+        What groups and joins know of a topic, by its positions, outlives a stream that somebody deletes. So its numbers begin with the
+        time: in one that is made again each is greater than in the one before. A group's log tells by its numbers that it was made again.
+        """
         while topic not in self._known:
             info = await self.info(topic)
             if info is None:
-                options = {"duplicate_window": _DUPLICATES_S * 10**9}
+                first = 1 if is_group_topic(topic) else time.time_ns() >> _FIRST_SHIFT
+                options = {"duplicate_window": _DUPLICATES_S * 10**9, "first_seq": first}
                 await self._create(self.names.stream(topic), [self.names.subject(topic)], topic, options)
             else:
                 self._known[topic] = info["created"]

@@ -81,7 +81,7 @@ class NatsInlet(Puller, Inlet):
 
     async def _join(self) -> None:
         """Makes the group's consumer where there is none; an existing one keeps its place."""
-        life = await self._admin.ensure(self._topic)
+        life = await self._admin.look_again(self._topic)
         start = self._start_again() if self._life else self._start
         if self._life not in ("", life):
             self._begin_anew()
@@ -145,7 +145,6 @@ class NatsInlet(Puller, Inlet):
             holder = "" if info is None else _holder(info)
             self._stopped = holder not in ("", self._me)
         if not holder:
-            self._admin.forget(self._topic)
             await self._join()
             self._accept_again()
 
