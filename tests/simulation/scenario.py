@@ -384,6 +384,7 @@ def patches() -> dict[str, Any]:
         f"{log}:SNAPSHOT_EVERY_RECORDS": 30,
         f"{log}:IDS_KEPT": 48,
         f"{log}:_REWRITTEN_IDS": 4,
+        "edgeserve.stage.join:_MOST_WAITING": 3,
         f"{membership}:Watch": _Watch,
         f"{membership}:lives": _lives,
         f"{membership}:this_host": lambda: here().host,

@@ -121,8 +121,6 @@ class ByKey(Policy):
         self._timers: list[tuple[int, int, _Entry]] = []
         self._serial = 0
         self._now_ns: int | None = None
-        # Those that began to wait when the clock had been set back since they were told the time: they may count from one yet to come.
-        self._ahead: list[_Entry] = []
         self._dropped: dict[str, Counter[str]] = {source: Counter() for source in self.sources}
         self._without_key: Counter[str] = Counter()
         self._made_room = 0
@@ -168,11 +166,6 @@ class ByKey(Policy):
             entry = heappop(self._timers)[2]
             entry.due_ns = None
             due.append(entry)
-        for entry in self._ahead:
-            if entry.due_ns is not None:
-                entry.due_ns = None
-                due.append(entry)
-        self._ahead.clear()
         found = []
         for entry in due:
             entry.told_ns = now_ns
@@ -343,12 +336,12 @@ class ByKey(Policy):
                 if reason:
                     entry.missed = True
         due_ns = policy.next_due_ns()
+        if due_ns is not None and entry.told_ns is not None and self._now_ns is not None and self._now_ns < entry.told_ns:
+            due_ns = self._now_ns  # the clock was set back since: it may count from a time that is yet to come
         if due_ns != entry.due_ns:
             entry.due_ns = due_ns
             if due_ns is not None:
                 self._set_timer(due_ns, entry)
-                if entry.told_ns is not None and self._now_ns is not None and self._now_ns < entry.told_ns:
-                    self._ahead.append(entry)
         if due_ns is None and not any(entry.held.values()) and policy.is_empty():
             self._forget(entry)
         return found

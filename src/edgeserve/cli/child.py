@@ -98,7 +98,8 @@ class _Parent:
     def _listen(self) -> None:
         while os.read(self._pipe, 1):
             self.upstream_over.set()
-            self.wake()
+            with contextlib.suppress(Exception):  # it is closed by now; and else it looks now and then anyway
+                self.wake()
         # Who read these pipes has gone, too; a task that prints must not fail for it while it finishes the message in hand.
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)

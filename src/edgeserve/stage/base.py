@@ -8,10 +8,11 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from time import monotonic_ns
 from typing import Any, Literal
 
-from edgeserve.core.errors import ReceiveTimeout, TransportError
+from edgeserve.core.errors import ReceiveTimeout, TransportError, UnknownTopic
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.context import Current
 from edgeserve.stage.control import SLICE_MS, Control
@@ -23,6 +24,8 @@ from edgeserve.transport import Delivery, GroupKind, Start, Subscription, Transp
 _FEWEST, _MOST, _FIRST_BATCH = 1, 1024, 16
 _QUICK_NS, _SLOW_NS = 10_000_000, 50_000_000
 _NEVER = 2**63
+_POSITION = itemgetter(1)
+_LOOK_FED_S = 0.1
 CATCH_UP_NS = 50_000_000
 """For how long messages are taken, while there are any, before the newest set is run (`only_newest`)."""
 
@@ -151,9 +154,9 @@ class Stage(Steps):
         self._patience = Patience(options.name, control)
         self._transport: Transport
         self._subscription: Subscription
-        # Where each topic ended when the nodes that feed this one had ended; whether all of it is settled.
-        self._fed_upto: dict[str, int] = {}
-        self._fed = False
+        # Where each topic ended when the nodes that feed this one had ended; whether all of it is settled; when to look the next time.
+        self._fed_upto: dict[str, int] | None = None
+        self._fed, self._look_fed_at = False, 0.0
         self.leaves: Callable[[], bool] = _stays
         self._shown_topics = ", ".join(options.topics)
         self._aside = Asides(options.what, options.name, options.letters or options.group)
@@ -192,20 +195,27 @@ class Stage(Steps):
     def _look_whether_fed(self) -> bool:
         """`fed` as of now. Only for the thread that steps."""
         over = self._control.upstream_over
-        if over is not None and not self._fed and over.is_set():
-            if not self._fed_upto:
-                try:
+        if over is not None and not self._fed and over.is_set() and (now := time.monotonic()) >= self._look_fed_at:
+            self._look_fed_at = now + _LOOK_FED_S
+            try:
+                if self._fed_upto is None:
                     # Once: who else sends there may do so for ever.
-                    self._fed_upto = {topic: self._transport.end(topic) for topic in self.options.topics}
-                except TransportError:
-                    return False  # a broker that cannot tell now is asked again
-            self._fed = all(self._subscription.floor(topic) >= end for topic, end in self._fed_upto.items())
+                    self._fed_upto = {topic: self._end(topic) for topic in self.options.topics}
+                self._fed = all(self._subscription.floor(topic) >= end for topic, end in self._fed_upto.items())
+            except TransportError as exc:
+                self._look_fed_at = now + self._patience.met(exc)
         return self.fed
+
+    def _end(self, topic: str) -> int:
+        try:
+            return self._transport.end(topic)
+        except UnknownTopic:
+            return 0  # whoever deletes a topic deletes what was to be processed
 
     # --- receive ------------------------------------------------------------------------------------------------
 
     def _receive(self, timeout_ms: float) -> bool:
-        """Fetches the next batch into `_ready`, which is empty; False when none came in time."""
+        """Fetches the next batch into `_ready`, in order with what is there; False when none came in time."""
         if self._batch_began_ns:
             self._adapt()
         try:
@@ -228,7 +238,7 @@ class Stage(Steps):
         self._asked, self._batch_began_ns = len(batch), monotonic_ns()
         self._fetched += len(batch)
         batch.reverse()
-        self._ready[:] = batch
+        self._ready[:] = sorted([*self._ready, *batch], key=_POSITION, reverse=True) if self._ready else batch
         return True
 
     def _set_stale(self) -> None:
@@ -254,18 +264,21 @@ class Stage(Steps):
         """Looks at a batch as a whole before its messages are looked at."""
 
     def _await(self, deadline: float | None, due_ns: int | None = None) -> bool:
-        """Waits for a batch. False: the timer at wall clock `due_ns` is due, or the node is to stop or close.
+        """Waits for a batch. False: the timer at wall clock `due_ns` is due, or the clock was set back, or the node is to stop or close.
 
         Raises:
             ReceiveTimeout: nothing came before `deadline` (monotonic seconds).
         """
-        control = self._control
+        control, last_ns = self._control, 0
         while not control.stop and not control.closing.is_set():
             if self._unseen is not None:
                 self._unseen.look()
             wait_ms: float = SLICE_MS
             if due_ns is not None:
-                wait_ms = min(wait_ms, (due_ns - time.time_ns()) / 1e6)
+                if (now_ns := time.time_ns()) < last_ns:
+                    return False  # the clock was set back: what waits may count from a time that is yet to come
+                last_ns = now_ns
+                wait_ms = min(wait_ms, (due_ns - now_ns) / 1e6)
             if deadline is not None:
                 wait_ms = min(wait_ms, (deadline - time.monotonic()) * 1000)
             if self._receive(max(wait_ms, 0)):

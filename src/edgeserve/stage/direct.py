@@ -359,6 +359,7 @@ class Direct(Stage):
         ends = self._ends
         if not ends.held or self._pending.positions:
             return
+        ends.learn(self._subscription.attributes())  # one that another member has recorded may come again
         for entry in list(ends.held):
             topic, position, source = entry
             if self._subscription.floor(topic) < position:
@@ -368,7 +369,8 @@ class Direct(Stage):
             ended = self._clocks[source].ended and ends.is_last(entry) and not ends.has_recorded(entry)
             if ended:
                 attributes = ends.recording(source, topic, position)
-                frame = self._end_frame(time.time_ns()) if ends.completes(source, self._sources()) else None
+                # Also where it had ended before: what stands between the two may have gone to other members before the first was recorded.
+                frame = self._end_frame(time.time_ns())
                 if frame is not None and self._topic_out is not None:
                     outputs[self._topic_out] = [frame]
             try:

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 
 import msgspec
 
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(tuple[str, int, bool]).decode
+
 GRACE_S = 5.0
 """How long a member that finds all sources ended when it starts waits for one to begin again."""
 
@@ -25,6 +28,8 @@ class Ends:
     def __init__(self, attributes: dict[str, bytes]) -> None:
         self.held: list[tuple[str, int, str]] = []
         self.ended: dict[str, tuple[str, int]] = {}
+        # The newest end of each source that is recorded, also of those that have begun again since.
+        self._recorded: dict[str, tuple[str, int]] = {}
         self.learn(attributes)
         self.at_start = bool(self.ended)
         self.opened = time.monotonic()
@@ -34,8 +39,9 @@ class Ends:
         for name, raw in attributes.items():
             if name.startswith(self.PREFIX):
                 source = name.removeprefix(self.PREFIX)
-                if raw:
-                    topic, position = msgspec.msgpack.decode(raw, type=tuple[str, int])
+                topic, position, ended = _decode(raw)
+                self._recorded[source] = (topic, position)
+                if ended:
                     self.ended[source] = (topic, position)
                 else:
                     self.ended.pop(source, None)
@@ -47,7 +53,7 @@ class Ends:
 
     def recording(self, source: str, topic: str, position: int) -> dict[str, bytes]:
         """The attribute that says that a source has ended."""
-        return {self.PREFIX + source: msgspec.msgpack.encode((topic, position))}
+        return {self.PREFIX + source: _encode((topic, position, True))}
 
     def is_last(self, entry: tuple[str, int, str]) -> bool:
         """Whether no later end of the same source is held: what came between the two is not settled when the first is."""
@@ -56,21 +62,14 @@ class Ends:
     def has_recorded(self, entry: tuple[str, int, str]) -> bool:
         """Whether the end of its source is recorded, there or further on: it came again."""
         topic, position, source = entry
-        recorded = self.ended.get(source)
+        recorded = self._recorded.get(source)
         return recorded is not None and recorded[0] == topic and position <= recorded[1]
-
-    def completes(self, source: str, sources: Iterable[str]) -> bool:
-        """Whether with this end of `source`, which is not recorded yet, all of `sources` will have ended.
-
-        Perhaps they had before, and what stands between the two ends went to other members before the first was recorded.
-        """
-        return all(name == source or name in self.ended for name in sources)
 
     def written(self, entry: tuple[str, int, str], *, ended: bool) -> None:
         """An end that was held is acknowledged, and recorded if its source has `ended`."""
         topic, position, source = entry
         if ended:
-            self.ended[source] = (topic, position)
+            self.ended[source] = self._recorded[source] = (topic, position)
             self.at_start = False
         self.let_go(entry)
 
@@ -85,12 +84,12 @@ class Ends:
         ended = self.ended.get(source)
         if ended is None or ended[0] != topic or position < ended[1]:
             return {}
-        return {self.PREFIX + source: b""}
+        return {self.PREFIX + source: _encode((*ended, False))}
 
     def reopening_all(self) -> dict[str, bytes]:
         """The attributes that take all ends back."""
         self.at_start = False
-        return {self.PREFIX + source: b"" for source in self.ended}
+        return {self.PREFIX + source: _encode((*ended, False)) for source, ended in self.ended.items()}
 
     def all_ended(self, sources: Iterable[str], *, at_once: bool = False) -> bool:
         """Whether all of `sources` have ended. `at_once`: also of who found it so and does not wait for one to begin again."""

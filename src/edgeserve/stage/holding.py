@@ -95,7 +95,7 @@ class Holding:
         self._said, self._say_at = read_held(attributes) or 0, time.monotonic() + _SAY_HELD_S
         self.broken = self.at_end = False
         self.warned: Warning | None = None
-        self.ends = Ends(attributes)
+        self.ends, self._settled_upto = Ends(attributes), -1
         # Sources that have ended, as far as this member has read: their next message opens them again.
         self._gone = {source for source in self._parameters if source in self.ends.ended}
         self.ended_at = max(at for _, at in self.ends.ended.values()) if len(self._gone) == len(self._parameters) else None
@@ -477,7 +477,9 @@ class Holding:
         pending.settle()
         while ends.held:
             topic, position, source = entry = ends.held[0]
-            if self._subscription.floor(topic) < position:
+            # What was settled stays so, also where a broker that was killed has forgotten it and brings it again.
+            self._settled_upto = max(self._settled_upto, self._subscription.floor(topic))
+            if self._settled_upto < position:
                 return
             again = ends.has_recorded(entry)
             ends_round = last and len(ends.held) == 1 and not again
@@ -498,6 +500,10 @@ class Holding:
             return False
         end = self.ends.held[-1][1] if self.ends.held else self.ended_at
         return end is not None and position > end
+
+    def all_is_settled(self) -> bool:
+        """Whether what stands before the end that is waited for is settled."""
+        return not self.ends.held or self._settled_upto >= self.ends.held[-1][1]
 
     def _look_whether_at_end(self) -> None:
         part = self._run_set.part

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from operator import itemgetter
 from time import monotonic_ns
 from typing import Any
 
@@ -37,7 +36,11 @@ _TELL_EVERY = 256
 _STRIDE = 16
 """So many messages are taken before the loop looks at the clock again."""
 
-_AT_END_S, _MOST_WAITING = 0.02, 10_000
+_AT_END_S = 0.02
+_MOST_WAITING = 1_024
+"""So many messages of the next round are fetched while other partitions are on their way to the end of this one. More only while something
+of this round is missing, and `_FEW` every `_SLOWLY_S`: what a broker brings again comes first."""
+_SLOWLY_S, _FEW = 0.2, 16
 _LOST = (Fenced, ClaimLost)
 
 
@@ -68,6 +71,8 @@ class Join(Stage):
         self._holding: Holding | None = None
         self._fence: Fence | None = None
         self._known: RecentIds
+        # The newest wall clock time at which something waited for it; below which position messages have been read.
+        self._wall_ns = self._read_upto = 0
         # What others have recorded, while this member stands by.
         self._ends: Ends
         # Whether it has left its group and there was no room to join it again.
@@ -228,17 +233,12 @@ class Join(Stage):
         if holding is not None:
             if not holding.pending.units:
                 holding.pending.since_ns = monotonic_ns()
-            due_ns = holding.policy.next_due_ns()
-            if not holding.due and due_ns is not None and (now_ns := time.time_ns()) >= due_ns:
-                holding.advance(now_ns)
-                due_ns = holding.policy.next_due_ns()
+            due_ns = self._advance(holding)
             if holding.due:
                 return self._run_due(holding)
         if self._ready and holding is not None and not holding.is_of_the_next_round(self._ready[-1][1]):
             outcome = self._take(holding)
-            due_ns = holding.policy.next_due_ns()
-            if not holding.due and due_ns is not None and (now_ns := time.time_ns()) >= due_ns:
-                holding.advance(now_ns)
+            self._advance(holding)
             return self._run_due(holding) if holding.due else outcome
         if holding is not None:
             holding.tell()
@@ -247,24 +247,35 @@ class Join(Stage):
             holding.write_ends(idle=True)
             holding.say_held()
             if self._ready and holding.at_end:
-                self._look_behind()
+                self._look_behind(holding)
             if self._ready or holding.due:
                 return CONTROL
         if not self._await(deadline, due_ns) and self._over():
             raise StopIteration
         return CONTROL
 
-    def _look_behind(self) -> None:
+    def _advance(self, holding: Holding) -> int | None:
+        """Tells the policy the time when it wants to know it, and when the clock was set back: what waits may count from a time that is yet
+        to come. Returns when it wants to know it next."""
+        due_ns = holding.policy.next_due_ns()
+        if due_ns is None or holding.due:
+            return due_ns
+        now_ns, last_ns = time.time_ns(), self._wall_ns
+        self._wall_ns = now_ns
+        if due_ns <= now_ns or now_ns < last_ns:
+            holding.advance(now_ns)
+            due_ns = holding.policy.next_due_ns()
+        return due_ns
+
+    def _look_behind(self, holding: Holding) -> None:
         """Other partitions are still on their way to the end of the round: the next one waits. What comes again of this one goes first."""
-        if len(self._ready) > _MOST_WAITING:
-            self._control.closing.wait(_AT_END_S)
-            return
-        waiting = self._ready[:]
-        self._ready.clear()
-        try:
+        if len(self._ready) < _MOST_WAITING:
             self._receive(_AT_END_S * 1000)
-        finally:
-            self._ready[:] = sorted(self._ready + waiting, key=itemgetter(1), reverse=True)
+        elif holding.all_is_settled():
+            self._control.closing.wait(_AT_END_S)
+        elif not self._control.closing.wait(_SLOWLY_S):
+            self._batch = _FEW
+            self._receive(0)
 
     def _run_due(self, holding: Holding) -> Any:
         if self._skips_old:
@@ -324,6 +335,8 @@ class Join(Stage):
 
     def _run_some(self) -> None:
         """Steps through what is ready. This loop is where the throughput is made or lost."""
+        if self._control.upstream_over is not None:
+            self._look_whether_fed()  # not in `has_ended`, which another thread may ask
         outcome = self._step(None)
         holding, control, ready = self._holding, self._control, self._ready
         if holding is None:
@@ -439,7 +452,8 @@ class Join(Stage):
 
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
         holding = self._holding or self._take_over()
-        holding.known.turn({self._topic: batch[-1][1] + 1}, holding.undecided_from)
+        self._read_upto = max(self._read_upto, batch[-1][1] + 1)  # what comes again stands before what was read
+        holding.known.turn({self._topic: self._read_upto}, holding.undecided_from)
 
     def never_seen(self) -> list[str]:
         """The sources that nothing has come of yet."""
@@ -481,7 +495,6 @@ class Join(Stage):
                 # What comes before an end may only now be settled for the engine, too: a broker takes its time.
                 self._holding.write_ends(idle=True)
             self._holding.say_held()
-        self._look_whether_fed()  # not in `has_ended`, which another thread may ask
         return self._until_end and self.has_ended()
 
 

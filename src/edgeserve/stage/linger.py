@@ -114,7 +114,7 @@ class Patience:
             self.troubled = False
             self._delay_s = _BACKOFF_S[0]
             self._logged = -_LOG_EVERY_S
-            log.info("%s goes on: there is room again", self._what)
+            log.info("%s goes on", self._what)
 
 
 __all__ = ("LINGER_NS", "NO_ROOM", "Linger", "Patience")

@@ -145,7 +145,8 @@ class Partitioned(Steps):
         told = self._control.upstream_over
         if told is not None and not (told.is_set() and all(partition.join.fed for partition in held)):
             return False
-        return self._rounds.ended(held, at_once=told is not None)
+        # Who holds nothing may have come before anything of this round.
+        return self._rounds.ended(held, at_once=told is not None and bool(held))
 
     def _rest(self) -> None:
         """Told to stop: what was run is settled before `run` returns."""
