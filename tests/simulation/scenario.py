@@ -143,13 +143,15 @@ class Schedule:
     def __init__(self, seed: int) -> None:
         self.world = World(seed)
         random = self.world.random
-        # Of `latest` every second one may use a message in several sets.
-        self.verdict = Verdict(
-            seed, random.choice(("exact", "exact", "latest", "overlapping")), random.choice((1, 1, 1, 2, 3)), random.choice((1, 1, 1, 2))
-        )
-        self._by_key = self.verdict.partitions > 1 or random.random() < 0.2
+        # Of `latest` every second one may use a message in several sets; "none" is a task of one parameter.
+        join = random.choice(("exact", "exact", "latest", "overlapping", "none"))
+        self.verdict = Verdict(seed, join, 1 if join == "none" else random.choice((1, 1, 1, 2, 3)), random.choice((1, 1, 1, 2)))
+        self._by_key = join != "none" and (self.verdict.partitions > 1 or random.random() < 0.2)
+        # Whether a source that begins again has the same producers.
+        self._same = random.random() < 0.5
         self.pairs = random.choice((random.randint(4, 14), random.randint(10, 40)))
-        self._producers = {source: random.choice((1, 1, 1, 2)) for source in "ab"}
+        # Replicas of a task of one parameter do not tell each other of a source's producers.
+        self._producers = {"a": 1} if join == "none" else {source: random.choice((1, 1, 1, 2)) for source in "ab"}
         self._feeding = sum(self._producers.values())
         self._serial = 0
         self._replicas: list[Process] = []
@@ -203,7 +205,7 @@ class Schedule:
     def _feed(self, source: str, number: int, rounds: list[tuple[_Barrier, _Barrier, _Barrier]]) -> None:
         for round_, (begin, go_on, end) in enumerate(rounds):
             numbers = range(round_ * self.pairs, (round_ + 1) * self.pairs)[number :: self._producers[source]]
-            _feed(source, f"{source}{number}.{round_}", list(numbers), begin, go_on)
+            _feed(source, f"{source}{number}.{0 if self._same else round_}", list(numbers), begin, go_on)
             end.wait()
         self._feeding -= 1
 
@@ -222,6 +224,9 @@ class Schedule:
     def _work(self, process: Process) -> None:
         all_is_there = self._feeding == 0
 
+        def single(a: bytes) -> bytes:
+            return task(a, a)
+
         def task(a: bytes, b: bytes) -> bytes:
             if self._task_s:
                 world().sleep(self._task_s * world().random.random())
@@ -230,13 +235,13 @@ class Schedule:
             return _PAIR.pack(_PAIR.unpack(a)[0], _PAIR.unpack(b)[0])
 
         compute = edgeserve.compute.Compute(
-            task,
+            single if self.verdict.join == "none" else task,
             _URL,
             topic_in="in",
             topic_out="out",
             worker_id=process.name,
             output_id="r",
-            join="exact" if self.verdict.join == "exact" else "latest",
+            join="exact" if self._is_exact else "latest",
             no_overlap=self.verdict.join != "overlapping",
             by=True if self._by_key else None,
             partitions=self.verdict.partitions,
@@ -258,6 +263,10 @@ class Schedule:
             self.verdict.faults.append(f"{self.world.now - 1_000:.3f} {process.name} ended with {type(exc).__name__}: {exc}")
             self._later(0.2, self._add)
         self._ended.add(process.pid)
+
+    @property
+    def _is_exact(self) -> bool:
+        return self.verdict.join in ("exact", "none")
 
     def _living(self) -> list[Process]:
         return [p for p in self._replicas if p.alive and p.pid not in self._ended]
@@ -336,16 +345,16 @@ class Schedule:
             verdict.wrong.append("no end was sent on")
         if behind:
             verdict.wrong.append("the last result came behind the end")
-        for side, name in enumerate("ab"):
+        for side, name in enumerate(self._producers):
             used = [pair[side] for pair in found.values()]
             if verdict.join != "overlapping" and (twice := sorted({n for n in used if used.count(n) > 1})):
                 verdict.wrong.append(f"of {name} in two sets: {twice}")
-            if verdict.join == "exact" and (missing := sorted({*range(self.pairs * verdict.rounds)} - {*used})):
+            if self._is_exact and (missing := sorted({*range(self.pairs * verdict.rounds)} - {*used})):
                 verdict.wrong.append(f"lost: {missing}")
             if verdict.partitions > 1 and verdict.join == "exact" and max(self._producers.values()) == 1:
                 by_key = [[n for n in used if n % _KEYS == key] for key in range(_KEYS)]
                 verdict.wrong += [f"{name} out of order for a key: {of_key}" for of_key in by_key if of_key != sorted(of_key)]
-        if verdict.join == "exact" and (mixed := [pair for pair in found.values() if pair[0] != pair[1]]):
+        if self._is_exact and (mixed := [pair for pair in found.values() if pair[0] != pair[1]]):
             verdict.wrong.append(f"wrong pairs: {mixed}")
         if self._by_key and (mixed := [pair for pair in found.values() if pair[0] % _KEYS != pair[1] % _KEYS]):
             verdict.wrong.append(f"two keys in a set: {mixed}")
@@ -358,6 +367,8 @@ class Schedule:
         parts = verdict.partitions
         groups = [_GROUP] if parts == 1 else [partition_group(_GROUP, number, parts) for number in range(parts)]
         works, logs = [work_topic("in", group) for group in groups], [decision_topic("in", group) for group in groups]
+        if verdict.join == "none":
+            works = logs = []
         expected = {"in", "out", *logs, *(works if parts == 1 else ())}
         if strange := [
             name for name, topic in broker.topics.items() if topic.entries and name not in expected and not name.endswith("~group")
@@ -367,7 +378,7 @@ class Schedule:
             if left := broker.topic("in").last() + 1 - broker.topic("in").group(group).rise():
                 verdict.wrong.append(f"{left} entries were never acknowledged by {group}")
         verdict.shared_sets = sum(len(broker.topic(name).entries) for name in works)
-        verdict.takeovers = max(broker.topic(name).fence for name in logs)
+        verdict.takeovers = max((broker.topic(name).fence for name in logs), default=0)
 
 
 def patches() -> dict[str, Any]:

@@ -115,7 +115,9 @@ class SourceClock:
         producer, self._only = self._switch(header.producer, position), None
         producer.last = max(producer.last, position)
         producers = self._producers.values()
-        for each in [p for p in producers if p.last <= position] if header.time_kind == TimeKind.COMPUTED else [producer]:
+        # One that has sent since has not ended: its end came again.
+        over = [p for p in producers if p.last <= position and (p is producer or header.time_kind == TimeKind.COMPUTED)]
+        for each in over:
             each.ended, each.ended_at, each.watermark_ns = True, position, WATERMARK_END
         self.ended = all(p.ended for p in producers if p.last >= self._newest_first)
         self._ended_at = max(self._ended_at, position)
