@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from edgeserve import DataSource
 
 from .conftest import Command
 
@@ -162,4 +166,32 @@ worker = Compute(lambda number: number, {node!r}, topic_in="in", topic_out="out"
 sink = Materialize(lambda value: print("got", value), {node!r}, topic="out")
 """
     result = edgeserve("run", app(text), "--until-end")
+    assert (result.returncode, result.stdout.count("got")) == (0, 3), result.stderr
+
+
+def test_somebody_else_who_goes_on_sending_keeps_no_node_from_its_end(edgeserve: Command, app: App, node: str) -> None:
+    text = """
+from edgeserve import Compute, DataSource, Materialize
+
+def source(name):
+    return DataSource(range(3), {node!r}, source_id=name, topic="in", event_time=int, key=int)
+
+a, b = source("a"), source("b")
+worker = Compute(lambda a, b: a, {node!r}, topic_in="in", topic_out="out", join="exact", by=True, partitions=2)
+sink = Materialize(lambda value: print("got", value), {node!r}, topic="out")
+"""
+    over = threading.Event()
+
+    def send() -> None:
+        with DataSource(itertools.count(), node, source_id="stranger", topic="in", key=int) as stranger:
+            while not over.wait(0.02):
+                next(stranger)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        result = edgeserve("run", app(text), "--until-end")
+    finally:
+        over.set()
+        thread.join()
     assert (result.returncode, result.stdout.count("got")) == (0, 3), result.stderr

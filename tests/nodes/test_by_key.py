@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -174,6 +175,22 @@ def test_keys_of_different_types_are_different(node: str, send: Send, results: R
         for _ in range(5):
             next(compute)
     assert results() == [(b"1", b"1"), (1, 1)]
+
+
+@pytest.mark.parametrize("by", [None, True])
+def test_a_clock_that_is_set_back_stalls_no_join(monkeypatch: pytest.MonkeyPatch, by: Literal[True] | None) -> None:
+    """The clock is a stand-in: a machine's own cannot be set for one test."""
+    real, behind_ns, node = time.time_ns, [0], f"memory://{uuid.uuid4().hex}"
+    monkeypatch.setattr(time, "time_ns", lambda: real() - behind_ns[0])
+    with (
+        DataSource(range(3), node, source_id="a", topic="src", key=lambda n: "same") as source,
+        Compute(lambda a: a, node, min_interval_ms=50, by=by, timeout_ms=20_000) as compute,
+    ):
+        for n in range(3):
+            next(source)
+            source.flush()
+            assert next(compute) == n
+            behind_ns[0] += 3_600 * 10**9
 
 
 def test_min_interval_ms_counts_for_each_key(node: str, send: Send) -> None:
