@@ -87,9 +87,10 @@ class Ends:
         return {self.PREFIX + source: _encode((*ended, False))}
 
     def reopening_all(self) -> dict[str, bytes]:
-        """The attributes that take all ends back."""
+        """The attributes that take all ends back, those that are held too: whoever reads them again knows that what follows has begun."""
         self.at_start = False
-        return {self.PREFIX + source: _encode((*ended, False)) for source, ended in self.ended.items()}
+        ends = self.ended | {source: (topic, position) for topic, position, source in self.held}
+        return {self.PREFIX + source: _encode((*end, False)) for source, end in ends.items()}
 
     def all_ended(self, sources: Iterable[str], *, at_once: bool = False) -> bool:
         """Whether all of `sources` have ended. `at_once`: also of who found it so and does not wait for one to begin again."""

@@ -188,12 +188,13 @@ class Holding:
             # What came twice is no new beginning of a source that has ended; but not all partitions would know it.
             if part is not None or not (decided and clock.ended):
                 watermark_ns = clock.observe(header, position, published_ns)
-                if clock.changed:
-                    self._tell_producers(source, clock)
                 if watermark_ns is not None:
                     marks[source] = watermark_ns
+                # First: whoever knew the new producer, and not that its round has begun, would take the others' ends for those of this round.
                 if gone and source in gone and not clock.ended and self._reopen(source, position):
                     return self.push(delivery)
+                if clock.changed:
+                    self._tell_producers(source, clock)
             if foreign:
                 return admission.leave(position)
             if decided:
@@ -429,9 +430,10 @@ class Holding:
             self._admission.leave(position)
             return CONTROL
         self._admission.apart += 1
-        if (topic, position, header.source_id) not in self.ends.held:
-            self.ends.hold(topic, position, header.source_id)
-            if clock.end(header, position):
+        entry = (topic, position, header.source_id)
+        if entry not in self.ends.held:
+            self.ends.hold(*entry)
+            if not self.ends.has_recorded(entry) and clock.end(header, position):
                 self._gone.add(header.source_id)
                 self._mark(header.source_id, WATERMARK_END)
             self.at_end = self._run_set.part is not None and all(clock.ended for clock in self._clocks.values())
