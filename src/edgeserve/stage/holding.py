@@ -190,7 +190,7 @@ class Holding:
                 watermark_ns = clock.observe(header, position, published_ns)
                 if watermark_ns is not None:
                     marks[source] = watermark_ns
-                # First: whoever knew the new producer, and not that its round has begun, would take the others' ends for those of this round.
+                # First: who knew of the producer, and not that a round has begun, would take the others' ends for those of this round.
                 if gone and source in gone and not clock.ended and self._reopen(source, position):
                     return self.push(delivery)
                 if clock.changed:
