@@ -253,8 +253,8 @@ class Schedule:
         try:
             with compute:
                 compute.run(until="end")
-            if not all_is_there and self.verdict.rounds > 1:
-                self._later(0.2, self._add)  # it has ended after a round, perhaps
+            if self.verdict.rounds > 1 and not (all_is_there and self._all_is_settled()):
+                self._later(0.2, self._add)  # it has ended after a round
         except EdgeServeError as exc:
             # A supervisor starts it again.
             self._crashes += 1
@@ -263,6 +263,14 @@ class Schedule:
             self.verdict.faults.append(f"{self.world.now - 1_000:.3f} {process.name} ended with {type(exc).__name__}: {exc}")
             self._later(0.2, self._add)
         self._ended.add(process.pid)
+
+    def _groups(self) -> list[str]:
+        parts = self.verdict.partitions
+        return [_GROUP] if parts == 1 else [partition_group(_GROUP, number, parts) for number in range(parts)]
+
+    def _all_is_settled(self) -> bool:
+        topic = _broker[0].topic("in")
+        return all(topic.group(group).rise() > topic.last() for group in self._groups())
 
     @property
     def _is_exact(self) -> bool:
@@ -364,12 +372,11 @@ class Schedule:
 
     def _judge_topics(self) -> None:
         verdict, broker = self.verdict, _broker[0]
-        parts = verdict.partitions
-        groups = [_GROUP] if parts == 1 else [partition_group(_GROUP, number, parts) for number in range(parts)]
+        groups = self._groups()
         works, logs = [work_topic("in", group) for group in groups], [decision_topic("in", group) for group in groups]
         if verdict.join == "none":
             works = logs = []
-        expected = {"in", "out", *logs, *(works if parts == 1 else ())}
+        expected = {"in", "out", *logs, *(works if verdict.partitions == 1 else ())}
         if strange := [
             name for name, topic in broker.topics.items() if topic.entries and name not in expected and not name.endswith("~group")
         ]:

@@ -225,13 +225,31 @@ def test_the_producers_of_a_source_are_not_remembered_for_ever() -> None:
 def test_recorded_ends_reach_other_members_and_are_taken_back() -> None:
     one, two = Ends({}), Ends({})
     one.hold("t", 7, "a")
-    assert one.completes("a", ["a"]) and not one.completes("a", ["a", "b"])
     two.learn(one.recording("a", "t", 7))
     one.written(("t", 7, "a"), ended=True)
     assert two.all_ended(["a"]) and not two.all_ended(["a", "b"])
     assert one.reopening("a", "t", 6) == {}
     two.learn(one.reopening("a", "t", 8))
     assert not two.all_ended(["a"])
+    assert two.has_recorded(("t", 7, "a")) and not two.has_recorded(("t", 9, "a"))
+
+
+def test_a_member_that_was_away_takes_no_later_end_back() -> None:
+    away, other = Ends({}), Ends({})
+    for ends in (away, other):
+        ends.learn(ends.recording("a", "t", 7))
+    other.learn(other.recording("a", "t", 12))
+    other.learn(away.reopening("a", "t", 8))
+    assert other.all_ended(["a"])
+
+
+def test_who_reads_the_ends_of_a_round_again_knows_that_the_next_has_begun() -> None:
+    holder = Ends({})
+    holder.learn(holder.recording("a", "t", 5))
+    holder.hold("t", 7, "b")
+    attributes = holder.recording("a", "t", 5) | holder.reopening_all()
+    late = Ends(attributes)
+    assert not late.ended and late.has_recorded(("t", 5, "a")) and late.has_recorded(("t", 7, "b"))
 
 
 def test_ends_found_at_the_start_are_not_believed_at_once() -> None:

@@ -349,6 +349,7 @@ class Direct(Stage):
         return CONTROL
 
     def _reopen(self, source: str, topic: str, position: int) -> None:
+        self._ends.learn(self._subscription.attributes())  # perhaps it has begun, and ended, since this member looked
         attributes = self._ends.reopening(source, topic, position)
         if attributes:
             self._pending.write_control({}, {}, attributes)

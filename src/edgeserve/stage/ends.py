@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from bisect import insort
 from collections.abc import Iterable
+from typing import TypeAlias
 
 import msgspec
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(tuple[str, int, bool]).decode
+_decode = msgspec.msgpack.Decoder(tuple[str, int]).decode
+_At: TypeAlias = tuple[str, int]
 
 GRACE_S = 5.0
 """How long a member that finds all sources ended when it starts waits for one to begin again."""
@@ -23,13 +25,16 @@ class Ends:
     loses nothing, the same is asked for again.
     """
 
-    PREFIX = "end:"
+    # Where a source has ended, and where it has begun again: two attributes, so that a member that was away for a while and says the one
+    # does not take back the other.
+    _END, _BEGUN = "end:", "begun:"
 
     def __init__(self, attributes: dict[str, bytes]) -> None:
         self.held: list[tuple[str, int, str]] = []
-        self.ended: dict[str, tuple[str, int]] = {}
-        # The newest end of each source that is recorded, also of those that have begun again since.
-        self._recorded: dict[str, tuple[str, int]] = {}
+        self.ended: dict[str, _At] = {}
+        # The newest end of each source that is recorded, also of those that have begun again since; where these have.
+        self._recorded: dict[str, _At] = {}
+        self._begun: dict[str, _At] = {}
         self.learn(attributes)
         self.at_start = bool(self.ended)
         self.opened = time.monotonic()
@@ -37,14 +42,18 @@ class Ends:
     def learn(self, attributes: dict[str, bytes]) -> None:
         """Takes over what other members have recorded."""
         for name, raw in attributes.items():
-            if name.startswith(self.PREFIX):
-                source = name.removeprefix(self.PREFIX)
-                topic, position, ended = _decode(raw)
-                self._recorded[source] = (topic, position)
-                if ended:
-                    self.ended[source] = (topic, position)
-                else:
-                    self.ended.pop(source, None)
+            for prefix, known in ((self._END, self._recorded), (self._BEGUN, self._begun)):
+                if name.startswith(prefix):
+                    source, at, before = name.removeprefix(prefix), _decode(raw), known.get(name.removeprefix(prefix))
+                    known[source] = at if before is None or before[0] != at[0] else max(before, at)
+                    self._look_whether_ended(source)
+
+    def _look_whether_ended(self, source: str) -> None:
+        end, begun = self._recorded.get(source), self._begun.get(source)
+        if end is not None and (begun is None or begun[0] != end[0] or begun < end):
+            self.ended[source] = end
+        else:
+            self.ended.pop(source, None)
 
     def hold(self, topic: str, position: int, source: str) -> None:
         """Keeps an end until it can be recorded. One that came again is kept once."""
@@ -53,7 +62,7 @@ class Ends:
 
     def recording(self, source: str, topic: str, position: int) -> dict[str, bytes]:
         """The attribute that says that a source has ended."""
-        return {self.PREFIX + source: _encode((topic, position, True))}
+        return {self._END + source: _encode((topic, position))}
 
     def is_last(self, entry: tuple[str, int, str]) -> bool:
         """Whether no later end of the same source is held: what came between the two is not settled when the first is."""
@@ -69,7 +78,8 @@ class Ends:
         """An end that was held is acknowledged, and recorded if its source has `ended`."""
         topic, position, source = entry
         if ended:
-            self.ended[source] = self._recorded[source] = (topic, position)
+            self._recorded[source] = (topic, position)
+            self._look_whether_ended(source)
             self.at_start = False
         self.let_go(entry)
 
@@ -84,13 +94,14 @@ class Ends:
         ended = self.ended.get(source)
         if ended is None or ended[0] != topic or position < ended[1]:
             return {}
-        return {self.PREFIX + source: _encode((*ended, False))}
+        return {self._BEGUN + source: _encode((topic, position))}
 
     def reopening_all(self) -> dict[str, bytes]:
         """The attributes that take all ends back, those that are held too: whoever reads them again knows that what follows has begun."""
         self.at_start = False
         ends = self.ended | {source: (topic, position) for topic, position, source in self.held}
-        return {self.PREFIX + source: _encode((*end, False)) for source, end in ends.items()}
+        recorded = {self._END + source: _encode(end) for source, end in ends.items()}
+        return recorded | {self._BEGUN + source: _encode(end) for source, end in ends.items()}
 
     def all_ended(self, sources: Iterable[str], *, at_once: bool = False) -> bool:
         """Whether all of `sources` have ended. `at_once`: also of who found it so and does not wait for one to begin again."""

@@ -336,7 +336,7 @@ class Join(Stage):
     def _run_some(self) -> None:
         """Steps through what is ready. This loop is where the throughput is made or lost."""
         if self._control.upstream_over is not None:
-            self._look_whether_fed()  # not in `has_ended`, which another thread may ask
+            self._look_whether_fed()  # messages may come all the time
         outcome = self._step(None)
         holding, control, ready = self._holding, self._control, self._ready
         if holding is None:
@@ -495,6 +495,7 @@ class Join(Stage):
                 # What comes before an end may only now be settled for the engine, too: a broker takes its time.
                 self._holding.write_ends(idle=True)
             self._holding.say_held()
+        self._look_whether_fed()  # not in `has_ended`, which another thread may ask
         return self._until_end and self.has_ended()
 
 
