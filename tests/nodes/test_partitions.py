@@ -398,7 +398,7 @@ def test_another_number_of_partitions_is_another_group(node: str) -> None:
     ):
         pass
     with (
-        pytest.raises(GroupConflict, match="partitions=4, and this one has 1: give it another group=, or"),
+        pytest.raises(GroupConflict, match="partitions=4, and this one has 1: give it by= and partitions=4, or another group="),
         replica(node, pair, 1, partitions=1),
     ):
         pass

@@ -23,8 +23,9 @@ _TO_DO: tuple[tuple[type[BaseException], str], ...] = (
     (errors.StoreFull, "give the store more room (size_mb= in the node URL) or let its consumers catch up"),
     (errors.DiskFull, "free some space on that filesystem; nothing acknowledged was lost"),
     (errors.GroupBusy, "end the member that holds the group, or use another group"),
+    (errors.GroupConflict, "see who is in the group with: edgeserve groups --node URL"),
     (errors.MissingExtra, "install what the message names"),
-    (errors.TransportError, "check the name with: edgeserve topic list, and the node with: edgeserve doctor --node URL"),
+    (errors.TransportError, "check the names with: edgeserve topic list or edgeserve groups, and the node with: edgeserve doctor --node URL"),
     (PermissionError, "run it as the user who owns the path, or name another one"),
     (FileNotFoundError, "check the path"),
 )

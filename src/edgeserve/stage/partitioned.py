@@ -310,6 +310,10 @@ def _merged(found: Iterable[dict[str, dict[str, Any]]]) -> dict[str, dict[str, A
     return merged
 
 
+def _shown(partitions: int) -> str:
+    return f"by= and partitions={partitions}" if partitions > 1 else "no partitions="
+
+
 def refuse_other_partitions(transport: Transport, topic: str, group: str, partitions: int) -> None:
     """Raises when a group's join was run in another number of partitions: what those have done, these would not know.
 
@@ -330,8 +334,8 @@ def refuse_other_partitions(transport: Transport, topic: str, group: str, partit
         if whole == group and before != partitions:
             raise GroupConflict(
                 f"the join of group {group!r} on topic {topic!r} was run with partitions={before}, and this one has {partitions}: "
-                "give it another group=, or, where it may begin anew, forget the old one: "
-                f"edgeserve topic forget {shlex.quote(topic)} {shlex.quote(group)} --node ..."
+                f"give it {_shown(before)}, or another group=, or, where it may begin anew, stop all its members and forget what it was: "
+                f"edgeserve topic forget {shlex.quote(topic)} {shlex.quote(group)} --node URL"
             )
 
 
