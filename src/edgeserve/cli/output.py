@@ -25,7 +25,10 @@ _TO_DO: tuple[tuple[type[BaseException], str], ...] = (
     (errors.GroupBusy, "end the member that holds the group, or use another group"),
     (errors.GroupConflict, "see who is in the group with: edgeserve groups --node URL"),
     (errors.MissingExtra, "install what the message names"),
-    (errors.TransportError, "check the names with: edgeserve topic list or edgeserve groups, and the node with: edgeserve doctor --node URL"),
+    (
+        errors.TransportError,
+        "check the names with: edgeserve topic list or edgeserve groups, and the node with: edgeserve doctor --node URL",
+    ),
     (PermissionError, "run it as the user who owns the path, or name another one"),
     (FileNotFoundError, "check the path"),
 )
