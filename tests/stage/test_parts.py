@@ -234,6 +234,11 @@ def test_recorded_ends_reach_other_members_and_are_taken_back() -> None:
     assert two.has_recorded(("t", 7, "a")) and not two.has_recorded(("t", 9, "a"))
 
 
+def test_ends_as_an_older_store_has_them_are_read() -> None:
+    ends = Ends({"end:a": b"", "end:b": Ends({}).recording("b", "t", 7)["end:b"]})
+    assert set(ends.ended) == {"b"}
+
+
 def test_a_member_that_was_away_takes_no_later_end_back() -> None:
     away, other = Ends({}), Ends({})
     for ends in (away, other):

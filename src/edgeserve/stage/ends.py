@@ -43,7 +43,7 @@ class Ends:
         """Takes over what other members have recorded."""
         for name, raw in attributes.items():
             for prefix, known in ((self._END, self._recorded), (self._BEGUN, self._begun)):
-                if name.startswith(prefix):
+                if raw and name.startswith(prefix):  # an empty one is of a store from before 0.1.0: that end was taken back
                     source, at, before = name.removeprefix(prefix), _decode(raw), known.get(name.removeprefix(prefix))
                     known[source] = at if before is None or before[0] != at[0] else max(before, at)
                     self._look_whether_ended(source)
