@@ -32,6 +32,8 @@ class Subscription:
     def __init__(self, broker: Broker, topic: Topic) -> None:
         self._broker, self._topic = broker, topic
         self.acked: set[int] = set()
+        # Those that were acknowledged at some time, also where that is forgotten.
+        self.ever: set[int] = set()
         self.recent: deque[int] = deque(maxlen=_FORGOTTEN_ACKS)
         self.next = 0
         self.floor = 0
@@ -42,6 +44,7 @@ class Subscription:
 
     def ack(self, at: int) -> None:
         self.acked.add(at)
+        self.ever.add(at)
         self.recent.append(at)
         self.out.pop(at, None)
         if at in self.again:

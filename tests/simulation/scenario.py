@@ -32,9 +32,6 @@ _PAIR = struct.Struct(">qq")
 LIMIT_S = 180.0
 _GROUP = "in->out"
 _KEYS = 5
-_MOST_AFTER_A_ROUND = 4
-"""So many replicas come when all is sent, because one has ended after a round before the last: but not as many as it takes for all
-acknowledgements that the broker has forgotten."""
 _URL = "pulsar://simulated:6650"
 
 
@@ -165,7 +162,7 @@ class Schedule:
         self._ack_timeout_ms = random.choice((300_000, 300_000, 250))
         self._fails = random.choice((0.0, 0.0, 0.1))
         # Replicas and faults that are about to come.
-        self._coming = self._crashes = self._after_a_round = 0
+        self._coming = self._crashes = 0
 
     def run(self) -> Verdict:
         """Runs it to its end."""
@@ -256,9 +253,8 @@ class Schedule:
         try:
             with compute:
                 compute.run(until="end")
-            if self.verdict.rounds > 1 and not (all_is_there and self._all_is_settled()) and self._after_a_round < _MOST_AFTER_A_ROUND:
-                self._after_a_round += all_is_there
-                self._later(0.2, self._add)
+            if self.verdict.rounds > 1 and not (all_is_there and self._all_was_settled()):
+                self._later(0.2, self._add)  # it has ended after a round
         except EdgeServeError as exc:
             # A supervisor starts it again.
             self._crashes += 1
@@ -272,9 +268,11 @@ class Schedule:
         parts = self.verdict.partitions
         return [_GROUP] if parts == 1 else [partition_group(_GROUP, number, parts) for number in range(parts)]
 
-    def _all_is_settled(self) -> bool:
+    def _all_was_settled(self) -> bool:
+        """What the broker has forgotten to be acknowledged nobody has to wait for."""
         topic = _broker[0].topic("in")
-        return all(topic.group(group).rise() > topic.last() for group in self._groups())
+        there = {at for at, data in enumerate(topic.entries) if data is not None}
+        return all(there <= topic.group(group).ever for group in self._groups())
 
     @property
     def _is_exact(self) -> bool:
