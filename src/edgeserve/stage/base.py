@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from time import monotonic_ns
@@ -17,6 +17,7 @@ from edgeserve.core.metrics import Counters
 from edgeserve.stage.context import Current
 from edgeserve.stage.control import SLICE_MS, Control
 from edgeserve.stage.deadletter import Asides
+from edgeserve.stage.ends import Ends
 from edgeserve.stage.linger import NO_ROOM, Patience
 from edgeserve.stage.unseen import Unseen
 from edgeserve.transport import Delivery, GroupKind, Start, Subscription, Transport
@@ -192,8 +193,13 @@ class Stage(Steps):
         there are none. An end alone does not say so: it may be an earlier run's, which failed and left it. From any thread."""
         return self._fed or self._control.upstream_over is None
 
-    def _look_whether_fed(self) -> bool:
-        """`fed` as of now. Only for the thread that steps."""
+    def _have_ended(self, ends: Ends, sources: Iterable[str]) -> bool:
+        """Whether all of these sources have ended, and not only in an earlier run."""
+        # Who is told when those that feed it have ended need not guess whether one will begin again.
+        return ends.all_ended(sources, at_once=self._control.upstream_over is not None) and self.fed
+
+    def _look_whether_fed(self) -> None:
+        """Brings `fed` up to date. Only for the thread that steps: another one may ask `has_ended`."""
         over = self._control.upstream_over
         if over is not None and not self._fed and over.is_set() and (now := time.monotonic()) >= self._look_fed_at:
             self._look_fed_at = now + _LOOK_FED_S
@@ -204,7 +210,6 @@ class Stage(Steps):
                 self._fed = all(self._subscription.floor(topic) >= end for topic, end in self._fed_upto.items())
             except TransportError as exc:
                 self._look_fed_at = now + self._patience.met(exc)
-        return self.fed
 
     def _end(self, topic: str) -> int:
         try:

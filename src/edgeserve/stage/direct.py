@@ -390,9 +390,8 @@ class Direct(Stage):
     def has_ended(self) -> bool:
         if self._ready or self._pending.positions:
             return False
-        # Who is told when those that feed it have ended need not guess whether one will begin again.
-        at_once = self._control.upstream_over is not None
-        return self._ends.all_ended(self._sources(), at_once=at_once) and self._look_whether_fed()
+        self._look_whether_fed()
+        return self._have_ended(self._ends, self._sources())
 
     def _idle(self) -> bool:
         """Between waits: an end may have become due, or another member may have recorded one."""

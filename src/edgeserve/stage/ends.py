@@ -44,8 +44,9 @@ class Ends:
         for name, raw in attributes.items():
             for prefix, known in ((self._END, self._recorded), (self._BEGUN, self._begun)):
                 if raw and name.startswith(prefix):  # an empty one is of a store from before 0.1.0: that end was taken back
-                    source, at, before = name.removeprefix(prefix), _decode(raw), known.get(name.removeprefix(prefix))
-                    known[source] = at if before is None or before[0] != at[0] else max(before, at)
+                    source, at = name.removeprefix(prefix), _decode(raw)
+                    before = known.get(source, at)
+                    known[source] = max(before, at) if before[0] == at[0] else at
                     self._look_whether_ended(source)
 
     def _look_whether_ended(self, source: str) -> None:

@@ -466,9 +466,7 @@ class Join(Stage):
         holding = self._holding
         if holding is not None and (self._ready or holding.due or holding.pending.units):
             return False
-        ends = self._ends if holding is None else holding.ends
-        # Who is told when those that feed it have ended need not guess whether one will begin again.
-        return ends.all_ended(self._run_set.parameters, at_once=self._control.upstream_over is not None) and self.fed
+        return self._have_ended(self._ends if holding is None else holding.ends, self._run_set.parameters)
 
     @property
     def ended_at(self) -> int | None:
@@ -495,7 +493,7 @@ class Join(Stage):
                 # What comes before an end may only now be settled for the engine, too: a broker takes its time.
                 self._holding.write_ends(idle=True)
             self._holding.say_held()
-        self._look_whether_fed()  # not in `has_ended`, which another thread may ask
+        self._look_whether_fed()
         return self._until_end and self.has_ended()
 
 
