@@ -203,13 +203,15 @@ class Direct(Stage):
         else:
             for _, position, _, _, name in batch:
                 read[name] = max(read.get(name, 0), position + 1)
-        self._known.turn(read, subscription.floor)
+        if self._known.wants_to_turn:
+            self._known.turn(read, subscription.floor)
         if not alone or not subscription.knows_all_ids:
             self._known.update(subscription.settled_ids())
-        # A watermark is passed on only while no other member holds older messages, and none of ours has gone back.
-        before = self._newest if self._in_order else -1
-        self._in_order = alone and len(self.options.topics) == 1 and subscription.in_order(topic, first, before)
-        self._newest = batch[-1][1]
+        if self._topic_out is not None:
+            # A watermark is passed on only while no other member holds older messages, and none of ours has gone back.
+            before = self._newest if self._in_order else -1
+            self._in_order = alone and len(self.options.topics) == 1 and subscription.in_order(topic, first, before)
+            self._newest = batch[-1][1]
 
     def _renew(self) -> bool:
         """What is ready was claimed so long ago that others may have it by now. Gives back what they have not, to be claimed anew; False:

@@ -51,6 +51,11 @@ class RecentIds:
             for old, _ in self._olds:
                 old.discard(id_)
 
+    @property
+    def wants_to_turn(self) -> bool:
+        """Whether `turn` has something to do."""
+        return self._begun or len(self.new) >= self.generation
+
     def turn(self, read: Mapping[str, int] | None = None, floor: Callable[[str], int] | None = None) -> None:
         """Begins a new generation when the current one is full, and forgets those that no unsettled input can be a duplicate of.
 

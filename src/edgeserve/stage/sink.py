@@ -69,7 +69,7 @@ class Sink(Direct):
         self._may_repeat |= {id_ for id_ in self._journal.in_hand if id_ not in self._known}
 
     def _admit_batch(self, batch: Sequence[Delivery]) -> None:
-        if max(map(itemgetter(3), batch)) > 0:
+        if batch[0][3] > 0 or (len(batch) > 1 and max(map(itemgetter(3), batch)) > 0):
             # A member died; what it has done stands in its journal, if it was on this host.
             self._learn()
         super()._admit_batch(batch)

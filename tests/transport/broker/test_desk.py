@@ -15,7 +15,10 @@ from edgeserve.transport.broker.envelope import position
 
 
 def opened(at: int, count: int, *, done: tuple[int, ...] = (), again: int = 0) -> Open:
-    return Open(Entry(at, b"", again), 1_000 + at, [f"{at}.{n}".encode() for n in range(count)], again, done, 0.0)
+    one = Open(Entry(at, b"", again), 1_000 + at, [f"{at}.{n}".encode() for n in range(count)], count, count, again)
+    if done:
+        one.learn(done)
+    return one
 
 
 def desk(*entries: Open) -> Desk:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+
+import msgspec
 
 from edgeserve.transport.base import ClaimLost, Delivery
 from edgeserve.transport.broker.driver import Entry, Inlet
@@ -17,26 +20,38 @@ from edgeserve.transport.broker.flow import Standing
 _REMEMBERED = 65_536
 
 
-class Open:
-    """An entry in this member's hands. `left`: frames that are not settled; `next`: the first that was not handed over yet; `inlet`: where
-    it came from last, and is acknowledged."""
+class Open(msgspec.Struct, eq=False):
+    """An entry in this member's hands.
 
-    __slots__ = ("again", "away", "count", "deadline", "done", "entry", "frames", "inlet", "left", "nacked", "named", "next", "publish_ns")
+    Attributes:
+        count: its frames.
+        left: how many of them are not settled.
+        again: how often they came before.
+        inlet: where it came from last, and is acknowledged.
+        next: the first frame that was not handed over yet.
+        named: whether the group's log speaks of its frames one by one.
+        away: frames given back that this member gets again; never changed in place, since nearly all entries share one.
+        nacked: how often they were; likewise.
+    """
 
-    def __init__(
-        self, entry: Entry, publish_ns: int, frames: Sequence[bytes | memoryview], again: int, done: Iterable[int], deadline: float
-    ) -> None:
-        self.entry, self.publish_ns, self.frames, self.again, self.deadline = entry, publish_ns, frames, again, deadline
-        self.inlet: Inlet | None = None
-        self.count = len(frames)
-        self.done = set(done)
-        # Whether the group's log speaks of this entry's frames one by one.
-        self.named = bool(self.done)
-        self.left = self.count - len(self.done)
-        self.next = 0
-        # Frames given back that this member gets again, and how often.
-        self.away: set[int] = set()
-        self.nacked: dict[int, int] = {}
+    entry: Entry
+    publish_ns: int
+    frames: Sequence[bytes | memoryview]
+    count: int
+    left: int
+    again: int = 0
+    inlet: Inlet | None = None
+    deadline: float = 0.0
+    next: int = 0
+    named: bool = False
+    done: set[int] = msgspec.field(default_factory=set)
+    away: frozenset[int] = frozenset()
+    nacked: Mapping[int, int] = MappingProxyType({})
+
+    def learn(self, done: Iterable[int]) -> None:
+        """These frames are settled, as the group's log says."""
+        self.done.update(done)
+        self.named, self.left = True, self.count - len(self.done)
 
     @property
     def rests(self) -> bool:
@@ -140,11 +155,16 @@ class Desk:
             for position in due:
                 opened = self.open[position >> INDEX_BITS]
                 index = position & INDEX_MASK
-                opened.nacked[index] = opened.nacked.get(index, 0) + 1
-                opened.away.discard(index)
+                opened.nacked = {**opened.nacked, index: opened.nacked.get(index, 0) + 1}
+                opened.away -= {index}
                 found.append((opened.frames[index], position, opened.publish_ns, opened.again + opened.nacked[index], topic))
         while ready and len(found) < most:
             opened = ready[0]
+            if opened.count == 1 and not opened.done:  # as it comes where traffic is slow
+                opened.next = 1
+                ready.popleft()
+                found.append((opened.frames[0], opened.entry.at << INDEX_BITS, opened.publish_ns, opened.again, topic))
+                continue
             at, publish_ns, again, done = opened.entry.at << INDEX_BITS, opened.publish_ns, opened.again, opened.done
             begin, stop, frames = opened.next, min(opened.count, opened.next + most - len(found)), opened.frames
             for index in range(begin, stop):
@@ -180,8 +200,13 @@ class Desk:
             self._outlived.difference_update(lost)
             raise ClaimLost(self.topic, lost)
 
-    def settle(self, positions: Iterable[int]) -> tuple[list[Open], list[Open]]:
+    def settle(self, positions: Sequence[int]) -> tuple[list[Open], list[Open]]:
         """Takes messages out of hand: (entries that are complete by that, entries that have some left)."""
+        if len(positions) == 1 and self.open[at := positions[0] >> INDEX_BITS].count == 1:  # as it comes where traffic is slow
+            only = self._settled[at] = self.open.pop(at)
+            only.done.add(0)
+            only.left = 0
+            return [only], []
         touched: dict[int, Open] = {}
         for position in positions:
             at = position >> INDEX_BITS
@@ -250,9 +275,7 @@ class Desk:
         for at, indexes in done.items():
             opened = self.open.get(at)
             if opened is not None and not opened.next and len(opened.done.union(indexes)) < opened.count:
-                opened.done.update(indexes)
-                opened.named = True
-                opened.left = opened.count - len(opened.done)
+                opened.learn(indexes)
         for at in worked:
             opened = self.open.get(at)
             if opened is not None and not opened.next:

@@ -9,7 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
+
+import msgspec
 
 from edgeserve.core.errors import TransportError
 from edgeserve.transport.base import Start
@@ -19,7 +21,7 @@ class NoAnswer(TransportError):
     """The broker did not answer, or that it cannot say now: it may the next time."""
 
 
-class Entry(NamedTuple):
+class Entry(msgspec.Struct, frozen=True):
     """One stored entry. `deliveries`: how often the broker says to have delivered it before; `token`: what acknowledging needs.
 
     `life`: where a topic that was deleted and made again may number from the start, names which it is of. `stored_ns`: since when

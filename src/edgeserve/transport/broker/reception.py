@@ -28,7 +28,6 @@ _DENSE_S = 0.0005
 _MISSED_S = 90.0
 _SAY_EVERY_S = 5.0
 _ASK_LATER_S = 10.0
-_NONE: dict[int, list[int]] = {}
 
 
 class Reception:
@@ -177,26 +176,27 @@ class Reception:
 
     def _take_in(self, desk: Desk, inlet: Inlet, entry: Entry) -> int:
         """Puts an entry on its desk; returns how many messages it has."""
-        topic = desk.topic
+        topic, at, again = desk.topic, entry.at, entry.deliveries
         publish_ns, items = self._engine.unwrap(entry)
-        # This runs for every entry that comes while nothing else is to be done: each call counts.
-        referring = Reference in map(type, items)
+        # This runs for every entry that comes while nothing else is to be done: each call, and each look, counts.
+        count = len(items)
+        referring = type(items[0]) is Reference if count == 1 else Reference in map(type, items)
         frames: Sequence[Any] = [self._whole(topic, item) for item in items] if referring else items
         place = self._places.of[topic]
         log = place.log
-        left_out = entry.at < log.start_at and log.left_out(entry.at, entry.life)
+        left_out = at < log.start_at and log.left_out(at, entry.life)
         if left_out or self._skipped:
-            self._count_skipped(len(frames) if left_out else 0)
+            self._count_skipped(count if left_out else 0)
         alone = place.alone
         if not alone:
             # Where entries come one after the other in their order, hardly one of them was another's.
             now, before = time.monotonic(), self._took
             self._took = now
-            place.bury_who_just_died(thorough=not entry.first and (entry.at <= desk.last or now - before > _DENSE_S))
-        gap = entry.at > desk.last + 1 and alone and not self._exclusive
+            place.bury_who_just_died(thorough=not entry.first and (at <= desk.last or now - before > _DENSE_S))
+        gap = alone and at > desk.last + 1 and not self._exclusive
         # Who has just come, and was not heard of yet, may have been given what is missing; and of an entry that somebody had before it
         # must be known here what is settled.
-        if gap or (len(frames) > 1 and (entry.deliveries or entry.at <= desk.last)):
+        if gap or (count > 1 and (again or at <= desk.last)):
             place.barrier(self._stopping)
         with self._guard.mutex:
             if self.closed or self.desks[topic] is not desk:
@@ -204,20 +204,22 @@ class Reception:
             log = place.log  # another one, if this member was cut off
             if entry.life != desk.life and desk.begin_anew(entry.life):
                 place.forget_entries()
-            worked = entry.at in log.worked.get(topic, ())
-            again = entry.deliveries or int(worked or entry.at <= log.doubt.get(topic, -1))
-            done = range(len(frames)) if left_out else log.partial.get(topic, _NONE).get(entry.at, ())
-            opened = Open(entry, publish_ns, frames, again, done, 0.0)
-            opened.named = opened.named or worked
-            opened.inlet = inlet
+            worked = bool(log.worked) and at in log.worked.get(topic, ())
+            again = again or int(worked or at <= log.doubt.get(topic, -1))
+            done = range(count) if left_out else log.partial[topic].get(at, ()) if topic in log.partial else ()
+            opened = Open(entry, publish_ns, frames, count, count, again, inlet)
+            if done:
+                opened.learn(done)
+            if worked:
+                opened.named = True
             if gap and not (place.alone and desk.followed == place.came):
-                desk.unsure_upto = entry.at - 1
+                desk.unsure_upto = at - 1
             kept = desk.add(opened)
             if self._only is None:
                 self._guard.changed.notify_all()
         if not kept:
             inlet.acknowledge(entry)
-        return len(frames)
+        return count
 
     def _count_skipped(self, count: int) -> None:
         if count:
@@ -250,9 +252,9 @@ class Reception:
         """See `Subscription.receive`."""
         if max_messages < 1:
             raise ConfigurationError(f"receive() must ask for at least 1 message, not {max_messages!r}")
-        deadline = None if timeout_ms is None else time.monotonic() + timeout_ms / 1000
         self._check()  # before the lock: a child of the process that holds it would wait for ever
         self._asked = time.monotonic()
+        deadline = None if timeout_ms is None else self._asked + timeout_ms / 1000
         if not self.attached and not self._exclusive:
             self.attach()
         polled, came = False, 0

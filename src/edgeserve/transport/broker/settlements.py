@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import msgspec
+
 from edgeserve.core.errors import SendError
 from edgeserve.transport.base import SEND_WINDOW
 from edgeserve.transport.broker.desk import Desk, Open
@@ -27,17 +29,16 @@ _MANY_IDS = SEND_WINDOW // 4
 _IDS_IN_A_RECORD = 32_768
 
 
-class Settlement:
+class Settlement(msgspec.Struct, eq=False):
     """One call of `settle`. `outputs`: how many of its entries are not durable yet, and one for the call itself. `epoch`: of the lead."""
 
-    __slots__ = ("attributes", "closed", "complete", "epoch", "ids", "outputs", "partial")
-
-    def __init__(self, ids: Sequence[bytes], attributes: dict[str, bytes], epoch: int) -> None:
-        self.outputs, self.epoch = 1, epoch
-        self.ids, self.attributes = ids, attributes
-        self.complete: list[tuple[Desk, Open]] = []
-        self.partial: dict[str, dict[int, list[int]]] = {}
-        self.closed: dict[str, list[int]] = {}
+    ids: Sequence[bytes]
+    attributes: dict[str, bytes]
+    epoch: int
+    outputs: int = 1
+    complete: list[tuple[Desk, Open]] = []
+    partial: dict[str, dict[int, list[int]]] = {}
+    closed: dict[str, list[int]] = {}
 
     def take_out(self, desk: Desk, positions: Sequence[int]) -> None:
         """Takes messages out of a desk."""

@@ -7,8 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import _pulsar
 import pulsar
 
 from edgeserve.transport.broker.driver import Channel, Deliver, Done, Entry, Inlet, Outlet, Tail
@@ -22,6 +23,31 @@ _log = logging.getLogger("edgeserve")
 
 _RECEIVE_S = 1.0
 _PAUSE_S = 0.25
+
+
+_Send: TypeAlias = Callable[[bytes, Callable[[Any, Any], None]], object]
+
+
+def bare_send(producer: pulsar.Producer) -> _Send:
+    """`producer.send_async` without its Python wrapper, which checks ten arguments that are never given: of one message at a time that
+    takes as long as all that is done with it here. The wrapper itself, where a client has another inside."""
+    builder, send = getattr(_pulsar, "MessageBuilder", None), getattr(getattr(producer, "_producer", None), "send_async", None)
+    if builder is None or send is None:
+        wrapped: _Send = producer.send_async
+        return wrapped
+
+    def bare(data: bytes, confirm: Callable[[Any, Any], None]) -> None:
+        message = builder()
+        message.content(data)
+        send(message.build(), confirm)
+
+    return bare
+
+
+def bare_receive(consumer: pulsar.Consumer) -> Callable[[int], Any]:
+    """`consumer.receive`, likewise; a message as it comes has the same methods, and can be acknowledged."""
+    found: Callable[[int], Any] = getattr(getattr(consumer, "_consumer", None), "receive", consumer.receive)
+    return found
 
 
 def number_of(message_id: Any) -> int:
@@ -40,6 +66,7 @@ class PulsarOutlet(Outlet):
 
     def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
         self._driver, self._topic, self._producer = driver, topic, producer
+        self._hand_over = bare_send(producer)
 
     def send(self, data: bytes, done: Done) -> None:
         driver, topic = self._driver, self._topic
@@ -54,7 +81,7 @@ class PulsarOutlet(Outlet):
                 done(None, failed(driver.settings, result, topic))
 
         try:
-            self._producer.send_async(data, confirm)
+            self._hand_over(data, confirm)
         except pulsar.PulsarException as exc:
             raise named(driver.settings, exc, "write to", topic) from exc
         if refused:
@@ -95,9 +122,10 @@ class PulsarInlet(_Receiving, Inlet):
     def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer) -> None:
         super().__init__(driver)
         self._consumer = consumer
+        self._receive = bare_receive(consumer)
 
     def poll(self, seconds: float) -> Entry | None:
-        return None if self._over() else _next(self._consumer.receive, seconds, self._over)
+        return None if self._over() else _next(self._receive, seconds, self._over)
 
     def acknowledge(self, entry: Entry) -> None:
         # When it fails the entry comes back, and the desk says again that it is done.
@@ -182,4 +210,4 @@ def quietly(do: Callable[[], object]) -> None:
         _log.debug("%s", exc)
 
 
-__all__ = ("PulsarChannel", "PulsarInlet", "PulsarOutlet", "PulsarTail", "id_of", "number_of", "quietly")
+__all__ = ("PulsarChannel", "PulsarInlet", "PulsarOutlet", "PulsarTail", "bare_receive", "bare_send", "id_of", "number_of", "quietly")
