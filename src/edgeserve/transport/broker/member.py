@@ -50,6 +50,7 @@ class BrokerSubscription(Subscription):
         version: str,
     ) -> None:
         self._engine, self._driver, self._kind, self._start = engine, engine.driver, kind, start
+        self._may_lead = kind in _LEADS
         self._group = f"{group}/{name}" if kind is GroupKind.BROADCAST else group
         self._me = this_process(kind, signature, version)
         self._guard = Guard()
@@ -106,11 +107,11 @@ class BrokerSubscription(Subscription):
 
     @property
     def active(self) -> bool:
-        return self._kind not in _LEADS or (self._led > 0 and self._led == self._lead())
+        return not self._may_lead or (self._led > 0 and self._led == self._lead())
 
     def _lead(self) -> int:
         """The epoch of the lead that this member has; 0: it has none."""
-        return self._places.epoch if self._kind in _LEADS and self._places.leads else 0
+        return self._places.epoch if self._may_lead and self._places.leads else 0
 
     @property
     def alone(self) -> bool:
@@ -216,7 +217,7 @@ class BrokerSubscription(Subscription):
                 self._settlements.wait_for_room()
                 claims = self._claims(acks)
             # Before the decision is appended: should the lead pass in between, the settlement must not count under the new one.
-            epoch = self._lead_epoch() if self._kind in _LEADS else 0
+            epoch = self._lead_epoch() if self._may_lead else 0
             job = Settlement(ids, dict(attributes or {}), epoch)
             if fence is None:
                 self._settlements.put(job, claims)
@@ -256,7 +257,7 @@ class BrokerSubscription(Subscription):
 
     def _claimed(self, topic: str, positions: Sequence[int]) -> Desk:
         desk = self._reception.desks.get(topic) or self._reception.desk(topic)
-        if positions and self._kind in _LEADS and not self.active:
+        if positions and self._may_lead and not self.active:
             raise ClaimLost(topic, positions)
         desk.check(positions)
         return desk
@@ -321,7 +322,7 @@ class BrokerSubscription(Subscription):
                         due = min(due, recording)
                     if self._returns:
                         due = min(due, self._returns[0][0])
-                    if self._kind in _LEADS and self._restless():
+                    if self._may_lead and self._restless():
                         due = min(due, self._retry_at)
                     if now >= due:
                         break
@@ -347,7 +348,7 @@ class BrokerSubscription(Subscription):
                     self._places.show_life(self._me)
                     self._lookout.wake()
                     self._reception.take_back(now)
-                if self._kind in _LEADS and now >= self._retry_at:
+                if self._may_lead and now >= self._retry_at:
                     self._retry_at = now + _RETRY_S
                     self._follow_the_lead()
             except EdgeServeError as exc:
@@ -358,7 +359,7 @@ class BrokerSubscription(Subscription):
 
     def _attach(self) -> None:
         self._reception.attach()
-        if self._kind in _LEADS and not self._tellers:
+        if self._may_lead and not self._tellers:
             for topic in self._places.of:
                 self._tellers[topic] = Teller(self._driver, topic, self._group, partial(self._standing, topic))
 
@@ -366,7 +367,7 @@ class BrokerSubscription(Subscription):
         try:
             self._attach()
         except GroupBusy:
-            if self._kind not in _LEADS:
+            if not self._may_lead:
                 raise
             # The broker has not noticed yet that the one before is gone; the keeper tries again.
 

@@ -72,9 +72,9 @@ class Appender:
 
     def append(self, frames: Sequence[Frame], now_ns: int, done: Callable[[Exception | None], None] | None = None) -> int:
         """Hands frames over; waits while the window is full. `done` is called once per entry; returns how many there are."""
-        if not _ONLY_BYTES.issuperset(map(type, frames)):
-            frames = [whole(f) for f in frames]
         count = len(frames)
+        if count != 1 or type(frames[0]) is not bytes:
+            frames = frames if _ONLY_BYTES.issuperset(map(type, frames)) else [whole(f) for f in frames]
         most = self._driver.max_bytes - HEAD_BYTES - 16
         if count <= MOST_FRAMES and sum(map(len, frames)) + count * FRAME_OVERHEAD_BYTES <= most:
             entries = [(count, wrap(frames, now_ns))]  # type: ignore[arg-type]  # bytes, all of them
