@@ -235,7 +235,7 @@ def test_recorded_ends_reach_other_members_and_are_taken_back() -> None:
 
 
 def test_ends_as_an_older_store_has_them_are_read() -> None:
-    ends = Ends({"end:a": b"", "end:b": Ends({}).recording("b", "t", 7)["end:b"]})
+    ends = Ends({"end:a": b"", "end:b": Ends({}).recording("b", "t", 7)["^end:b"]})
     assert set(ends.ended) == {"b"}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from edgeserve.transport.pulsar.ends import bare_receive, bare_send
 from edgeserve.transport.pulsar.settings import settings_from
 from edgeserve.transport.url import parse
 
@@ -22,22 +21,3 @@ from edgeserve.transport.url import parse
 def test_where_the_admin_api_is(url: str, admin: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGESERVE_PULSAR_ADMIN", raising=False)
     assert settings_from(parse(url)).admin == admin
-
-
-def test_a_client_without_the_inner_objects_is_used_as_it_is() -> None:
-    # No such version of pulsar-client can be had: a stand-in.
-    class Client:
-        sent: list[bytes]
-
-        def __init__(self) -> None:
-            self.sent = []
-
-        def send_async(self, data: bytes, confirm: object) -> None:
-            self.sent.append(data)
-
-        def receive(self, timeout_ms: int) -> bytes:
-            return self.sent.pop()
-
-    client = Client()
-    bare_send(client)(b"a", lambda *_: None)
-    assert bare_receive(client)(0) == b"a"

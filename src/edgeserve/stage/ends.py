@@ -9,6 +9,8 @@ from typing import TypeAlias
 
 import msgspec
 
+from edgeserve.transport import GROWS
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, int]).decode
 _At: TypeAlias = tuple[str, int]
@@ -25,9 +27,9 @@ class Ends:
     loses nothing, the same is asked for again.
     """
 
-    # Where a source has ended, and where it has begun again: two attributes, so that a member that was away for a while and says the one
-    # does not take back the other.
-    _END, _BEGUN = "end:", "begun:"
+    # Where a source has ended, and where it has begun again: two attributes that only grow, so that a member that was away for a while
+    # and says late what it knew takes back neither.
+    _END, _BEGUN = GROWS + "end:", GROWS + "begun:"
 
     def __init__(self, attributes: dict[str, bytes]) -> None:
         self.held: list[tuple[str, int, str]] = []
@@ -42,8 +44,9 @@ class Ends:
     def learn(self, attributes: dict[str, bytes]) -> None:
         """Takes over what other members have recorded."""
         for name, raw in attributes.items():
+            name = name if name.startswith(GROWS) else GROWS + name  # as a store from before 0.1.0 has them
             for prefix, known in ((self._END, self._recorded), (self._BEGUN, self._begun)):
-                if raw and name.startswith(prefix):  # an empty one is of a store from before 0.1.0: that end was taken back
+                if raw and name.startswith(prefix):  # an empty one, in such a store: that end was taken back
                     source, at = name.removeprefix(prefix), _decode(raw)
                     before = known.get(source, at)
                     known[source] = max(before, at) if before[0] == at[0] else at

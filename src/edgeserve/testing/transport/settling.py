@@ -76,6 +76,18 @@ class SettlingCases(TransportCases):
         assert [f for f, _, _ in transport.read("out")] == [b"r"]
         assert subscription.attributes() == {"a": b"1", "b": b"2"}
 
+    def test_an_attribute_that_grows_keeps_its_greatest_value(self, transport: Transport) -> None:
+        one, two = transport.subscribe(["t"], "g", member="one"), transport.subscribe(["t"], "g", member="two")
+        two.settle({}, attributes={"^a": b"60", "a": b"60"})
+        two.flush()
+        one.settle({}, attributes={"^a": b"40", "a": b"40"})  # it stood still meanwhile
+        one.flush()
+        two.flush()
+        assert one.attributes() == two.attributes() == {"^a": b"60", "a": b"40"}
+        one.settle({}, attributes={"^a": b"70"})
+        one.flush()
+        assert one.attributes()["^a"] == b"70"
+
     def test_outputs_that_are_to_be_apart_are_not_all_for_one(self, transport: Transport) -> None:
         publish(transport, "in", numbered(1))
         settler = transport.subscribe(["in"], "g")

@@ -97,7 +97,7 @@ def unwrap(data: bytes, otherwise_ns: int) -> tuple[int, Sequence[Item]]:
     if _LEAST_BYTES < len(data) <= _SHORT_BYTES:
         # One short frame, as it comes where traffic is slow and each step is waited for: cut out, not decoded.
         magic, version, flags, count, publish_ns, checksum = _unpack_head(data)
-        if count == version == VERSION and magic == _MAGIC and not flags:
+        if count == 1 and version == VERSION and magic == _MAGIC and not flags:
             body = data[HEAD_BYTES:]
             if xxh3_64_intdigest(body, 1 << 48 ^ publish_ns) == checksum and body[0] == _ARRAY_OF_ONE:
                 if body[1] == _BIN_8 and len(body) == 3 + body[2]:

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 import msgspec
 
 from edgeserve.core.errors import TransportError
-from edgeserve.transport.base import GroupKind
+from edgeserve.transport.base import GroupKind, merge_attributes
 
 IDS_KEPT = 131_072
 ID_BYTES = 16
@@ -245,7 +245,7 @@ class GroupLog:
                 self._recent.append((at, record.ids))
                 if self._ids_since > _REWRITTEN_IDS:
                     self._recent = None
-        self.attributes.update(record.attributes)
+        merge_attributes(self.attributes, record.attributes)
         for topic, entries in record.partial.items():
             self.partial.setdefault(topic, {}).update(entries)
         for topic, closed in record.closed.items():

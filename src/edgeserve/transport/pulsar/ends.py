@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import _pulsar
 import pulsar
@@ -23,31 +23,6 @@ _log = logging.getLogger("edgeserve")
 
 _RECEIVE_S = 1.0
 _PAUSE_S = 0.25
-
-
-_Send: TypeAlias = Callable[[bytes, Callable[[Any, Any], None]], object]
-
-
-def bare_send(producer: pulsar.Producer) -> _Send:
-    """`producer.send_async` without its Python wrapper, which checks ten arguments that are never given: of one message at a time that
-    takes as long as all that is done with it here. The wrapper itself, where a client has another inside."""
-    builder, send = getattr(_pulsar, "MessageBuilder", None), getattr(getattr(producer, "_producer", None), "send_async", None)
-    if builder is None or send is None:
-        wrapped: _Send = producer.send_async
-        return wrapped
-
-    def bare(data: bytes, confirm: Callable[[Any, Any], None]) -> None:
-        message = builder()
-        message.content(data)
-        send(message.build(), confirm)
-
-    return bare
-
-
-def bare_receive(consumer: pulsar.Consumer) -> Callable[[int], Any]:
-    """`consumer.receive`, likewise; a message as it comes has the same methods, and can be acknowledged."""
-    found: Callable[[int], Any] = getattr(getattr(consumer, "_consumer", None), "receive", consumer.receive)
-    return found
 
 
 def number_of(message_id: Any) -> int:
@@ -66,7 +41,9 @@ class PulsarOutlet(Outlet):
 
     def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
         self._driver, self._topic, self._producer = driver, topic, producer
-        self._hand_over = bare_send(producer)
+        # Without the client's Python wrapper, which checks ten arguments that are never given: of one message at a time that takes as
+        # long as all that is done with it here.
+        self._hand_over = producer._producer.send_async
 
     def send(self, data: bytes, done: Done) -> None:
         driver, topic = self._driver, self._topic
@@ -81,7 +58,9 @@ class PulsarOutlet(Outlet):
                 done(None, failed(driver.settings, result, topic))
 
         try:
-            self._hand_over(data, confirm)
+            message = _pulsar.MessageBuilder()
+            message.content(data)
+            self._hand_over(message.build(), confirm)
         except pulsar.PulsarException as exc:
             raise named(driver.settings, exc, "write to", topic) from exc
         if refused:
@@ -122,7 +101,8 @@ class PulsarInlet(_Receiving, Inlet):
     def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer) -> None:
         super().__init__(driver)
         self._consumer = consumer
-        self._receive = bare_receive(consumer)
+        # Likewise: a message as it comes has the same methods, and can be acknowledged.
+        self._receive = consumer._consumer.receive
 
     def poll(self, seconds: float) -> Entry | None:
         return None if self._over() else _next(self._receive, seconds, self._over)
@@ -210,4 +190,4 @@ def quietly(do: Callable[[], object]) -> None:
         _log.debug("%s", exc)
 
 
-__all__ = ("PulsarChannel", "PulsarInlet", "PulsarOutlet", "PulsarTail", "bare_receive", "bare_send", "id_of", "number_of", "quietly")
+__all__ = ("PulsarChannel", "PulsarInlet", "PulsarOutlet", "PulsarTail", "id_of", "number_of", "quietly")
