@@ -18,6 +18,7 @@ from edgeserve.stage.emit import Emitter
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.partitioned import Partitioned, refuse_other_partitions
+from edgeserve.stage.payloads import Payloads, Routing
 from edgeserve.stage.replicated import Replicated
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.sets import SOURCE_ID
@@ -64,6 +65,8 @@ class Compute(StageNode):
         ack_timeout_ms: a message not settled by then goes to another member.
         max_held: the most messages a join holds per source, with `by` over all keys together.
         overflow: what happens to one more: 'drop_oldest' or 'error'.
+        routing: 'eager': a result's payload travels with its message; 'lazy': a large one (64 KiB) stays in shared memory, as those of a
+            `DataSource`. What its inputs do depends on who sends them.
         task_version: which version of the task this is: stands in the results' headers and beside the member's name in `edgeserve groups`.
         backlog: what becomes of sets that are due while the task is busy: 'all' wait, or the newest runs next and the others are dropped,
             counted as 'superseded' ('latest').
@@ -115,6 +118,7 @@ class Compute(StageNode):
         max_held: int = 10_000,
         overflow: str = "drop_oldest",
         task_version: str = "",
+        routing: Routing = "eager",
         backlog: Literal["all", "latest"] = "all",
     ) -> None:
         super().__init__(node, pulsar_node, what="Compute", name=worker_id)
@@ -143,6 +147,7 @@ class Compute(StageNode):
             max_held=max_held,
             overflow=overflow,
             task_version=task_version,
+            routing=routing,
             backlog=backlog,
         )
         self._check_callables("Compute", gate_in=gate_in, gate_out=gate_out)
@@ -186,6 +191,7 @@ class Compute(StageNode):
             signature.append(f"by={by is True or 'a function'}")
         if partitions > 1:
             signature.append(f"partitions={partitions}")
+        self._payloads = Payloads(f"Compute {worker_id!r}", routing, topic_out)
         options = Options(
             what="Compute",
             name=worker_id,
@@ -203,6 +209,7 @@ class Compute(StageNode):
             version=task_version,
             only_newest=backlog == "latest",
             partitions=partitions,
+            payloads=self._payloads,
         )
         policy = _policy_maker(
             join,
@@ -218,7 +225,7 @@ class Compute(StageNode):
         output_id = as_parameter(output_id)
         self.wiring = Wiring(topic_in, work.parameters, topic_out, output_id)
         logs = (step_log(log_path, log_filename, worker_id, "compute"), step_log(log_path, log_filename, worker_id, "output"))
-        emitter = Emitter(output_id, group, gate_out, self._counts, task_version=task_version)
+        emitter = Emitter(output_id, group, gate_out, self._counts, payloads=self._payloads, task_version=task_version)
         self._logs = logs
         self._options, self._joins = options, joins
         self._stage: Steps

@@ -18,10 +18,11 @@ from edgeserve.stage.control import Stopped
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.node import Node
+from edgeserve.stage.payloads import LAZY_BYTES, Payloads, Routing
 from edgeserve.stage.send import Sender
 from edgeserve.stage.steplog import step_log
 from edgeserve.stage.wiring import Wiring
-from edgeserve.transport import SEND_WINDOW, Transport
+from edgeserve.transport import SEND_WINDOW, Frame, Transport
 
 Gate: TypeAlias = Callable[[Any], Any]
 
@@ -47,6 +48,8 @@ class DataSource(Node):
         key: maps an example to its key (str, int, bytes), which travels in the header.
         max_lateness_ms: with `event_time`: how far behind the newest an event may come; what is later counts as late in a join.
         send_window: how many of its own messages live consumers may leave unsettled before a send waits for them.
+        routing: 'eager': a payload travels with its message; 'lazy': a large one (64 KiB) stays in shared memory, and is read in place by
+            the tasks of this machine. On an engine with a server it travels all the same in this release.
 
     Example:
         >>> with DataSource([b"a", b"b"], "memory://docs-source", source_id="letters", topic="letters") as source:
@@ -70,10 +73,11 @@ class DataSource(Node):
         key: Callable[[Any], Key] | None = None,
         max_lateness_ms: float = 10_000,
         send_window: int = SEND_WINDOW,
+        routing: Routing = "eager",
     ) -> None:
         super().__init__(node, pulsar_node, what="DataSource", name=source_id)
         check_source_id(source_id)
-        check_keywords("DataSource", topic=topic, max_lateness_ms=max_lateness_ms, send_window=send_window)
+        check_keywords("DataSource", topic=topic, max_lateness_ms=max_lateness_ms, send_window=send_window, routing=routing)
         if not isinstance(stream, (Iterable, AsyncIterable)):
             raise ConfigurationError(f"DataSource: the stream must be an iterable or an async iterable, not {type(stream).__name__}")
         self._check_callables("DataSource", gate=gate, event_time=event_time, message_id=message_id, key=key)
@@ -83,6 +87,7 @@ class DataSource(Node):
         self._event_time, self._message_id, self._key = event_time, message_id, key
         self._lateness_ns = int(max_lateness_ms * 1e6)
         self._send_window = send_window
+        self._payloads = Payloads(f"DataSource {source_id!r}", routing, topic)
         self._coroutines = Coroutines(f"edgeserve-{source_id}")
         self._iterator: Iterator[Any] | None = None
         self._log = step_log(log_path, log_filename, source_id, "datasource")
@@ -94,7 +99,8 @@ class DataSource(Node):
         if self._log is not None:
             self._log.open()
         publisher = transport.publisher(self._topic, send_window=self._send_window)
-        self._sender = Sender(publisher, self._source_id, self._control, transport.capabilities.max_frame_bytes)
+        self._payloads.open(transport)
+        self._sender = Sender(publisher, self._source_id, self._control, transport.capabilities.max_frame_bytes, self._payloads)
         # A new incarnation: eight random bytes begin all its ids.
         self._prefix = os.urandom(8)
         self._producer = self._prefix.hex()
@@ -108,7 +114,7 @@ class DataSource(Node):
         """The function that sends one example and returns what was sent."""
         gate, event_time, own_id, key_of = self._gate, self._event_time, self._message_id, self._key
         source_id, producer, prefix, lateness_ns = self._source_id, self._producer, self._prefix, self._lateness_ns
-        append, now_ns, log = self._sender.append(), time.time_ns, self._log
+        append, now_ns, log, payloads = self._sender.append(), time.time_ns, self._log, self._payloads
         time_kind = int(TimeKind.ARRIVAL if event_time is None else TimeKind.DEVICE)
 
         def send(item: Any) -> Any:
@@ -138,8 +144,11 @@ class DataSource(Node):
             id_ = message_id(prefix, sequence) if own_id is None else replayable_id(source_id, own_id(item))
             key = None if key_of is None else key_of(item)
             schema, payload, size = encode_sized(value)
+            slot = None
+            if size >= LAZY_BYTES:
+                schema, payload, slot = payloads.put(schema, payload, size)
             header = Header(id_, source_id, producer, sequence, event_ns, sent_ns, schema, size, watermark_ns, key, 0, time_kind)
-            frame = encode_frame(header, payload)
+            frame: Frame = encode_frame(header, payload) if slot is None else payloads.framed(header, payload, slot)
             # Only now: what could not be sent must leave no trace in the watermarks of what can.
             self._sequence, self._last_event_ns = sequence + 1, newest_ns
             append(frame)
@@ -218,6 +227,7 @@ class DataSource(Node):
         try:
             self._sender.close()
         finally:
+            self._payloads.close()
             self._coroutines.close()
             if self._log is not None:
                 self._log.close()

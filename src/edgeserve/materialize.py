@@ -9,6 +9,7 @@ from typing import Any, Literal
 from edgeserve.stage.base import Options
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
+from edgeserve.stage.payloads import Payloads
 from edgeserve.stage.sink import Sink
 from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
@@ -82,6 +83,7 @@ class Materialize(StageNode):
             ack_timeout_ms=ack_timeout_ms,
         )
         self._check_callables("Materialize", gate=gate)
+        self._payloads = Payloads(f"Materialize {topic!r}", "eager", None)
         options = Options(
             what="Materialize",
             name=topic,
@@ -94,6 +96,7 @@ class Materialize(StageNode):
             retries=retries,
             retry_backoff_ms=retry_backoff_ms,
             ack_timeout_ms=ack_timeout_ms,
+            payloads=self._payloads,
         )
         task = Task(final_process, what="Materialize", named=False)
         log = step_log(log_path, log_filename, topic, "destination")

@@ -19,6 +19,7 @@ from edgeserve.stage.deadletter import Asides, DeadLetter, encode_dead_letter, r
 from edgeserve.stage.decisions import Record, decision_topic, read_decision
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
+from edgeserve.stage.payloads import Payloads
 from edgeserve.stage.retry import GaveUp, try_again
 from edgeserve.stage.send import BATCH_FRAMES, Sender
 from edgeserve.stage.settle import Pending
@@ -306,7 +307,7 @@ def test_other_messages_are_no_dead_letters_and_no_decisions() -> None:
 
 
 def test_a_dead_letter_says_what_the_inputs_were() -> None:
-    topic, frame = Asides("Compute", "w", "g").record("t", [b"f"], [None], ForeignMessage("what is this"))
+    topic, frame = Asides("Compute", "w", "g", lambda frame: frame).record("t", [b"f"], [None], ForeignMessage("what is this"))
     assert topic == "t.g.dead-letters" and decision_topic("t", "g") == "t.g.sets"
     letter = read_dead_letter(bytes(frame))  # type: ignore[arg-type]
     assert (letter.reason, letter.input_ids, letter.source_ids, letter.traceback) == ("foreign", [""], [""], "")
@@ -317,6 +318,9 @@ def test_records_are_small() -> None:
 
 
 # --- sending ----------------------------------------------------------------------------------------------------
+
+
+EAGER = Payloads("s", "eager", None)
 
 
 class FakePublisher:
@@ -341,7 +345,7 @@ class FakePublisher:
 
 
 def sender(publisher: FakePublisher, limit: int | None = None) -> Sender:
-    return Sender(publisher, "s", Control(), limit)  # type: ignore[arg-type]
+    return Sender(publisher, "s", Control(), limit, EAGER)  # type: ignore[arg-type]
 
 
 def test_slow_traffic_goes_at_once_and_fast_traffic_in_batches() -> None:
@@ -412,6 +416,24 @@ def test_what_the_engine_cannot_take_is_refused_before_it_is_kept() -> None:
     assert publisher.frames == []
 
 
+def test_what_is_stored_when_the_wait_for_the_window_is_interrupted_is_not_sent_again() -> None:
+    class Interrupted(FakePublisher):
+        stored: Any = None
+
+        def publish(self, frames: Sequence[Frame]) -> None:
+            super().publish(frames)
+            if len(self.batches) == 1:
+                self.stored(frames, 0)
+                raise KeyboardInterrupt
+
+    publisher = Interrupted()
+    sending = sender(publisher)
+    with pytest.raises(KeyboardInterrupt):
+        sending.append()(b"first")
+    sending.close()
+    assert publisher.frames == [b"first"] and sending.published == 1
+
+
 # --- settling ---------------------------------------------------------------------------------------------------
 
 
@@ -427,7 +449,7 @@ class FakeSubscription:
 
 
 def pending(subscription: FakeSubscription, known: RecentIds, counts: Counters) -> Pending:
-    return Pending(subscription, "out", known, counts, "w", Control())  # type: ignore[arg-type]
+    return Pending(subscription, "out", known, counts, "w", Control(), EAGER)  # type: ignore[arg-type]
 
 
 def add(settlement: Pending, position: int, frame: Frame | None, id_: bytes, topic: str = "in") -> None:

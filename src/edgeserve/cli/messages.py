@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from typing import Any
@@ -15,6 +15,7 @@ from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import EdgeServeError, MessageError
 from edgeserve.core.message import WATERMARK_END, Header, Kind, TimeKind
 from edgeserve.core.payload import decoder_for
+from edgeserve.payload import Reference, inner_schema, is_lazy
 from edgeserve.stage.deadletter import read_dead_letter
 from edgeserve.transport import Buffer
 
@@ -59,14 +60,17 @@ class Seen:
         return plain(f"{source}  {text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 3] + '...'}")
 
 
-def look(frame: Buffer, position: int, published_ns: int) -> Seen:
-    """Reads a stored frame; one that cannot be read is a finding, not an error."""
+def look(frame: Buffer, position: int, published_ns: int, copy: Callable[[Reference], bytes]) -> Seen:
+    """Reads a stored frame; one that cannot be read is a finding, not an error. `copy`: of a payload that lies apart."""
     try:
         header, payload = decode_frame(frame)
     except MessageError as exc:
         return Seen(position, published_ns, None, None, f"{type(exc).__name__}: {exc}")
     try:
-        value = None if header.kind != Kind.DATA else _decode_payload(header.schema, payload)
+        schema = header.schema
+        if is_lazy(schema):
+            schema, payload = inner_schema(schema), copy(Reference.decode(payload))
+        value = None if header.kind != Kind.DATA else _decode_payload(schema, payload)
     except EdgeServeError as exc:
         return Seen(position, published_ns, header, None, f"{type(exc).__name__}: {exc}")
     return Seen(position, published_ns, header, value)

@@ -19,6 +19,7 @@ import click
 from edgeserve.cli.messages import Seen, dead_letter, look, plain
 from edgeserve.cli.options import command, node_option, with_deadline
 from edgeserve.cli.output import CommandError, Output, one_line
+from edgeserve.payload import Reference, payload_base, reader_of, store_name
 from edgeserve.stage.assignment import whole_of
 from edgeserve.stage.decisions import decision_topic, roster_topic, work_topic
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
@@ -163,6 +164,11 @@ def _stored(transport: Transport, topic: str, start: str, *, follow: bool) -> It
     Following looks again every 100 ms: a group would be told at once, but its members hold back the publishers that they cannot
     keep up with, and looking at a pipeline must not slow it down.
     """
+    directory = payload_base() / (store_name(transport.identity, transport.root) if transport.root is not None else "none")
+
+    def copy(reference: Reference) -> bytes:
+        return reader_of(directory).copy(reference)
+
     position: int | None = None
     if start == "latest":
         position = transport.topic_info(topic).next if topic in transport.topics() else 0
@@ -172,7 +178,7 @@ def _stored(transport: Transport, topic: str, start: str, *, follow: bool) -> It
         if topic in transport.topics():
             for frame, at, published_ns in transport.read(topic, None if position else "earliest", position=position):
                 position = at + 1
-                yield look(frame, at, published_ns)
+                yield look(frame, at, published_ns, copy)
         if not follow:
             return
         time.sleep(_FOLLOW_S)

@@ -71,6 +71,12 @@ class PayloadMismatch(MessageError, TypeError):
     reason = "schema"
 
 
+class PayloadGone(MessageError, LookupError):
+    """The payload that a message refers to is not where it was."""
+
+    reason = "payload_gone"
+
+
 class UnsupportedType(EdgeServeError, TypeError):
     """A value of this type cannot be sent without a gate; the message lists the types that can."""
 
@@ -157,6 +163,7 @@ __all__ = (
     "MessageError",
     "MissingExtra",
     "NewerFormat",
+    "PayloadGone",
     "PayloadMismatch",
     "ReceiveTimeout",
     "SendError",

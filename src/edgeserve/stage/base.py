@@ -7,7 +7,7 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from time import monotonic_ns
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from edgeserve.stage.control import SLICE_MS, Control
 from edgeserve.stage.deadletter import Asides
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.linger import NO_ROOM, Patience
+from edgeserve.stage.payloads import Payloads
 from edgeserve.stage.unseen import Unseen
 from edgeserve.transport import Delivery, GroupKind, Start, Subscription, Transport
 
@@ -55,6 +56,7 @@ class Options:
     only_newest: bool = False
     partitions: int = 1
     letters: str = ""
+    payloads: Payloads = field(default_factory=lambda: Payloads("", "eager", None), compare=False)
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,7 @@ class Stage(Steps):
         self._fed, self._look_fed_at = False, 0.0
         self.leaves: Callable[[], bool] = _stays
         self._shown_topics = ", ".join(options.topics)
-        self._aside = Asides(options.what, options.name, options.letters or options.group)
+        self._aside = Asides(options.what, options.name, options.letters or options.group, options.payloads.inline)
         self._max_age_ns = None if options.drop_if_older_than_ms is None else int(options.drop_if_older_than_ms * 1e6)
 
     def wake(self) -> None:
@@ -290,6 +292,7 @@ class Stage(Steps):
                 return True
             if due_ns is not None and time.time_ns() >= due_ns:
                 return False
+            self.options.payloads.tidy()
             try:
                 if self._idle() or self.leaves():
                     return False

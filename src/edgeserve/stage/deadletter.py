@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,8 +122,8 @@ class _Told:
 class Asides:
     """Makes the records of what one stage gives up, and says so in the log: the first of a kind one by one, then how many there were."""
 
-    def __init__(self, what: str, name: str, group: str) -> None:
-        self._what, self._name, self._group = what, name, group
+    def __init__(self, what: str, name: str, group: str, inline: Callable[[Buffer], Buffer]) -> None:
+        self._what, self._name, self._group, self._inline = what, name, group, inline
         self._told: dict[tuple[str, str], _Told] = {}
 
     def record(
@@ -148,7 +148,7 @@ class Asides:
             input_ids=["" if h is None else h.id.hex() for h in headers],
             attempts=attempts,
             time_ns=time.time_ns(),
-            frames=[bytes(frame) for frame in frames],
+            frames=[bytes(self._inline(frame)) for frame in frames],
             topic=topic,
             group=self._group,
             source_ids=["" if h is None else h.source_id for h in headers],

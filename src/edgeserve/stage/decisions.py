@@ -23,7 +23,8 @@ from edgeserve.stage.assignment import whole_of
 from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.linger import NO_ROOM
-from edgeserve.stage.settle import Settlement, flattened, owned
+from edgeserve.stage.payloads import Payloads
+from edgeserve.stage.settle import REFUSED, Settlement, flattened, owned
 from edgeserve.transport import Apart, Fence, Frame, Subscription
 
 
@@ -135,10 +136,18 @@ class Decisions(Settlement):
     """
 
     def __init__(
-        self, subscription: Subscription, fence: Fence, topic: str, topic_out: str, source_id: str, name: str, control: Control
+        self,
+        subscription: Subscription,
+        fence: Fence,
+        topic: str,
+        topic_out: str,
+        source_id: str,
+        name: str,
+        control: Control,
+        payloads: Payloads,
     ) -> None:
         self.units: list[Unit] = []
-        super().__init__(subscription, self.units, name, control)
+        super().__init__(subscription, self.units, name, control, payloads)
         self.fence = fence
         self._topic, self.topic_out, self._results_to, self._source_id = topic, topic_out, topic_out, source_id
         self._encode = msgspec.msgpack.Encoder().encode
@@ -172,7 +181,9 @@ class Decisions(Settlement):
                 fence=self.fence,
                 attributes={_DROPS: self._encode(totals)} if drops else None,
             )
-        except BaseException:
+        except BaseException as exc:
+            if not isinstance(exc, REFUSED):
+                self._payloads.doubt(produced)
             # Large results are the task's own buffers: it may write to them again once this call has returned.
             self.units[:n] = [(*u[:3], owned(u[3]), *u[4:]) for u in units]
             raise
@@ -181,6 +192,10 @@ class Decisions(Settlement):
         if not shared:
             self.results += len(produced)
         self._count_settled(repeat(self._topic), positions)
+
+    def give_up(self) -> None:
+        """What is pending will not be settled by this member."""
+        self._payloads.abandon(flattened([unit[3] for unit in self.units]))
 
     def say_held(self, count: int) -> None:
         """Tells the group how many inputs the join holds, for who asks; not while there is no room. No fence: nothing waits for it."""

@@ -79,7 +79,9 @@ class Direct(Stage):
         except BaseException:
             self._subscription.close()
             raise
-        self._pending = Pending(self._subscription, self._topic_out, self._known, self._counts, self.options.name, self._control)
+        self._pending = Pending(
+            self._subscription, self._topic_out, self._known, self._counts, self.options.name, self._control, self.options.payloads
+        )
         self._step = self._make_step()
 
     def next(self) -> Any:
@@ -327,10 +329,13 @@ class Direct(Stage):
             return *try_again(error, attempt, retries=o.retries, backoff_s=o.retry_backoff_ms / 1000, control=self._control), None
         except GaveUp as exc:
             gave_up = exc
-        _, position, _, _, topic = delivery
-        self._pending.aside(topic, position, *self._give_up(delivery, header, gave_up))
-        self._failed(header)
-        return None, None, Raised(gave_up.error) if o.on_error == "raise" else None
+        try:
+            _, position, _, _, topic = delivery
+            self._pending.aside(topic, position, *self._give_up(delivery, header, gave_up))
+            self._failed(header)
+            return None, None, Raised(gave_up.error) if o.on_error == "raise" else None
+        finally:
+            del gave_up  # its traceback holds this frame, and what the task looked at would stay until the next collection
 
     def _give_up(self, delivery: Delivery, header: Header, error: GaveUp) -> tuple[str, Frame]:
         """Counts a message that is given up; (topic, frame) of its record."""

@@ -12,6 +12,7 @@ from edgeserve.core.codec import encode_frame
 from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, result_id
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.core.payload import encode_sized
+from edgeserve.stage.payloads import LAZY_BYTES, Payloads
 from edgeserve.stage.send import too_large
 from edgeserve.stage.task import Several
 from edgeserve.transport import Buffer, Frame
@@ -33,9 +34,16 @@ class Emitter:
     """
 
     def __init__(
-        self, output_id: str, group: str, gate_out: Callable[[Any], Any] | None, counts: Counters, *, task_version: str = ""
+        self,
+        output_id: str,
+        group: str,
+        gate_out: Callable[[Any], Any] | None,
+        counts: Counters,
+        *,
+        payloads: Payloads | None = None,
+        task_version: str = "",
     ) -> None:
-        self._task_version = task_version
+        self._task_version, self._payloads = task_version, payloads
         self.output_id, self._group, self._gate_out, self._counts = output_id, group.encode(), gate_out, counts
         self._prefix = os.urandom(8)
         self._producer = self._prefix.hex()
@@ -45,7 +53,7 @@ class Emitter:
     def make(self) -> Emit:
         """The function that turns a result into what is published."""
         gate_out, output_id, producer, group, now_ns = self._gate_out, self.output_id, self._producer, self._group, time.time_ns
-        computed, version = int(TimeKind.COMPUTED), self._task_version
+        computed, version, payloads = int(TimeKind.COMPUTED), self._task_version, self._payloads
 
         def emit(
             value: Any, of: bytes, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key, index: int = 0
@@ -58,11 +66,16 @@ class Emitter:
                     self._counts.count(Reason.GATE, edge=output_id)
                     return None, None
             schema, payload, size = encode_sized(value)
+            slot = None
+            if size >= LAZY_BYTES and payloads is not None:
+                schema, payload, slot = payloads.put(schema, payload, size)
             sequence = next(self._sequence)
             id_ = result_id(group, of, index)
             header = Header(
                 id_, output_id, producer, sequence, event_ns, now_ns(), schema, size, watermark_ns, key, 0, computed, oldest_ns, version
             )
+            if slot is not None and payloads is not None:
+                return value, payloads.framed(header, payload, slot)
             frame = encode_frame(header, payload)
             if not isinstance(frame, bytes):
                 self._check(frame)
@@ -71,7 +84,14 @@ class Emitter:
         def several(
             values: Several, of: bytes, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key
         ) -> tuple[list[Any], Frames]:
-            pairs: list[Any] = [emit(v, of, event_ns, oldest_ns, watermark_ns, key, index) for index, v in enumerate(values)]
+            pairs: list[Any] = []
+            try:
+                for index, value in enumerate(values):
+                    pairs.append(emit(value, of, event_ns, oldest_ns, watermark_ns, key, index))
+            except BaseException:
+                if payloads is not None:
+                    payloads.drop([frame for _, frame in pairs])  # all are made again, or none
+                raise
             return [value for value, frame in pairs if frame is not None], Frames(frame for _, frame in pairs if frame is not None)
 
         return emit

@@ -110,7 +110,8 @@ class Join(Stage):
         record = last_record(self._subscription, self._log_topic)
         restorable = None if record is None else dict(record.held)
         pending = Decisions(
-            self._subscription, fence, self._topic, self._run_set.topic, self._run_set.output_id, self.options.name, self._control
+            *(self._subscription, fence, self._topic, self._run_set.topic, self._run_set.output_id, self.options.name, self._control),
+            self.options.payloads,
         )
         pending.held = dict(restorable or {})
         pending.owner_runs(self._runs)
@@ -173,6 +174,7 @@ class Join(Stage):
         """Leaves the group and joins it again: what is unsettled comes back as state or as messages, to whoever holds the join then."""
         if self._holding is not None:
             self._holding.pending.close()
+            self._holding.pending.give_up()
             self._controls += self._holding.apart
             self._holding = None
         self._fetched -= len(self._ready)

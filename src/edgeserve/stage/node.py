@@ -18,6 +18,7 @@ from edgeserve.stage.base import Steps
 from edgeserve.stage.collector import rare_collections
 from edgeserve.stage.control import Control, Stopped
 from edgeserve.stage.drops import Drops
+from edgeserve.stage.payloads import Payloads
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.wiring import Wiring
 from edgeserve.transport import Transport, connect, disconnect
@@ -264,6 +265,7 @@ class StageNode(Node):
     """A node that receives: Compute and Materialize are one each, around the stage that does the work."""
 
     _stage: Steps
+    _payloads: Payloads
     _logs: tuple[StepLog | None, ...] = ()
 
     @staticmethod
@@ -279,6 +281,7 @@ class StageNode(Node):
             for log in self._logs:
                 if log is not None:
                     log.open()
+            self._payloads.open(transport)
             self._stage.open(transport)
         except BaseException:
             for log in self._logs:
@@ -299,6 +302,7 @@ class StageNode(Node):
         try:
             self._stage.close()
         finally:
+            self._payloads.close()
             for log in self._logs:
                 if log is not None:
                     log.close()

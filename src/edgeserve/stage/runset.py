@@ -19,6 +19,7 @@ from edgeserve.stage.context import CURRENT, Current
 from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Emitter, Frames
 from edgeserve.stage.retry import GaveUp, try_again
+from edgeserve.stage.settle import flattened
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.task import DEFERRED, Task
 from edgeserve.transport import Buffer, Frame
@@ -116,16 +117,21 @@ class RunSet:
         header = item.header
         CURRENT.get().headers = header  # of the thread that aligns
         if self._gate_in is not None:
-            item.value = self._gate_in(decode_value(header.schema, item.payload))
+            item.value = self._gate_in(decode_value(*self._fetched(item)))
             if item.value is None:
                 return False
         if self._by is not None:
             # What is decoded for it is not kept: it may write to that, and a set is decoded anew for each attempt.
             decode = self._decoder_of[header.source_id]
-            key = self._by(decode(header.schema, item.payload) if item.value is None else item.value)
+            key = self._by(decode(*self._fetched(item)) if item.value is None else item.value)
             check_key(key, "the function of by=")
             header.key = key
         return True
+
+    def _fetched(self, item: Input) -> tuple[str, bytes | memoryview]:
+        """Schema tag and payload of an input, from where it lies."""
+        schema = item.header.schema
+        return self._options.payloads.fetch(schema, item.payload) if schema[:2] == "r:" else (schema, item.payload)
 
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that runs a set, again if need be; what cannot be run is put aside. A closure: it runs for every set."""
@@ -202,6 +208,7 @@ class RunSet:
 
     def _make_attempt(self) -> Callable[..., tuple[Any, Frame | Frames | None]]:
         decoders, call, finish, emit, (steps, outputs) = self._decoders, self._task.call, self._task.finish, self._emit, self._logs
+        fetched, payloads = self._fetched, self._options.payloads
 
         def attempt(
             inputs: Sequence[Input | None], headers: Sequence[Header], of: bytes, event_ns: int, oldest_ns: int, promise_ns: int | None
@@ -211,7 +218,8 @@ class RunSet:
                 if item is None:
                     values.append(None)
                 elif item.value is None:
-                    values.append(decode(item.header.schema, item.payload))
+                    schema = item.header.schema
+                    values.append(decode(schema, item.payload) if schema[:2] != "r:" else decode(*fetched(item)))
                 else:
                     values.append(item.value)
             start_ns = 0 if steps is None else time.time_ns()
@@ -229,7 +237,11 @@ class RunSet:
                         key = None
             value, frames = emit(result, of, event_ns, oldest_ns, promise_ns, key)
             if outputs is not None and frames is not None:
-                outputs.write(**_line(of, headers), sent_ns=time.time_ns(), results=len(frames) if type(frames) is Frames else 1)
+                try:
+                    outputs.write(**_line(of, headers), sent_ns=time.time_ns(), results=len(frames) if type(frames) is Frames else 1)
+                except BaseException:
+                    payloads.drop(flattened([frames]))
+                    raise
             return value, frames
 
         return attempt

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 
 from edgeserve.core.errors import SendError, TooLarge
 from edgeserve.stage.control import Control
 from edgeserve.stage.linger import LINGER_NS, NO_ROOM, Linger, Patience
+from edgeserve.stage.payloads import Payloads
 from edgeserve.transport import Frame, Publisher
 
 BATCH_FRAMES = 512
@@ -35,10 +36,10 @@ class Sender:
         published: how many frames were.
     """
 
-    def __init__(self, publisher: Publisher, name: str, control: Control, max_frame_bytes: int | None) -> None:
+    def __init__(self, publisher: Publisher, name: str, control: Control, max_frame_bytes: int | None, payloads: Payloads) -> None:
         self._publisher = publisher
-        publisher.stopping, publisher.giving_up = control.stopping, control.giving_up
-        self._name = name
+        publisher.stopping, publisher.giving_up, publisher.stored = control.stopping, control.giving_up, self._note_stored
+        self._name, self._payloads = name, payloads
         self._max_frame_bytes = max_frame_bytes
         self._lock = threading.Lock()
         self._pending: list[Frame] = []
@@ -52,7 +53,7 @@ class Sender:
         self._linger = Linger(f"edgeserve-send-{name}", self._write_tail)
         self._patience = Patience(f"source {name!r}", control)
         self.published = 0
-        self._ended = False
+        self._ended = self._stored = False
 
     def append(self) -> Callable[[Frame], None]:
         """The function that takes a frame: a closure, because it runs once per message."""
@@ -142,14 +143,27 @@ class Sender:
         n = len(frames)
         if not n:
             return
+        self._stored = False
         try:
             self._publisher.publish(frames)
         except BaseException as exc:
             self.full = isinstance(exc, NO_ROOM)
+            if self._stored:  # interrupted while it waited for its window: all is done
+                self._done(n, bytes_in)
+                raise
+            if not self.full:
+                self._payloads.doubt(frames)
             # Whoever handed these buffers over may write to them once this call has returned.
             self._pending[:n] = [f if isinstance(f, bytes) else b"".join(f) for f in frames]
             raise
         self.full = False
+        self._done(n, bytes_in)
+
+    def _note_stored(self, frames: Sequence[Frame], first: int) -> None:
+        self._stored = True
+        self._payloads.placed(frames, first)
+
+    def _done(self, n: int, bytes_in: int) -> None:
         self.published += n
         del self._pending[:n]
         self._bytes_out = bytes_in

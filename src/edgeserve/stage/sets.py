@@ -46,10 +46,11 @@ class Packer:
         parameters: in their order.
         emitter: makes the headers.
         gated: whether inputs have passed a gate.
+        inline: puts the payload that a frame refers to into it: when the set is run, its messages may be settled.
     """
 
-    def __init__(self, topic: str, parameters: Sequence[str], emitter: Emitter, *, gated: bool) -> None:
-        self.topic, self._parameters, self._emitter, self._gated = topic, parameters, emitter, gated
+    def __init__(self, topic: str, parameters: Sequence[str], emitter: Emitter, *, gated: bool, inline: Callable[[Buffer], Buffer]) -> None:
+        self.topic, self._parameters, self._emitter, self._gated, self._inline = topic, parameters, emitter, gated, inline
 
     def end_frames(self, _position: int) -> list[Frame]:
         """What says that no sets will follow."""
@@ -57,7 +58,7 @@ class Packer:
 
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that packs a set. A closure: it runs for every set."""
-        parameters, emit, gated = self._parameters, self._emitter.set_frame, self._gated
+        parameters, emit, gated, inline = self._parameters, self._emitter.set_frame, self._gated, self._inline
 
         def pack(joined: JoinSet, _promise_ns: int | None) -> Outcome:
             inputs = [(name, member[1]) for name in parameters if (member := joined[0].get(name)) is not None]
@@ -67,7 +68,7 @@ class Packer:
             frames: list[Buffer] = []
             try:
                 for name, item in inputs:
-                    parts = _gated(item) if gated else [item.frame]
+                    parts = _gated(item) if gated else [inline(item.frame) if item.header.schema[:2] == "r:" else item.frame]
                     members.append(_Member(name, sum(map(len, parts)), item.deliveries, item.header.key))
                     frames += parts
                 head = _encode(members)

@@ -15,6 +15,7 @@ from edgeserve.stage.control import Control
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.linger import LINGER_NS, NO_ROOM, Linger, Patience
+from edgeserve.stage.payloads import Payloads
 from edgeserve.transport import ClaimLost, Fence, Frame, Subscription
 
 MOST_PENDING = 256
@@ -22,6 +23,9 @@ OLDEST_PENDING_NS = 8_000_000
 """`run()` settles when the oldest unsettled input began this long ago, though more are ready; see `Direct._run_batch` for slow tasks."""
 
 _STUCK_NS = 20_000_000
+REFUSED = (*NO_ROOM, ClaimLost, Fenced)
+"""Errors of a settlement of which nothing was written."""
+
 _T = TypeVar("_T")
 
 
@@ -33,6 +37,7 @@ class Settlement(ABC):
 
     Args:
         subscription: settles.
+        payloads: the node's.
         decided: what a subclass gathers, one entry per unit, appended last.
         name: the node's.
         control: the node's.
@@ -48,8 +53,9 @@ class Settlement(ABC):
 
     fence: Fence | None = None
 
-    def __init__(self, subscription: Subscription, decided: list[Any], name: str, control: Control) -> None:
-        self._subscription, self._decided = subscription, decided
+    def __init__(self, subscription: Subscription, decided: list[Any], name: str, control: Control, payloads: Payloads) -> None:
+        self._subscription, self._decided, self._payloads = subscription, decided, payloads
+        subscription.stored = payloads.placed
         self.lock = threading.RLock()
         self.since_ns = 0
         self.urgent = False
@@ -167,13 +173,20 @@ class Pending(Settlement):
     """
 
     def __init__(
-        self, subscription: Subscription, topic_out: str | None, known: RecentIds, counts: Counters, name: str, control: Control
+        self,
+        subscription: Subscription,
+        topic_out: str | None,
+        known: RecentIds,
+        counts: Counters,
+        name: str,
+        control: Control,
+        payloads: Payloads,
     ) -> None:
         self.frames: list[Frame | Frames | None] = []
         self.ids: list[bytes | None] = []
         self.topics: list[str] = []
         self.positions: list[int] = []
-        super().__init__(subscription, self.positions, name, control)
+        super().__init__(subscription, self.positions, name, control, payloads)
         self._topic_out, self._known, self._counts = topic_out, known, counts
         self._asides: dict[tuple[str, int], tuple[str, Frame]] = {}
         self.lost = False
@@ -203,7 +216,9 @@ class Pending(Settlement):
                     outputs.setdefault(to, []).append(frame)
         try:
             self._subscription.settle(acks, outputs, ids=ids if None not in ids else _present(ids))  # type: ignore[arg-type]
-        except BaseException:
+        except BaseException as exc:
+            if not isinstance(exc, REFUSED):
+                self._payloads.doubt(flattened(frames))
             # Large results are the task's own buffers: it may write to them again once this call has returned.
             self.frames[:n] = [owned(f) for f in frames]
             raise
@@ -229,6 +244,7 @@ class Pending(Settlement):
             self.controls.discard((topic, position))
             if id_ is not None:
                 self._known.discard((id_,))
+        self._payloads.abandon(flattened([u[0] for u in gone]))
         self._counts.count(Reason.DUPLICATE, len(gone), edge=lost.topic)
         self.frames[:n] = [u[0] for u in kept]
         self.ids[:n] = [u[1] for u in kept]
@@ -269,4 +285,4 @@ def owned(frame: Frame | Frames | None) -> Frame | Frames | None:
     return b"".join(frame)  # type: ignore[arg-type]  # a list of buffers: `Frames` is told apart above
 
 
-__all__ = ("MOST_PENDING", "OLDEST_PENDING_NS", "Pending", "Settlement", "flattened", "owned", "settle_at_last")
+__all__ = ("MOST_PENDING", "OLDEST_PENDING_NS", "REFUSED", "Pending", "Settlement", "flattened", "owned", "settle_at_last")

@@ -13,6 +13,7 @@ from edgeserve.stage.base import Options
 from edgeserve.stage.control import Control
 from edgeserve.stage.direct import Direct, Perform
 from edgeserve.stage.emit import Emitter, Frames
+from edgeserve.stage.settle import flattened
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.task import DEFERRED, Task
 from edgeserve.transport import Frame, Transport
@@ -49,9 +50,13 @@ class SingleTask(Direct):
 
     def _make_perform(self) -> Perform:
         decode, gate_in, call, finish, emit = self._decode, self._gate_in, self._task.call, self._task.finish, self._emitter.make()
+        fetch = self.options.payloads.fetch
 
         def perform(header: Header, payload: bytes | memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
-            value = decode(header.schema, payload)
+            schema = header.schema
+            if schema[:2] == "r:":
+                schema, payload = fetch(schema, payload)
+            value = decode(schema, payload)
             if gate_in is not None:
                 value = gate_in(value)
                 if value is None:
@@ -85,7 +90,11 @@ class SingleTask(Direct):
             if steps is not None:
                 steps.write(**line, start_ns=start_ns, end_ns=end_ns)
             if outputs is not None and produced is not None:
-                outputs.write(**line, sent_ns=end_ns, results=len(produced) if type(produced) is Frames else 1)
+                try:
+                    outputs.write(**line, sent_ns=end_ns, results=len(produced) if type(produced) is Frames else 1)
+                except BaseException:
+                    self.options.payloads.drop(flattened([produced]))
+                    raise
             return result, produced
 
         return logged

@@ -79,6 +79,7 @@ class Sink(Direct):
         journal, known, subscription, positions = self._journal, self._known, self._subscription, self._pending.positions
         begin, done = journal.writer()
         current, may_repeat, fresh, attached_ns = self.current, self._may_repeat, journal.fresh, self._attached_ns
+        fetch = self.options.payloads.fetch
         shared = False
         hand: bytes | None = None
 
@@ -90,7 +91,10 @@ class Sink(Direct):
                 shared = not subscription.alone
                 if shared and not journal.complete():
                     self._learn()
-            value = decode(header.schema, payload)
+            schema = header.schema
+            if schema[:2] == "r:":
+                schema, payload = fetch(schema, payload)
+            value = decode(schema, payload)
             if gate is not None:
                 value = gate(value)
                 if value is None:

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from edgeserve.core.errors import TransportError
@@ -66,6 +67,7 @@ class Capabilities:
         max_frame_bytes: of one message; None: as memory allows.
         holds_senders: whether the send window counts what groups have not settled. A broker's window counts what it has not confirmed: its
             backlog is the buffer there.
+        tells_positions: whether `stored` is told, and `Transport.settled` says what of it is done with.
     """
 
     durable: bool = True
@@ -74,6 +76,7 @@ class Capabilities:
     redelivery_delay_precision_ms: int = 1
     max_frame_bytes: int | None = None
     holds_senders: bool = True
+    tells_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,10 +124,13 @@ class Publisher(ABC):
     Attributes:
         stopping: asked while `publish` waits for groups to settle: True ends the wait, since what was handed over is stored.
         giving_up: asked while a broker confirms nothing: True ends the wait some seconds later, with a `SendError`.
+        stored: told what was stored, and the position of the first, which the others follow one by one, as soon as it is: before any
+            wait. Only where the engine `tells_positions`.
     """
 
     stopping: Callable[[], bool] | None = None
     giving_up: Callable[[], bool] | None = None
+    stored: Callable[[Sequence[Frame], int], None] | None = None
 
     @abstractmethod
     def publish(self, frames: Sequence[Frame]) -> None:
@@ -159,10 +165,12 @@ class Subscription(ABC):
     Attributes:
         stopping: asked while `settle` waits for groups to settle its outputs: True ends the wait, since they are stored.
         giving_up: asked while a broker confirms nothing: True ends the wait some seconds later, with a `SendError`.
+        stored: told outputs that were stored, as a `Publisher`'s.
     """
 
     stopping: Callable[[], bool] | None = None
     giving_up: Callable[[], bool] | None = None
+    stored: Callable[[Sequence[Frame], int], None] | None = None
 
     @property
     @abstractmethod
@@ -286,11 +294,13 @@ class Transport(ABC):
         capabilities: what the engine may lack.
         identity: of the store: made with it, random, and gone with it, so that a store which took the place of a deleted one is not
             taken for it. "" for an engine that has none.
+        root: where the store is, of an engine that keeps it on this machine.
     """
 
     url: str
     capabilities: Capabilities
     identity: str = ""
+    root: Path | None = None
 
     @abstractmethod
     def publisher(self, topic: str, *, send_window: int = SEND_WINDOW) -> Publisher:
@@ -337,6 +347,11 @@ class Transport(ABC):
     @abstractmethod
     def end(self, topic: str) -> int:
         """The position behind the newest message that is kept; 0 where there is none. Does not count messages. Raises `UnknownTopic`."""
+
+    def settled(self, topic: str) -> Sequence[tuple[int, int]]:
+        """Positions [lo, hi), ascending and disjoint, of messages that every group has settled, or that are gone; none while there is no
+        group. Only where the engine `tells_positions`."""
+        raise NotImplementedError
 
     @abstractmethod
     def delete_group(self, topic: str, group: str) -> None:

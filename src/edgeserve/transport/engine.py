@@ -33,7 +33,7 @@ from edgeserve.transport.base import (
     Transport,
 )
 from edgeserve.transport.checks import check_name, check_subscription, check_window
-from edgeserve.transport.groups import GroupState
+from edgeserve.transport.groups import GroupState, settled_by_all
 from edgeserve.transport.kv import KV, Txn
 from edgeserve.transport.settled import forget_group
 from edgeserve.transport.wake import Switchboard
@@ -175,6 +175,21 @@ class LogEngine(Transport):
             raise UnknownTopic(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
         return head
 
+    def settled(self, topic: str) -> Sequence[tuple[int, int]]:
+        self.check()
+        with self.kv.read() as txn:
+            head = records.find_head(txn, topic)
+            if head is None:
+                return [(0, 1 << 63)]
+            states = [state for group in head.groups if (state := records.group_state(txn, topic, group)) is not None]
+        states = [state for state in states if not self._is_forgotten(state)]
+        lo = 0 if states else head.first
+        return settled_by_all(states, lo, head.next) if states else [(0, lo)] if lo else []
+
+    def _is_forgotten(self, state: GroupState) -> bool:
+        """Whether it is the group of a broadcast member that was killed: nobody can come back for what it holds."""
+        return state.kind is GroupKind.BROADCAST and not any(self.board.alive(m.address) for m in state.members.values())
+
     def delete_group(self, topic: str, group: str) -> None:
         self.check()
         with self.kv.write() as txn:
@@ -206,7 +221,7 @@ class LogEngine(Transport):
         dead = []
         for group in head.groups:
             state = records.group_state(txn, topic, group)
-            if state and state.kind is GroupKind.BROADCAST and not any(self.board.alive(m.address) for m in state.members.values()):
+            if state and self._is_forgotten(state):
                 dead.append(group)
         for group in dead:
             forget_group(txn, topic, head, group)
@@ -259,20 +274,23 @@ class _LogPublisher(Publisher):
     def publish(self, frames: Sequence[Frame]) -> None:
         if self._closed or not self._engine.usable:
             self._check()
-        if frames:
-            engine, scratch = self._engine, self._scratch
-            while True:
-                try:
-                    with engine.kv.write() as txn:
-                        head = log.append(txn, self._topic, frames, time.time_ns(), engine.limits, scratch)
-                    break
-                except StoreFull:
-                    if not engine.make_room():
-                        raise
-            packet = log.packet(head, scratch)
-            for address in head.listeners:
-                engine.board.notify(address, packet)
-            self._window.wait(head, len(frames), self.stopping)
+        if not frames:
+            return
+        engine, scratch = self._engine, self._scratch
+        while True:
+            try:
+                with engine.kv.write() as txn:
+                    head = log.append(txn, self._topic, frames, time.time_ns(), engine.limits, scratch)
+                break
+            except StoreFull:
+                if not engine.make_room():
+                    raise
+        if self.stored is not None:
+            self.stored(frames, head.next - len(frames))
+        packet = log.packet(head, scratch)
+        for address in head.listeners:
+            engine.board.notify(address, packet)
+        self._window.wait(head, len(frames), self.stopping)
 
     def flush(self) -> None:
         """Every publish is durable when it returns."""

@@ -202,6 +202,9 @@ class LogSubscription(Subscription):
                 if frames:
                     head = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch, works_off=works_off)
                     published.append((topic, head, log.packet(head, self._scratch), len(frames)))
+        if self.stored is not None and outputs:
+            for topic, head, _, count in published:
+                self.stored(outputs[topic], head.next - count)
         if seen_all:
             first.seen_all()
         for _, head, packet, _ in published:

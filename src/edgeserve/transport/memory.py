@@ -19,7 +19,9 @@ def connect(url: NodeURL) -> Transport:
     url.only("size_mb", "retention_mb", "retention_s")
     kv, board, identity = _stores.setdefault(url.path, (MemoryKV(), ThreadSwitchboard(), uuid.uuid4().hex))
     limits = records.limits_from(url)
-    return LogEngine(url.text, kv, board, Capabilities(durable=False, max_frame_bytes=limits.largest_frame_bytes), limits, identity)
+    return LogEngine(
+        url.text, kv, board, Capabilities(durable=False, tells_positions=True, max_frame_bytes=limits.largest_frame_bytes), limits, identity
+    )
 
 
 __all__ = ("connect",)

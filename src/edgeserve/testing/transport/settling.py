@@ -76,6 +76,29 @@ class SettlingCases(TransportCases):
         assert [f for f, _, _ in transport.read("out")] == [b"r"]
         assert subscription.attributes() == {"a": b"1", "b": b"2"}
 
+    def test_an_engine_that_tells_positions_tells_who_is_done_with_them(self, transport: Transport) -> None:
+        if not transport.capabilities.tells_positions:
+            pytest.skip("the engine does not tell positions")
+        assert transport.settled("t") == [(0, 1 << 63)]  # there is no such topic: nothing to wait for
+        publisher, stored = transport.publisher("t"), list[tuple[list[bytes], int]]()
+        publisher.stored = lambda frames, first: stored.append((list(frames), first))  # type: ignore[arg-type]
+        publisher.publish([b"a", b"b", b"c"])
+        first = stored[0][1]
+        publisher.publish([b"d"])
+        assert stored == [([b"a", b"b", b"c"], first), ([b"d"], first + 3)]
+        assert not any(hi > first for _, hi in transport.settled("t"))  # nobody has seen them
+        one, two = transport.subscribe(["t"], "one"), transport.subscribe(["t"], "two")
+        one.stored = publisher.stored
+        one.receive(10, LONG_MS)
+        found = two.receive(10, LONG_MS)
+        one.settle({"t": [first, first + 1, first + 3]}, {"out": [b"r", b"s"]})
+        assert [(frame, at) for frame, at, _ in transport.read("out")] == [(b"r", stored[2][1]), (b"s", stored[2][1] + 1)]
+        two.settle({"t": [d[1] for d in found]})
+        assert transport.settled("t") == [(0, first + 2), (first + 3, first + 4)]
+        one.close()
+        transport.delete_group("t", "one")
+        assert transport.settled("t") == [(0, first + 4)]
+
     def test_an_attribute_that_grows_keeps_its_greatest_value(self, transport: Transport) -> None:
         one, two = transport.subscribe(["t"], "g", member="one"), transport.subscribe(["t"], "g", member="two")
         two.settle({}, attributes={"^a": b"60", "a": b"60"})

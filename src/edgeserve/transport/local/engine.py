@@ -78,8 +78,8 @@ class LocalEngine(LogEngine):
     """The log engine on LMDB, with the lock that counts who has the store open."""
 
     def __init__(self, url: NodeURL, root: Path, store: _Store, limits: records.Limits) -> None:
-        self._root, self._store = root, store
-        capabilities = Capabilities(durable=True, disk_durability=True, max_frame_bytes=limits.largest_frame_bytes)
+        self.root, self._store = root, store
+        capabilities = Capabilities(durable=True, disk_durability=True, tells_positions=True, max_frame_bytes=limits.largest_frame_bytes)
         super().__init__(url.text, store.kv, store.board, capabilities, limits, store.identity)
 
     def release(self) -> None:
@@ -87,8 +87,9 @@ class LocalEngine(LogEngine):
         with _lock:
             self._store.connections -= 1
             if self._store.connections == 0:
-                _stores.pop(self._root, None)
-                _close(self._root, self._store)
+                assert self.root is not None
+                _stores.pop(self.root, None)
+                _close(self.root, self._store)
 
 
 def connect(url: NodeURL) -> Transport:

@@ -1,0 +1,62 @@
+"""What travels in place of a payload: where it lies, and how to know that it is still the same.
+
+The schema tag of a message whose payload is a reference is `r:` and the payload's own tag. A reader that knows no references refuses it
+by name, as any tag that it does not know.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from edgeserve.core.errors import CorruptMessage
+
+_LAZY = "r:"
+
+_NAME = r"^[0-9a-z.-]{1,100}$"
+
+
+class Reference(msgspec.Struct, frozen=True, array_like=True):
+    """A payload in a store: file `segment` (a name, never a path), number and generation of the slot, the payload's bytes and xxh3_64."""
+
+    store: Annotated[str, msgspec.Meta(pattern=_NAME)]
+    segment: Annotated[str, msgspec.Meta(pattern=_NAME)]
+    slot: Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+    generation: Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
+    size: Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
+    checksum: int
+
+    def encode(self) -> bytes:
+        """As it travels."""
+        return _encode(self)
+
+    @classmethod
+    def decode(cls, raw: bytes | memoryview) -> Reference:
+        """Raises `CorruptMessage` when these bytes are none."""
+        try:
+            return _decode(raw)
+        except Exception as exc:  # what a crafted one makes msgspec raise has no common root
+            raise CorruptMessage(f"a payload's reference cannot be read: {exc}") from exc
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Reference).decode
+
+
+def is_lazy(schema: str) -> bool:
+    """Whether the payload of a message with this schema tag is a reference."""
+    return schema[:2] == _LAZY
+
+
+def lazy_schema(schema: str) -> str:
+    """The tag of a message that has a reference in place of a payload with the tag `schema`."""
+    return _LAZY + schema
+
+
+def inner_schema(schema: str) -> str:
+    """The tag of the payload that a message with a reference stands for."""
+    return schema[len(_LAZY) :]
+
+
+__all__ = ("Reference", "inner_schema", "is_lazy", "lazy_schema")

@@ -1,0 +1,77 @@
+"""What writers left behind, closed or killed, goes when nobody will ask for it any more."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from edgeserve.core.errors import CorruptMessage
+from edgeserve.payload.leases import LEASES, key_of, leased
+from edgeserve.payload.locks import is_left
+from edgeserve.payload.segment import Entry, Segment, is_name
+from edgeserve.payload.writer import End, Settled, is_settled
+
+
+class Sweep:
+    """Looks now and then; one for a process and a directory.
+
+    Args:
+        directory: see `payload_directory`; it need not be there.
+        settled, end: see `Settled`, `End`.
+    """
+
+    def __init__(self, directory: Path, settled: Settled, end: End) -> None:
+        self._directory, self._settled, self._end = directory, settled, end
+        # Where a topic ended when a segment was first seen that was left with a payload whose message is not known to be stored.
+        self._ends: dict[str, int] = {}
+
+    def look(self) -> int:
+        """Removes the segments that nobody writes to any more, of which every message is settled, and that nobody looks at; returns how
+        many."""
+        removed = 0
+        for path in _files(self._directory):
+            if is_left(path) and (self._is_over(path) if is_name(path.name) else path.name.endswith(".new")):
+                path.unlink(missing_ok=True)
+                removed += 1
+        return removed
+
+    def _is_over(self, path: Path) -> bool:
+        try:
+            segment = Segment.open(path)
+        except FileNotFoundError:
+            return False
+        except CorruptMessage:
+            return True  # half made
+        entries = [(slot, entry) for slot in range(segment.count) if (entry := segment.entry(slot)).generation]
+        if not all(self._is_done(path.name, segment.topic, entry) for _, entry in entries):
+            return False
+        held = leased(self._directory)
+        return not any(key_of(path.name, slot, entry.generation) in held for slot, entry in entries)
+
+    def _is_done(self, name: str, topic: str, entry: Entry) -> bool:
+        ranges = self._settled(topic)
+        if entry.position >= 0:
+            return is_settled(entry.position, ranges, whole=entry.whole)
+        end = self._ends.setdefault(name, self._end(topic))
+        return not end or is_settled(end - 1, ranges, whole=True)
+
+
+def remove_orphans(base: Path, is_gone: Callable[[Path], bool]) -> None:
+    """Removes the directories of stores that are gone, as `is_gone` says, with all that nobody has locked."""
+    for directory in _files(base):
+        if not directory.is_dir() or directory.is_symlink() or not is_gone(directory):
+            continue
+        if all(is_left(path) for folder in (directory, directory / LEASES) for path in _files(folder) if path.is_file()):
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _files(directory: Path) -> list[Path]:
+    try:
+        return [directory / name for name in os.listdir(directory)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+__all__ = ("Sweep", "remove_orphans")

@@ -1,0 +1,176 @@
+"""What a node has to do with payloads that lie apart from their messages: it keeps its own there, and looks at those of others."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from edgeserve.core.codec import Buffer, decode_frame, encode_frame
+from edgeserve.core.errors import ConfigurationError, MessageError, PayloadGone, UnknownTopic
+from edgeserve.core.message import Header
+from edgeserve.payload import (
+    PayloadReader,
+    PayloadWriter,
+    Reference,
+    Slot,
+    Sweep,
+    inner_schema,
+    is_gone,
+    is_lazy,
+    lazy_schema,
+    make_payload_directory,
+    payload_base,
+    reader_of,
+    remove_orphans,
+    store_name,
+)
+from edgeserve.transport import Frame, Transport
+
+_log = logging.getLogger("edgeserve")
+
+LAZY_BYTES = 64 * 1024
+"""A smaller payload always travels with its message: to look elsewhere for it would cost more."""
+
+_SWEEP_EVERY_S = 1.0
+
+Routing: TypeAlias = Literal["eager", "lazy"]
+Payload: TypeAlias = "bytes | Sequence[Buffer]"
+
+
+class Payloads:
+    """Those of one node.
+
+    Args:
+        who: the node, for people.
+        routing: 'lazy' keeps its own large payloads in shared memory, where the engine can say when they are done with.
+        topic_out: where its own go; None: it sends nothing.
+    """
+
+    def __init__(self, who: str, routing: Routing, topic_out: str | None) -> None:
+        self._who, self._routing, self._topic_out = who, routing, topic_out
+        self._directory: Path | None = None
+        self._sweep: Sweep | None = None
+        self._sweep_at = 0.0
+        self.writer: PayloadWriter | None = None
+
+    def open(self, transport: Transport) -> None:
+        """To be called before the node's first message."""
+        root = transport.root
+        if root is None or not transport.capabilities.tells_positions:
+            if self._routing == "lazy":
+                _log.info("%s: on %s payloads travel with their messages, routing='lazy' changes nothing", self._who, transport.url)
+            return
+
+        def end(topic: str) -> int:
+            try:
+                return transport.end(topic)
+            except UnknownTopic:
+                return 0
+
+        name = store_name(transport.identity, root)
+        self._directory = payload_base() / name
+        self._sweep = Sweep(self._directory, transport.settled, end)
+        if self._routing == "lazy" and self._topic_out is not None:
+            make_payload_directory(name, root)
+            remove_orphans(payload_base(), is_gone)
+            self._sweep.look()
+            self.writer = PayloadWriter(self._directory, self._topic_out, transport.settled, end)
+
+    # --- its own ------------------------------------------------------------------------------------------------
+
+    def put(self, schema: str, payload: Payload, size: int) -> tuple[str, Payload, Slot | None]:
+        """Keeps a large payload: (schema tag, what travels, where it is kept). The same, and None, where it travels itself."""
+        writer = self.writer
+        if writer is None or size < LAZY_BYTES:
+            return schema, payload, None
+        kept = writer.put([payload] if isinstance(payload, bytes) else payload, size)
+        if kept is None:
+            return schema, payload, None
+        return lazy_schema(schema), kept[0].encode(), kept[1]
+
+    def framed(self, header: Header, reference: Payload, slot: Slot) -> Frame:
+        """The frame that stands for what is kept in `slot`. Raises as `encode_frame` does, with nothing kept."""
+        assert self.writer is not None
+        try:
+            frame = encode_frame(header, reference)
+            self.writer.expect(frame, slot)
+        except BaseException:
+            self.writer.cancel(slot)
+            raise
+        return frame
+
+    def placed(self, frames: Sequence[object], first: int) -> None:
+        """See `PayloadWriter.placed`."""
+        if self.writer is not None:
+            self.writer.placed(frames, first)
+
+    def doubt(self, frames: Iterable[object]) -> None:
+        """See `PayloadWriter.doubt`."""
+        if self.writer is not None:
+            self.writer.doubt(frames)
+
+    def drop(self, frames: Iterable[object]) -> None:
+        """See `PayloadWriter.drop`."""
+        if self.writer is not None:
+            self.writer.drop(frames)
+
+    def abandon(self, frames: Iterable[object]) -> None:
+        """See `PayloadWriter.abandon`."""
+        if self.writer is not None:
+            self.writer.abandon(frames)
+
+    # --- others' ------------------------------------------------------------------------------------------------
+
+    def fetch(self, schema: str, payload: bytes | memoryview) -> tuple[str, memoryview]:
+        """The payload that a reference stands for, with its schema tag: a view, which stays good.
+
+        Raises:
+            PayloadGone, CorruptMessage: it is not there, or is another.
+        """
+        return inner_schema(schema), self._reader().open(Reference.decode(payload))
+
+    def inline(self, frame: Buffer) -> Buffer:
+        """The frame with its payload in it, for who will read it when the message is settled. As it is when the payload cannot be had."""
+        try:
+            header, payload = decode_frame(frame)
+            if not is_lazy(header.schema):
+                return frame
+            schema, payload = self.fetch(header.schema, payload)
+        except (MessageError, OSError, ConfigurationError):
+            return frame
+        whole = encode_frame(msgspec.structs.replace(header, schema=schema, size=len(payload)), [payload])
+        return whole if isinstance(whole, bytes) else b"".join(whole)
+
+    def _reader(self) -> PayloadReader:
+        if self._directory is None:
+            raise PayloadGone("a payload lies in the shared memory of another engine's store")
+        return reader_of(self._directory)
+
+    def tidy(self) -> None:
+        """To be called now and then: what writers left behind goes when nobody will ask for it any more."""
+        if self._sweep is not None and (now := time.monotonic()) >= self._sweep_at:
+            self._sweep_at = now + _SWEEP_EVERY_S
+            try:
+                self._sweep.look()
+            except OSError as exc:
+                _log.warning("%s cannot look after the payloads in %s: %s", self._who, self._directory, exc)
+
+    def close(self) -> None:
+        """To be called when the node's last message is settled. Idempotent."""
+        if self._directory is None:
+            return
+        if self.writer is not None:
+            self.writer.close()
+            self.writer = None
+        self._sweep_at = 0.0
+        self.tidy()
+        reader_of(self._directory).rest()
+        self._sweep = self._directory = None
+
+
+__all__ = ("LAZY_BYTES", "Payloads", "Routing")

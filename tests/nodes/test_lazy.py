@@ -1,0 +1,224 @@
+"""`routing='lazy'`: payloads stay in shared memory, and everything else is as it was."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.nodes.conftest import running
+
+from edgeserve import Compute, DataSource, Materialize
+from edgeserve.core.codec import decode_frame
+from edgeserve.core.payload import decode_value
+from edgeserve.payload.writer import slot_bytes_for
+from edgeserve.stage.deadletter import dead_letter_topic, read_dead_letter
+from edgeserve.transport import connect, disconnect
+
+SIZE = 300_000
+
+
+@pytest.fixture
+def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("EDGESERVE_PAYLOAD_DIR", str(tmp_path / "payloads"))
+    return f"local://{tmp_path}/store"
+
+
+def segments(tmp_path: Path) -> list[Path]:
+    return list((tmp_path / "payloads").glob("*/*.payloads*"))
+
+
+def image(n: int, seed: int = 0) -> Any:
+    return np.full((100, SIZE // 100), (n + seed) % 251, np.uint8)
+
+
+def send(url: str, name: str, count: int, seed: int = 0) -> None:
+    numbers = iter(range(count))
+    with DataSource(
+        (image(n, seed) for n in range(count)), url, source_id=name, topic="in", routing="lazy", event_time=lambda _: next(numbers)
+    ) as ds:
+        ds.run()
+
+
+def stored_bytes(url: str, topic: str) -> int:
+    transport = connect(url)
+    try:
+        return transport.topic_info(topic).stored_bytes
+    finally:
+        disconnect(transport)
+
+
+def test_a_chain_hands_arrays_on_and_moves_only_headers(url: str, tmp_path: Path) -> None:
+    send(url, "a", 20)
+    assert stored_bytes(url, "in") < 20 * 1_000
+    seen: list[Any] = []
+
+    def twice(a: Any) -> Iterator[Any]:
+        assert not a.flags.writeable
+        yield a
+        yield a[:50] + 1
+
+    def final(value: Any) -> None:
+        seen.append((value.shape, int(value[0, 0]), bool((value == value[0, 0]).all())))
+
+    with Compute(twice, url, topic_in="in", topic_out="out", routing="lazy") as compute:
+        compute.run(until="end")
+    assert stored_bytes(url, "out") < 40 * 1_000
+    with Materialize(final, url, topic="out") as sink:
+        sink.run(until="end")
+    assert seen == [each for n in range(20) for each in (((100, 3_000), n, True), ((50, 3_000), n + 1, True))]
+    assert segments(tmp_path) == []
+
+
+def test_a_join_reads_in_place(url: str, tmp_path: Path) -> None:
+    send(url, "a", 10)
+    send(url, "b", 10, seed=100)
+    kept: list[Any] = []
+
+    def both(a: Any, b: Any) -> int:
+        kept.append((a, b))
+        return int(b[0, 0]) - int(a[0, 0])
+
+    with Compute(both, url, topic_in="in", topic_out="out", join="exact") as compute:
+        compute.run(until="end")
+        assert compute.counters["sent"] == 10
+    # Views live for as long as the user holds them, settled or not.
+    assert [(int(a.max()), int(b.min())) for a, b in kept] == [(n, n + 100) for n in range(10)]
+    results: list[int] = []
+    with Materialize(results.append, url, topic="out") as sink:
+        sink.run(until="end")
+    assert results == [100] * 10
+
+
+def test_a_dead_letter_holds_the_payload_itself(url: str, tmp_path: Path) -> None:
+    send(url, "a", 3)
+
+    def fails(a: Any) -> None:
+        raise ValueError("no")
+
+    with Compute(fails, url, topic_in="in", topic_out="out", retries=0, group="g") as compute:
+        compute.run(until="end")
+    assert segments(tmp_path) == []
+    transport = connect(url)
+    try:
+        letters = [read_dead_letter(frame) for frame, _, _ in transport.read(dead_letter_topic("in", "g"))]
+    finally:
+        disconnect(transport)
+    for n, letter in enumerate(letters):
+        header, payload = decode_frame(letter.frames[0])
+        assert (decode_value(header.schema, payload) == image(n)).all()
+    assert len(letters) == 3
+
+
+def test_a_payload_that_is_gone_is_a_named_dead_letter(url: str, tmp_path: Path) -> None:
+    send(url, "a", 2)
+    for path in segments(tmp_path):
+        path.unlink()
+    with Compute(lambda a: 1, url, topic_in="in", topic_out="out") as compute:
+        compute.run(until="end")
+        assert compute.counters["payload_gone"] == 2 and compute.counters["sent"] == 0
+
+
+def test_replicas_get_the_payloads_themselves(url: str, tmp_path: Path) -> None:
+    ran: list[set[int]] = [set(), set()]
+    together = threading.Barrier(2, timeout=60)
+
+    def replica(number: int) -> Compute:
+        def both(a: Any, b: Any) -> Any:
+            if not ran[number]:
+                together.wait()  # each has one
+            assert (a == a[0, 0]).all() and (b == a[0, 0] + 100).all()
+            ran[number].add(int(a[0, 0]))
+            return a
+
+        options: dict[str, Any] = {"join": "exact", "output_id": "pair", "group": "g", "routing": "lazy"}
+        return Compute(both, url, worker_id=f"w{number}", topic_in="in", topic_out="out", **options)
+
+    with running(replica(0), replica(1)):
+        send(url, "a", 40)
+        send(url, "b", 40, seed=100)
+    assert ran[0] | ran[1] == set(range(40))
+    seen: list[int] = []
+    with Materialize(lambda v: seen.append(int(v.max())), url, topic="out") as sink:
+        sink.run(until="end")
+    assert sorted(seen) == list(range(40))
+
+
+def test_partitions_of_a_join_by_what_is_in_the_payload(url: str, tmp_path: Path) -> None:
+    send(url, "a", 30)
+    send(url, "b", 30)
+    options: dict[str, Any] = {"join": "latest", "by": lambda image: int(image[0, 0]), "partitions": 4, "routing": "lazy"}
+    with Compute(lambda a, b: np.concatenate([a, b]), url, topic_in="in", topic_out="out", **options) as compute:
+        compute.run(until="end")
+    seen: list[int] = []
+    with Materialize(lambda v: seen.append(int(v[0, 0])) if (v == v[0, 0]).all() else None, url, topic="out") as sink:
+        sink.run(until="end")
+    assert sorted(seen) == list(range(30))
+    assert segments(tmp_path) == []
+
+
+def test_a_consumer_that_drops_all_leaves_nothing(url: str, tmp_path: Path) -> None:
+    send(url, "a", 3)
+    assert segments(tmp_path)
+    with Compute(lambda a: 1, url, topic_in="in", topic_out="out", drop_if_older_than_ms=0) as compute:
+        compute.run(until="end")
+        assert compute.counters["late"] == 3
+    assert segments(tmp_path) == []
+
+
+def test_a_member_whose_claim_expired_still_looks_at_what_it_had(url: str, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def slow(a: Any) -> None:
+        if len(seen) == 0:
+            # Another member gets the message, and settles it, and its memory would be used again.
+            seen.append(int(a[0, 0]))
+            with Compute(lambda a: 1, url, worker_id="other", **options) as other:
+                while other.counters["settled"] < 1:
+                    next(other)
+            for _ in range(8):
+                next(source)
+            seen.append(int(a.max()))
+
+    options: dict[str, Any] = {"topic_in": "in", "topic_out": "out", "group": "g", "ack_timeout_ms": 50}
+    with (
+        DataSource((image(n + 1) for n in range(9)), url, source_id="a", topic="in", routing="lazy") as source,
+        Compute(slow, url, worker_id="one", timeout_ms=1_000, **options) as one,
+    ):
+        assert source._payloads.writer is not None
+        source._payloads.writer._limit_bytes = 4 * slot_bytes_for(SIZE)
+        next(source)
+        next(one)
+    assert seen == [1, 1]
+
+
+def test_small_payloads_travel_with_their_messages(url: str, tmp_path: Path) -> None:
+    with DataSource([b"x" * 1_000, "y", np.arange(10)], url, source_id="a", topic="in", routing="lazy") as ds:
+        ds.run()
+    assert segments(tmp_path) == []
+
+
+def test_every_group_gets_every_payload(url: str, tmp_path: Path) -> None:
+    seen: list[list[int]] = [[], []]
+    with (
+        Materialize(lambda v: seen[0].append(int(v[0, 0])), url, topic="in", group="one") as one,
+        Materialize(lambda v: seen[1].append(int(v[0, 0])), url, topic="in", group="two") as two,
+    ):
+        send(url, "a", 5)
+        one.run(until="end")
+        two.run(until="end")
+    assert seen == [list(range(5))] * 2
+    assert segments(tmp_path) == []
+
+
+def test_memory_that_others_may_write_to_is_refused(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("EDGESERVE_PAYLOAD_DIR")
+    monkeypatch.setattr("edgeserve.payload.place._SHARED_MEMORY", tmp_path / "shm")
+    (tmp_path / "shm" / f"edgeserve-{os.getuid()}").mkdir(parents=True, mode=0o777)
+    os.chmod(tmp_path / "shm" / f"edgeserve-{os.getuid()}", 0o777)
+    with pytest.raises(ValueError, match="EDGESERVE_PAYLOAD_DIR"), DataSource([b"x"], url, source_id="a", topic="in", routing="lazy"):
+        pass

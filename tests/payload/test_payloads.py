@@ -1,0 +1,389 @@
+"""Payloads in shared memory: read in place, never reused under a reader, never left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from edgeserve.core.errors import CorruptMessage, PayloadGone
+from edgeserve.payload import (
+    PayloadReader,
+    PayloadWriter,
+    Reference,
+    Sweep,
+    is_gone,
+    make_payload_directory,
+    payload_base,
+    reader_of,
+    remove_orphans,
+    store_name,
+)
+from edgeserve.payload import writer as writer_module
+from edgeserve.payload.leases import key_of, leased
+from edgeserve.payload.segment import PAGE
+from edgeserve.payload.writer import is_settled, slot_bytes_for
+
+SIZE = 100_000
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    (tmp_path / "store").mkdir()
+    return tmp_path / "store"
+
+
+class Groups:
+    """What all groups have settled, and where the topic ends, as an engine tells it."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[int, int]] = []
+        self.last = 7
+        self.asked = 0
+
+    def __call__(self, topic: str) -> list[tuple[int, int]]:
+        assert topic == "t"
+        self.asked += 1
+        return self.done
+
+    def end(self, topic: str) -> int:
+        return self.last
+
+
+def writer_of(directory: Path, groups: Groups | None = None, slots: int = 0) -> PayloadWriter:
+    """A writer with room for so many payloads."""
+    groups = groups or Groups()
+    limit = slots * slot_bytes_for(SIZE) or 256 << 20
+    return PayloadWriter(directory, "t", groups, groups.end, limit)
+
+
+def payload(n: int, size: int = SIZE) -> bytes:
+    return bytes([n % 251]) * size
+
+
+def put(writer: PayloadWriter, n: int, position: int, size: int = SIZE) -> Reference:
+    """Keeps payload n, whose message is stored at `position`."""
+    kept = writer.put([payload(n, size)], size)
+    assert kept is not None
+    reference, slot = kept
+    frame = object()
+    writer.expect(frame, slot)
+    writer.placed([object(), frame], position - 1)
+    return Reference.decode(reference.encode())
+
+
+def test_a_payload_is_read_where_it_was_written(directory: Path) -> None:
+    writer, reader = writer_of(directory), PayloadReader(directory)
+    kept = writer.put([b"ab", memoryview(np.arange(9, dtype=np.int32)), b"c"], 39)
+    assert kept is not None
+    view = reader.open(kept[0])
+    assert bytes(view) == b"ab" + np.arange(9, dtype=np.int32).tobytes() + b"c"
+    assert view.readonly and not np.frombuffer(view, np.uint8).flags.writeable
+    address = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+    assert address % PAGE == 0
+    assert bytes(reader.copy(kept[0])) == bytes(view)
+
+
+def test_a_slot_is_used_again_when_its_message_is_settled_and_not_before(directory: Path) -> None:
+    groups = Groups()
+    writer, reader = writer_of(directory, groups, 2), PayloadReader(directory)
+    first, second = put(writer, 1, 10), put(writer, 2, 11)
+    groups.done = [(0, 11)]
+    third = put(writer, 3, 12)
+    assert (third.segment, third.slot) == (first.segment, first.slot) and third.generation > first.generation
+    assert bytes(reader.open(second)) == payload(2) and bytes(reader.open(third)) == payload(3)
+    with pytest.raises(PayloadGone):
+        reader.open(first)
+    with pytest.raises(PayloadGone):
+        reader.copy(first)
+
+
+def test_a_view_that_is_held_keeps_its_payload(directory: Path) -> None:
+    groups = Groups()
+    writer, reader = writer_of(directory, groups, 2), PayloadReader(directory)
+    put(writer, 1, 0)
+    held: Any = np.frombuffer(reader.open(put(writer, 2, 1)), np.uint8)[5:50]
+    groups.done = [(0, 2)]
+    third = put(writer, 3, 2)
+    groups.done = [(0, 3)]
+    assert put(writer, 4, 3).slot == third.slot
+    assert held.tolist() == [2] * 45
+    assert len(leased(directory)) == 1
+    del held
+    gc.collect()
+    assert not leased(directory)
+    groups.done = [(0, 4)]
+    assert {put(writer, 5, 4).slot, put(writer, 6, 5).slot} == {0, 1}
+
+
+def test_what_is_not_looked_at_any_more_has_no_lease(directory: Path) -> None:
+    writer, reader = writer_of(directory), PayloadReader(directory)
+    for n in range(5):
+        assert reader.open(put(writer, n, n))[0] == n
+    assert not leased(directory)
+
+
+def test_more_than_the_budget_is_copied(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeserve.payload.reader.LEASE_BYTES", 2 * SIZE)
+    writer, reader = writer_of(directory), PayloadReader(directory)
+    held = [reader.open(put(writer, n, n)) for n in range(4)]
+    assert [view[0] for view in held] == [0, 1, 2, 3]
+    assert (len(leased(directory)), reader.copied) == (2, 2)
+    del held
+    assert not leased(directory)
+
+
+def test_a_payload_is_looked_at_once_however_often_it_is_opened(directory: Path) -> None:
+    writer, reader = writer_of(directory), reader_of(directory)
+    assert reader_of(directory) is reader  # of two nodes in one process, the first to let go must not let go for both
+    reference = put(writer, 1, 0)
+    one, two = reader.open(reference), reader.open(reference)
+    del one
+    assert len(leased(directory)) == 1 and two[0] == 1
+    del two
+    assert not leased(directory)
+
+
+def test_a_forks_copy_of_a_view_lets_nothing_go(directory: Path) -> None:
+    view = PayloadReader(directory).open(put(writer_of(directory), 1, 0))
+    child = os.fork()
+    if child == 0:
+        del view
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert len(leased(directory)) == 1 and view[0] == 1
+
+
+def test_a_group_that_comes_while_a_slot_is_let_go_keeps_it(directory: Path) -> None:
+    groups, calls = Groups(), list[int]()
+
+    def settled(topic: str) -> list[tuple[int, int]]:
+        calls.append(1)
+        return [(0, 2)] if len(calls) % 2 else [(0, 1)]  # it has come between the two looks, and wants the second
+
+    writer = PayloadWriter(directory, "t", settled, groups.end, 2 * slot_bytes_for(SIZE))
+    first, second = put(writer, 1, 0), put(writer, 2, 1)
+    third = put(writer, 3, 2)
+    reader = PayloadReader(directory)
+    assert third.slot == first.slot and bytes(reader.open(second)) == payload(2)
+
+
+def test_leases_are_seen_after_their_directory_was_removed(directory: Path) -> None:
+    writer, reader = writer_of(directory), PayloadReader(directory)
+    assert reader.open(put(writer, 1, 0))
+    shutil.rmtree(directory)
+    directory.mkdir()
+    view = reader.open(put(writer_of(directory), 2, 0))
+    assert len(leased(directory)) == 1 and view[0] == 2
+
+
+def test_a_frame_that_may_be_stored_twice_keeps_its_payload_until_all_before_is_settled(directory: Path) -> None:
+    groups = Groups()
+    writer = writer_of(directory, groups, 1)
+    kept = writer.put([payload(1)], SIZE)
+    assert kept is not None
+    frame = object()
+    writer.expect(frame, kept[1])
+    writer.doubt([frame])  # it may be at 3
+    writer.placed([frame], 9)
+    groups.done = [(0, 3), (4, 12)]
+    reader = PayloadReader(directory)
+    assert reader.open(kept[0])[0] == 1 and put_or_none(writer) is None
+    groups.done = [(0, 12)]
+    assert put_or_none(writer) is not None
+
+
+def test_a_frame_that_is_abandoned_keeps_its_payload_until_what_there_is_is_settled(directory: Path) -> None:
+    groups = Groups()
+    writer = writer_of(directory, groups, 1)
+    kept = writer.put([payload(1)], SIZE)
+    assert kept is not None
+    frame = object()
+    writer.expect(frame, kept[1])
+    writer.abandon([frame])
+    groups.done = [(0, 6)]
+    assert put_or_none(writer) is None
+    groups.done = [(0, 7)]
+    assert put_or_none(writer) is not None
+
+
+def put_or_none(writer: PayloadWriter) -> object:
+    """Whether there is room at once."""
+    writer._stalled = True
+    return writer.put([payload(9)], SIZE)
+
+
+def test_writers_that_come_and_go_do_not_fill_the_memory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_STALL_S", 0.01)
+    for n in range(4):
+        writer = writer_of(directory, slots=4)
+        for slot in range(4):
+            if (kept := writer.put([payload(slot)], SIZE)) is not None:
+                frame = object()
+                writer.expect(frame, kept[1])
+                writer.placed([frame], 4 * n + slot)
+        writer.close()
+    assert sum(path.stat().st_size for path in directory.glob("*.payloads")) < 5 * slot_bytes_for(SIZE) + 3 * PAGE
+
+
+def test_without_room_a_payload_travels_with_its_message(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "_STALL_S", 0.05)
+    groups = Groups()
+    writer = writer_of(directory, groups, 2)
+    put(writer, 1, 0), put(writer, 2, 1)
+    assert writer.put([payload(3)], SIZE) is None and writer.put([payload(3)], SIZE) is None
+    assert writer.put([payload(3, 10 * SIZE)], 10 * SIZE) is None
+    assert writer.refused == 3
+    groups.done = [(0, 2)]
+    assert put(writer, 4, 2)
+
+
+def test_memory_goes_to_whatever_size_comes(directory: Path) -> None:
+    groups = Groups()
+    writer = PayloadWriter(directory, "t", groups, groups.end, 1 << 20)
+    for n, size in enumerate([SIZE, 400_000, 70_000, 900_000, SIZE]):
+        put(writer, n, n, size)
+        groups.done = [(0, n + 1)]
+    assert sum(path.stat().st_size for path in directory.glob("*.payloads")) < 2 << 20
+    writer.close()
+    assert list(directory.glob("*.payloads")) == []
+
+
+def test_what_was_not_sent_after_all_is_let_go(directory: Path) -> None:
+    writer = writer_of(directory, slots=1)
+    for n in range(3):
+        kept = writer.put([payload(n)], SIZE)
+        assert kept is not None
+        if n:
+            writer.cancel(kept[1])
+        else:
+            frame = object()
+            writer.expect(frame, kept[1])
+            writer.drop([frame])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "error"),
+    [
+        ("store", "other", PayloadGone),
+        ("store", "../store", CorruptMessage),
+        ("segment", "../../etc/passwd", CorruptMessage),
+        ("segment", "leases", PayloadGone),
+        ("segment", "0123456789abcdef.0123456789abcdef.payloads", PayloadGone),
+        ("slot", 1_000_000, CorruptMessage),
+        ("slot", -1, CorruptMessage),
+        ("size", 2**40, CorruptMessage),
+        ("size", SIZE - 1, CorruptMessage),
+        ("generation", 9, PayloadGone),
+        ("checksum", 7, CorruptMessage),
+        ("checksum", "x", CorruptMessage),
+    ],
+)
+def test_a_hostile_reference_is_refused(directory: Path, field: str, value: object, error: type[Exception]) -> None:
+    writer, reader = writer_of(directory), PayloadReader(directory)
+    reference = put(writer, 1, 0)
+    at = Reference.__struct_fields__.index(field)
+    raw = msgspec.to_builtins(reference)
+    raw[at] = value
+    for read in (reader.open, reader.copy):
+        with pytest.raises(error):
+            read(Reference.decode(msgspec.msgpack.encode(raw)))
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 10_000, b"edgePAY\x01" + b"\xff" * 10_000])
+def test_a_file_that_is_none_of_ours_is_refused(directory: Path, damage: bytes) -> None:
+    reference = put(writer_of(directory), 1, 0)
+    (directory / reference.segment).unlink()
+    (directory / reference.segment).write_bytes(damage)
+    with pytest.raises(CorruptMessage, match="payloads"):
+        PayloadReader(directory).open(reference)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from edgeserve.payload import PayloadWriter
+writer = PayloadWriter(Path(sys.argv[1]), "t", lambda topic: [], lambda topic: 7)
+for position in (3, 5, None):
+    reference, slot = writer.put([b"p" * 100_000], 100_000)
+    frame = object()
+    writer.expect(frame, slot)
+    if position is not None:
+        writer.placed([frame], position)
+    print(reference.encode().hex(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_killed_writer_left_goes_when_it_is_settled_and_not_before(directory: Path) -> None:
+    groups = Groups()
+    sweep = Sweep(directory, groups, groups.end)
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        references = [Reference.decode(bytes.fromhex(child.stdout.readline())) for _ in range(3)]
+        groups.done = [(0, 100)]
+        assert sweep.look() == 0  # it lives
+        child.send_signal(signal.SIGKILL)
+    groups.done = [(0, 3), (4, 100)]
+    assert sweep.look() == 0
+    groups.done = [(0, 6)]  # of the third it is not known where its message is: it may be the topic's last
+    assert sweep.look() == 0
+    groups.done = [(0, 7)]
+    view = PayloadReader(directory).open(references[1])
+    assert sweep.look() == 0  # somebody looks
+    del view
+    assert sweep.look() == 1 and list(directory.glob("*.payloads")) == []
+
+
+def test_stores_that_are_gone_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESERVE_PAYLOAD_DIR", str(tmp_path / "payloads"))
+    directories = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        directories.append(make_payload_directory(store_name("0" * 32, tmp_path / name), tmp_path / name))
+        writer = writer_of(directories[-1])
+        put(writer, 1, 0)
+        writer.close()
+    assert directories[0] != directories[1]  # a copy of a store is another
+    remove_orphans(payload_base(), is_gone)
+    assert all(directory.exists() for directory in directories)
+    shutil.rmtree(tmp_path / "one")
+    for _ in range(2):
+        remove_orphans(payload_base(), is_gone)
+    assert [directory.exists() for directory in directories] == [False, True]
+
+
+def test_a_killed_readers_leases_hold_nothing(directory: Path) -> None:
+    reference = put(writer_of(directory), 1, 0)
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom edgeserve.payload import PayloadReader, Reference\n"
+        "view = PayloadReader(Path(sys.argv[1])).open(Reference.decode(bytes.fromhex(sys.argv[2])))\n"
+        "print('open', flush=True)\ntime.sleep(600)"
+    )
+    command = [sys.executable, "-c", code, str(directory), reference.encode().hex()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None and child.stdout.readline() == "open\n"
+        assert leased(directory) == {key_of(reference.segment, reference.slot, reference.generation)}
+        child.send_signal(signal.SIGKILL)
+    assert not leased(directory) and os.listdir(directory / "leases") == []
+
+
+def test_positions_are_found_in_ranges() -> None:
+    ranges = [(0, 3), (5, 6), (9, 12)]
+    assert [n for n in range(15) if is_settled(n, ranges, whole=False)] == [0, 1, 2, 5, 9, 10, 11]
+    assert [n for n in range(15) if is_settled(n, ranges, whole=True)] == [0, 1, 2]
+    assert not is_settled(0, [], whole=False) and not is_settled(0, [(1, 9)], whole=True)
+
+
+def test_slots_waste_little() -> None:
+    for size in (1, 64 << 10, 100_000, 1_000_000, 6_220_800, 1 << 30):
+        assert size <= slot_bytes_for(size) <= max(PAGE, size * 1.26)
