@@ -77,7 +77,7 @@ def test_an_end_that_is_taken_back_outlives_a_full_disk(
             steps(compute)
             assert not no_room_for_attributes
             stage: Any = compute._stage
-            assert "begun:a" in (stage if parameters == 1 else stage._join)._subscription.attributes()
+            assert "^begun:a" in (stage if parameters == 1 else stage._join)._subscription.attributes()
 
 
 def test_a_join_comes_back_into_its_group_when_there_is_room_again(embedded: str, monkeypatch: pytest.MonkeyPatch) -> None:
