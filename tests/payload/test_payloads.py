@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edgeserve.core.errors import CorruptMessage, PayloadGone
+from edgeserve.core.errors import ConfigurationError, CorruptMessage, PayloadGone
 from edgeserve.payload import (
     PayloadReader,
     PayloadWriter,
@@ -354,12 +354,25 @@ def test_stores_that_are_gone_leave_nothing(tmp_path: Path, monkeypatch: pytest.
         put(writer, 1, 0)
         writer.close()
     assert directories[0] != directories[1]  # a copy of a store is another
-    remove_orphans(payload_base(), is_gone)
-    assert all(directory.exists() for directory in directories)
+
+    def look() -> list[bool]:
+        """As the second store's sender does."""
+        remove_orphans(payload_base(), lambda directory: is_gone(directory, directories[1].name, tmp_path / "two"))
+        return [directory.exists() for directory in directories]
+
+    assert look() == [True, True]
     shutil.rmtree(tmp_path / "one")
-    for _ in range(2):
-        remove_orphans(payload_base(), is_gone)
-    assert [directory.exists() for directory in directories] == [False, True]
+    assert look() == [False, True]
+    # Another store in the place of the first, which may have got its inode.
+    again = store_name("1" * 32, tmp_path / "two")
+    remove_orphans(payload_base(), lambda directory: is_gone(directory, again, tmp_path / "two"))
+    assert not directories[1].exists()
+
+
+def test_a_relative_directory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESERVE_PAYLOAD_DIR", "~/payloads")
+    with pytest.raises(ConfigurationError, match="absolute"):
+        payload_base()
 
 
 def test_a_killed_readers_leases_hold_nothing(directory: Path) -> None:

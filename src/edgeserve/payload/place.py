@@ -14,10 +14,16 @@ _ORIGIN = "origin"
 
 
 def payload_base() -> Path:
-    """Below it each store has a directory: `$EDGESERVE_PAYLOAD_DIR`, else `/dev/shm/edgeserve-<user id>`, else in the state directory."""
+    """Below it each store has a directory: `$EDGESERVE_PAYLOAD_DIR`, else `/dev/shm/edgeserve-<user id>`, else in the state directory.
+
+    Raises:
+        ConfigurationError: the variable names no absolute path: each process would look elsewhere.
+    """
     given = os.environ.get("EDGESERVE_PAYLOAD_DIR")
     if given:
-        return Path(given).absolute()
+        if not os.path.isabs(given):
+            raise ConfigurationError(f"EDGESERVE_PAYLOAD_DIR={given!r} is no absolute path: every process would look somewhere else")
+        return Path(given)
     if os.access(_SHARED_MEMORY, os.W_OK | os.X_OK):
         return _SHARED_MEMORY / f"edgeserve-{os.getuid()}"
     return state_directory() / "payloads"
@@ -54,11 +60,11 @@ def make_payload_directory(store: str, root: Path) -> Path:
     return directory
 
 
-def is_gone(directory: Path) -> bool:
-    """Whether the store whose payloads lie here is not there any more."""
+def is_gone(directory: Path, store: str, root: Path) -> bool:
+    """Whether the store whose payloads lie here is not there any more. `store`, `root`: one that is, and may have taken its place."""
     try:
-        root = Path((directory / _ORIGIN).read_text())
-        return directory.name != store_name(directory.name.partition("-")[0], root)
+        origin = Path((directory / _ORIGIN).read_text())
+        return directory.name != (store if origin == root else store_name(directory.name.partition("-")[0], origin))
     except FileNotFoundError:
         return (directory / _ORIGIN).exists()
     except OSError:

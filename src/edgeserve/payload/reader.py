@@ -151,8 +151,8 @@ class PayloadReader:
 
     def _not_there(self, reference: Reference) -> PayloadGone:
         return PayloadGone(
-            f"a payload of {reference.size} bytes is gone from {self._directory}: every group of its time had settled its message, or it "
-            "lies on another host, or this one was started anew"
+            f"a payload of {reference.size} bytes is not in {self._directory}: every group of its time had settled its message, or its "
+            "sender has another EDGESERVE_PAYLOAD_DIR, or it lies on another host, or this one was started anew"
         )
 
 

@@ -77,7 +77,7 @@ class Payloads:
         self._sweep = Sweep(self._directory, transport.settled, end)
         if self._routing == "lazy" and self._topic_out is not None:
             make_payload_directory(name, root)
-            remove_orphans(payload_base(), is_gone)
+            remove_orphans(payload_base(), lambda directory: is_gone(directory, name, root))
             self._sweep.look()
             self.writer = PayloadWriter(self._directory, self._topic_out, transport.settled, end)
 
