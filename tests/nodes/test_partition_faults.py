@@ -187,7 +187,7 @@ def test_partitions_end_by_name_when_the_broker_does_not_answer_in_time(new_nats
                 os.kill(server.pid, signal.SIGSTOP)
             for _ in range(100):
                 next(a)
-            thread.join(90)
+            thread.join(60)
             assert not thread.is_alive()
             if away:
                 server.start()
