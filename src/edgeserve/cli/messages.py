@@ -15,7 +15,7 @@ from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import EdgeServeError, MessageError
 from edgeserve.core.message import WATERMARK_END, Header, Kind, TimeKind
 from edgeserve.core.payload import decoder_for
-from edgeserve.payload import Reference, inner_schema, is_lazy
+from edgeserve.payload import is_lazy
 from edgeserve.stage.deadletter import read_dead_letter
 from edgeserve.transport import Buffer
 
@@ -60,7 +60,7 @@ class Seen:
         return plain(f"{source}  {text if len(text) <= _TEXT_MAX else text[: _TEXT_MAX - 3] + '...'}")
 
 
-def look(frame: Buffer, position: int, published_ns: int, copy: Callable[[Reference], bytes]) -> Seen:
+def look(frame: Buffer, position: int, published_ns: int, copy: Callable[[str, bytes | memoryview], tuple[str, bytes]]) -> Seen:
     """Reads a stored frame; one that cannot be read is a finding, not an error. `copy`: of a payload that lies apart."""
     try:
         header, payload = decode_frame(frame)
@@ -69,7 +69,7 @@ def look(frame: Buffer, position: int, published_ns: int, copy: Callable[[Refere
     try:
         schema = header.schema
         if is_lazy(schema):
-            schema, payload = inner_schema(schema), copy(Reference.decode(payload))
+            schema, payload = copy(schema, payload)
         value = None if header.kind != Kind.DATA else _decode_payload(schema, payload)
     except EdgeServeError as exc:
         return Seen(position, published_ns, header, None, f"{type(exc).__name__}: {exc}")

@@ -19,9 +19,9 @@ import click
 from edgeserve.cli.messages import Seen, dead_letter, look, plain
 from edgeserve.cli.options import command, node_option, with_deadline
 from edgeserve.cli.output import CommandError, Output, one_line
-from edgeserve.payload import Reference, payload_base, reader_of, store_name
 from edgeserve.stage.assignment import whole_of
 from edgeserve.stage.decisions import decision_topic, roster_topic, work_topic
+from edgeserve.stage.payloads import Payloads
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
 from edgeserve.transport.local.engine import directory_of
 from edgeserve.transport.local.lmdbkv import DATA
@@ -164,11 +164,8 @@ def _stored(transport: Transport, topic: str, start: str, *, follow: bool) -> It
     Following looks again every 100 ms: a group would be told at once, but its members hold back the publishers that they cannot
     keep up with, and looking at a pipeline must not slow it down.
     """
-    directory = payload_base() / (store_name(transport.identity, transport.root) if transport.root is not None else "none")
-
-    def copy(reference: Reference) -> bytes:
-        return reader_of(directory).copy(reference)
-
+    payloads = Payloads("topic echo", "eager", None)
+    payloads.open(transport)
     position: int | None = None
     if start == "latest":
         position = transport.topic_info(topic).next if topic in transport.topics() else 0
@@ -178,7 +175,7 @@ def _stored(transport: Transport, topic: str, start: str, *, follow: bool) -> It
         if topic in transport.topics():
             for frame, at, published_ns in transport.read(topic, None if position else "earliest", position=position):
                 position = at + 1
-                yield look(frame, at, published_ns, copy)
+                yield look(frame, at, published_ns, payloads.copy)
         if not follow:
             return
         time.sleep(_FOLLOW_S)

@@ -2,11 +2,12 @@
 
 from edgeserve.payload.place import is_gone, make_payload_directory, payload_base, store_name
 from edgeserve.payload.reader import PayloadReader, reader_of
-from edgeserve.payload.reference import Reference, inner_schema, is_lazy, lazy_schema
+from edgeserve.payload.reference import LAZY, Reference, inner_schema, is_lazy, lazy_schema
 from edgeserve.payload.sweep import Sweep, remove_orphans
 from edgeserve.payload.writer import PayloadWriter, Slot
 
 __all__ = (
+    "LAZY",
     "PayloadReader",
     "PayloadWriter",
     "Reference",

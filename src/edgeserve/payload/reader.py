@@ -163,7 +163,10 @@ _readers_lock = threading.Lock()
 def reader_of(directory: Path) -> PayloadReader:
     """This process's reader of a directory."""
     with _readers_lock:
-        return _readers.setdefault((os.getpid(), directory), PayloadReader(directory))
+        key = os.getpid(), directory
+        if key not in _readers:
+            _readers[key] = PayloadReader(directory)
+        return _readers[key]
 
 
 __all__ = ("LEASE_BYTES", "PayloadReader", "reader_of")

@@ -12,7 +12,8 @@ import msgspec
 
 from edgeserve.core.errors import CorruptMessage
 
-_LAZY = "r:"
+LAZY = "r:"
+"""Begins the schema tag of a message whose payload is a reference; hot loops compare with it themselves."""
 
 _NAME = r"^[0-9a-z.-]{1,100}$"
 
@@ -46,17 +47,17 @@ _decode = msgspec.msgpack.Decoder(Reference).decode
 
 def is_lazy(schema: str) -> bool:
     """Whether the payload of a message with this schema tag is a reference."""
-    return schema[:2] == _LAZY
+    return schema[:2] == LAZY
 
 
 def lazy_schema(schema: str) -> str:
     """The tag of a message that has a reference in place of a payload with the tag `schema`."""
-    return _LAZY + schema
+    return LAZY + schema
 
 
 def inner_schema(schema: str) -> str:
     """The tag of the payload that a message with a reference stands for."""
-    return schema[len(_LAZY) :]
+    return schema[len(LAZY) :]
 
 
-__all__ = ("Reference", "inner_schema", "is_lazy", "lazy_schema")
+__all__ = ("LAZY", "Reference", "inner_schema", "is_lazy", "lazy_schema")

@@ -11,14 +11,14 @@ from edgeserve.core.errors import CorruptMessage
 from edgeserve.payload.leases import LEASES, key_of, leased
 from edgeserve.payload.locks import is_left
 from edgeserve.payload.segment import Entry, Segment, is_name
-from edgeserve.payload.writer import End, Settled, is_settled
+from edgeserve.payload.writer import End, Ranges, Settled, is_settled
 
 
 class Sweep:
     """Looks now and then; one for a process and a directory.
 
     Args:
-        directory: see `payload_directory`; it need not be there.
+        directory: see `make_payload_directory`; it need not be there.
         settled, end: see `Settled`, `End`.
     """
 
@@ -45,13 +45,13 @@ class Sweep:
         except CorruptMessage:
             return True  # half made
         entries = [(slot, entry) for slot in range(segment.count) if (entry := segment.entry(slot)).generation]
-        if not all(self._is_done(path.name, segment.topic, entry) for _, entry in entries):
+        ranges = self._settled(segment.topic) if entries else ()
+        if not all(self._is_done(path.name, segment.topic, entry, ranges) for _, entry in entries):
             return False
         held = leased(self._directory)
         return not any(key_of(path.name, slot, entry.generation) in held for slot, entry in entries)
 
-    def _is_done(self, name: str, topic: str, entry: Entry) -> bool:
-        ranges = self._settled(topic)
+    def _is_done(self, name: str, topic: str, entry: Entry, ranges: Ranges) -> bool:
         if entry.position >= 0:
             return is_settled(entry.position, ranges, whole=entry.whole)
         end = self._ends.setdefault(name, self._end(topic))

@@ -73,7 +73,7 @@ class PayloadWriter:
     """Keeps the payloads of one node's messages on one topic. Thread-safe.
 
     Args:
-        directory: see `payload_directory`.
+        directory: see `make_payload_directory`.
         topic: where the messages go.
         settled, end: asked when a slot is wanted.
         limit_bytes: how much memory its segments may take.
@@ -147,20 +147,21 @@ class PayloadWriter:
     def drop(self, frames: Iterable[object]) -> None:
         """Frames were not stored, and will not be."""
         with self._lock:
-            for frame in frames:
-                known = self._unplaced.pop(id(frame), None)
-                if known is not None:
-                    self.cancel(known[1])
+            for slot in self._forget(frames):
+                self.cancel(slot)
 
     def abandon(self, frames: Iterable[object]) -> None:
         """Frames may have been stored, and will not be again: what the topic has now has to be settled before their slots are free."""
         with self._lock:
-            found = [known[1] for frame in frames if (known := self._unplaced.pop(id(frame), None)) is not None]
-            if found:
-                last = self._end(self._topic) - 1
-                for slot in found:
+            if slots := self._forget(frames):
+                last = max(0, self._end(self._topic) - 1)
+                for slot in slots:
                     slot.whole = True
-                    self._place(slot, max(0, last))
+                    self._place(slot, last)
+
+    def _forget(self, frames: Iterable[object]) -> list[Slot]:
+        """Expects these no longer; their slots."""
+        return [known[1] for frame in frames if (known := self._unplaced.pop(id(frame), None)) is not None]
 
     def _place(self, slot: Slot, position: int) -> None:
         slot.position = position

@@ -54,6 +54,7 @@ class Payloads:
     def __init__(self, who: str, routing: Routing, topic_out: str | None) -> None:
         self._who, self._routing, self._topic_out = who, routing, topic_out
         self._directory: Path | None = None
+        self._known_reader: PayloadReader | None = None
         self._sweep: Sweep | None = None
         self._sweep_at = 0.0
         self.writer: PayloadWriter | None = None
@@ -134,6 +135,10 @@ class Payloads:
         """
         return inner_schema(schema), self._reader().open(Reference.decode(payload))
 
+    def copy(self, schema: str, payload: bytes | memoryview) -> tuple[str, bytes]:
+        """As `fetch`, a copy: for who has no claim on the message."""
+        return inner_schema(schema), self._reader().copy(Reference.decode(payload))
+
     def inline(self, frame: Buffer) -> Buffer:
         """The frame with its payload in it, for who will read it when the message is settled. As it is when the payload cannot be had."""
         try:
@@ -147,9 +152,12 @@ class Payloads:
         return whole if isinstance(whole, bytes) else b"".join(whole)
 
     def _reader(self) -> PayloadReader:
-        if self._directory is None:
-            raise PayloadGone("a payload lies in the shared memory of another engine's store")
-        return reader_of(self._directory)
+        reader = self._known_reader
+        if reader is None:
+            if self._directory is None:
+                raise PayloadGone("a payload lies in the shared memory of another engine's store")
+            reader = self._known_reader = reader_of(self._directory)
+        return reader
 
     def tidy(self) -> None:
         """To be called now and then: what writers left behind goes when nobody will ask for it any more."""
@@ -169,8 +177,9 @@ class Payloads:
             self.writer = None
         self._sweep_at = 0.0
         self.tidy()
-        reader_of(self._directory).rest()
-        self._sweep = self._directory = None
+        if self._known_reader is not None:
+            self._known_reader.rest()
+        self._sweep = self._directory = self._known_reader = None
 
 
 __all__ = ("LAZY_BYTES", "Payloads", "Routing")

@@ -14,6 +14,7 @@ from edgeserve.core.codec import check_key
 from edgeserve.core.errors import ClosedError
 from edgeserve.core.message import WATERMARK_END, Header, set_id
 from edgeserve.core.payload import decode_value, decoder_for
+from edgeserve.payload import LAZY
 from edgeserve.stage.base import Options, Raised
 from edgeserve.stage.context import CURRENT, Current
 from edgeserve.stage.control import Control
@@ -131,7 +132,7 @@ class RunSet:
     def _fetched(self, item: Input) -> tuple[str, bytes | memoryview]:
         """Schema tag and payload of an input, from where it lies."""
         schema = item.header.schema
-        return self._options.payloads.fetch(schema, item.payload) if schema[:2] == "r:" else (schema, item.payload)
+        return self._options.payloads.fetch(schema, item.payload) if schema[:2] == LAZY else (schema, item.payload)
 
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that runs a set, again if need be; what cannot be run is put aside. A closure: it runs for every set."""
@@ -219,7 +220,7 @@ class RunSet:
                     values.append(None)
                 elif item.value is None:
                     schema = item.header.schema
-                    values.append(decode(schema, item.payload) if schema[:2] != "r:" else decode(*fetched(item)))
+                    values.append(decode(schema, item.payload) if schema[:2] != LAZY else decode(*fetched(item)))
                 else:
                     values.append(item.value)
             start_ns = 0 if steps is None else time.time_ns()

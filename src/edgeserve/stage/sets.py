@@ -14,6 +14,7 @@ from edgeserve.core.codec import decode_frame, encode_frame
 from edgeserve.core.errors import CorruptMessage
 from edgeserve.core.message import Key, set_id
 from edgeserve.core.payload import encode_sized
+from edgeserve.payload import is_lazy
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.retry import GaveUp
 from edgeserve.stage.runset import GiveUp, Input, Outcome
@@ -68,7 +69,7 @@ class Packer:
             frames: list[Buffer] = []
             try:
                 for name, item in inputs:
-                    parts = _gated(item) if gated else [inline(item.frame) if item.header.schema[:2] == "r:" else item.frame]
+                    parts = _gated(item) if gated else [inline(item.frame) if is_lazy(item.header.schema) else item.frame]
                     members.append(_Member(name, sum(map(len, parts)), item.deliveries, item.header.key))
                     frames += parts
                 head = _encode(members)

@@ -9,6 +9,7 @@ from typing import Any
 from edgeserve.core.message import Header
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.core.payload import decoder_for
+from edgeserve.payload import LAZY
 from edgeserve.stage.base import Options
 from edgeserve.stage.control import Control
 from edgeserve.stage.direct import Direct, Perform
@@ -54,7 +55,7 @@ class SingleTask(Direct):
 
         def perform(header: Header, payload: bytes | memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
             schema = header.schema
-            if schema[:2] == "r:":
+            if schema[:2] == LAZY:
                 schema, payload = fetch(schema, payload)
             value = decode(schema, payload)
             if gate_in is not None:

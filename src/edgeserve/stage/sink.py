@@ -10,6 +10,7 @@ from typing import Any
 from edgeserve.core.message import Header
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.core.payload import decoder_for
+from edgeserve.payload import LAZY
 from edgeserve.stage.base import Options
 from edgeserve.stage.control import Control
 from edgeserve.stage.direct import Direct, Perform
@@ -92,7 +93,7 @@ class Sink(Direct):
                 if shared and not journal.complete():
                     self._learn()
             schema = header.schema
-            if schema[:2] == "r:":
+            if schema[:2] == LAZY:
                 schema, payload = fetch(schema, payload)
             value = decode(schema, payload)
             if gate is not None:
