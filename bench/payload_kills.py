@@ -30,29 +30,16 @@ from edgeserve import context
 from edgeserve.compute import Compute
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
+from notes import lines, note
 
 PAGE = 4096
 SIZES = (70_000, 300_000, 1_000_000, 2_000_000)
 AHEAD = 40
 
 
-def lines(path: Path) -> list[str]:
-    """The whole lines of a file."""
-    return path.read_text().splitlines() if path.exists() else []
-
-
-def note(path: Path, text: str) -> None:
-    """One line, in one write."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    try:
-        os.write(fd, f"{text}\n".encode())
-    finally:
-        os.close(fd)
-
-
 def stream(name: str, directory: Path) -> Iterator[Any]:
     """Numbered payloads: from the first that the sink has not noted, and no further than `AHEAD` before it, until told to stop."""
-    done = {int(line.split()[0]) for line in lines(directory / "sink")}
+    done = {number for number, _ in lines(directory / "sink")}
     number = next(n for n in range(len(done) + 1) if n not in done)
     while not (directory / "stop").exists() or number < int((directory / "stop").read_text()):
         while number - len(lines(directory / "sink")) > AHEAD:
@@ -61,7 +48,7 @@ def stream(name: str, directory: Path) -> Iterator[Any]:
         payload = np.empty(size, np.uint8)
         payload[::PAGE] = number % 251
         payload[:8] = np.frombuffer(number.to_bytes(8, "little"), np.uint8)
-        note(directory / f"sent-{name}", str(number))
+        note(directory / f"sent-{name}", number)
         yield payload
         number += 1
 
@@ -95,8 +82,8 @@ def sink(node: str, directory: Path) -> None:
     """Notes each result."""
 
     def final(value: Any) -> None:
-        if not context().redelivered or not any(line.startswith(f"{value[0]} ") for line in lines(directory / "sink")):
-            note(directory / "sink", f"{value[0]} {value[1]}")
+        if not context().redelivered or all(number != value[0] for number, _ in lines(directory / "sink")):
+            note(directory / "sink", value)
 
     with Materialize(final, node, topic="out") as materialize:
         materialize.run()
@@ -125,7 +112,7 @@ def main() -> None:
         return process
 
     def sent() -> int:
-        return min((int(found[-1]) for found in (lines(directory / "sent-a"), lines(directory / "sent-b")) if found), default=-1)
+        return min((found[-1] for found in (lines(directory / "sent-a"), lines(directory / "sent-b")) if found), default=-1)
 
     running = {role: start(role) for role in roles}
     kills, met, killed = 0, 0, dict.fromkeys(roles, 0)
@@ -147,10 +134,10 @@ def main() -> None:
                 running[role] = start(role)
             else:
                 os.kill(victim.pid, signal.SIGCONT)
-        last = max(int(found[-1]) for found in (lines(directory / "sent-a"), lines(directory / "sent-b")) if found) + 20
+        last = max(found[-1] for found in (lines(directory / "sent-a"), lines(directory / "sent-b")) if found) + 20
         (directory / "stop").write_text(str(last + 1))
         deadline = time.monotonic() + 120
-        while len({line.split()[0] for line in lines(directory / "sink")}) <= last and time.monotonic() < deadline:
+        while len({number for number, _ in lines(directory / "sink")}) <= last and time.monotonic() < deadline:
             time.sleep(0.1)
         for role in ("a", "b"):
             running[role].join(30)
@@ -161,8 +148,8 @@ def main() -> None:
         for process in running.values():
             process.kill()
     found = lines(directory / "sink")
-    numbers = [int(line.split()[0]) for line in found]
-    wrong = [line for line in found if not line.endswith(" right")]
+    numbers = [number for number, _ in found]
+    wrong = [line for line in found if line[1] != "right"]
     lost = sorted(set(range(last + 1)) - set(numbers))
     doubled = len(numbers) - len(set(numbers))
     left = [str(path) for path in Path(payloads).rglob("*") if path.is_file() and path.name != "origin"]

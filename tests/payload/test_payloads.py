@@ -70,13 +70,18 @@ def payload(n: int, size: int = SIZE) -> bytes:
     return bytes([n % 251]) * size
 
 
-def put(writer: PayloadWriter, n: int, position: int, size: int = SIZE) -> Reference:
-    """Keeps payload n, whose message is stored at `position`."""
+def expected(writer: PayloadWriter, n: int, size: int = SIZE) -> tuple[Reference, object]:
+    """Keeps payload n; what refers to it, and the frame that is expected to be stored."""
     kept = writer.put([payload(n, size)], size)
     assert kept is not None
-    reference, slot = kept
     frame = object()
-    writer.expect(frame, slot)
+    writer.expect(frame, kept[1])
+    return kept[0], frame
+
+
+def put(writer: PayloadWriter, n: int, position: int, size: int = SIZE) -> Reference:
+    """Keeps payload n, whose message is stored at `position`."""
+    reference, frame = expected(writer, n, size)
     writer.placed([object(), frame], position - 1)
     return Reference.decode(reference.encode())
 
@@ -189,15 +194,12 @@ def test_leases_are_seen_after_their_directory_was_removed(directory: Path) -> N
 def test_a_frame_that_may_be_stored_twice_keeps_its_payload_until_all_before_is_settled(directory: Path) -> None:
     groups = Groups()
     writer = writer_of(directory, groups, 1)
-    kept = writer.put([payload(1)], SIZE)
-    assert kept is not None
-    frame = object()
-    writer.expect(frame, kept[1])
+    reference, frame = expected(writer, 1)
     writer.doubt([frame])  # it may be at 3
     writer.placed([frame], 9)
     groups.done = [(0, 3), (4, 12)]
     reader = PayloadReader(directory)
-    assert reader.open(kept[0])[0] == 1 and put_or_none(writer) is None
+    assert reader.open(reference)[0] == 1 and put_or_none(writer) is None
     groups.done = [(0, 12)]
     assert put_or_none(writer) is not None
 
@@ -205,10 +207,7 @@ def test_a_frame_that_may_be_stored_twice_keeps_its_payload_until_all_before_is_
 def test_a_frame_that_is_abandoned_keeps_its_payload_until_what_there_is_is_settled(directory: Path) -> None:
     groups = Groups()
     writer = writer_of(directory, groups, 1)
-    kept = writer.put([payload(1)], SIZE)
-    assert kept is not None
-    frame = object()
-    writer.expect(frame, kept[1])
+    _, frame = expected(writer, 1)
     writer.abandon([frame])
     groups.done = [(0, 6)]
     assert put_or_none(writer) is None
