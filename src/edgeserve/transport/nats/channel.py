@@ -6,12 +6,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from edgeserve.core.errors import TransportError
 from edgeserve.transport.broker.driver import Channel
+from edgeserve.transport.nats.client import Client
 from edgeserve.transport.nats.loop import Connection
 
 

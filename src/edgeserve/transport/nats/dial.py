@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 from nats import errors
-from nats.aio.client import Client
 
 from edgeserve.core.errors import TransportError
+from edgeserve.transport.nats.client import Client
 from edgeserve.transport.nats.greeting import ANSWER_S, Away, Refused, greeting
 from edgeserve.transport.nats.settings import Settings
 
@@ -20,15 +20,6 @@ _PING_S = 5
 _HANG_UP_S = 0.5
 _OLDEST = (2, 10)
 _PENDING_BYTES = 64 << 20
-
-
-class _Client(Client):
-    """A client that gives its credentials to nobody but a server that speaks TLS, where TLS was asked for."""
-
-    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
-        if initial_connection and "tls" in self.options and not info.get("tls_required") and not self.options["tls_handshake_first"]:
-            raise errors.Error("the server does not ask for TLS")
-        await super()._process_info(info, initial_connection)
 
 
 def _check(settings: Settings, host: str, port: int, info: dict[str, Any]) -> None:
@@ -68,7 +59,7 @@ async def dial(settings: Settings, closed: Callable[[], None], trouble: Callable
 async def _connect(
     settings: Settings, host: str, port: int, server: str, closed: Callable[[], None], trouble: Callable[[Exception], None]
 ) -> Client:
-    client, seen = _Client(), list[Exception]()
+    client, seen = Client(), list[Exception]()
 
     async def on_error(exc: Exception) -> None:
         seen.append(exc)

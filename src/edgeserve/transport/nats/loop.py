@@ -18,11 +18,11 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from edgeserve.core.errors import ClosedError, TransportError
 from edgeserve.transport.nats.answers import ApiError, Lost, User
+from edgeserve.transport.nats.client import Client
 from edgeserve.transport.nats.dial import Away, Refused, check_jetstream, dial
 from edgeserve.transport.nats.settings import Settings
 from edgeserve.transport.nats.tell import Teller
@@ -251,7 +251,10 @@ class Connection:
             await asyncio.sleep(1.0)
             away_s = 0.0 if self.client is not None else time.monotonic() - self._away_since
             for user in list(self.users):
-                user.tick(away_s)
+                try:
+                    user.tick(away_s)
+                except Exception:  # the others' deadlines hang on this
+                    _log.exception("the connection to %s", self.settings.where)
 
     def _start_pump(self) -> None:
         if not self._pumping:
@@ -265,7 +268,7 @@ class Connection:
             client = await self.up(patient=True)
             try:
                 while outbox:
-                    await client.publish(*outbox[0])
+                    client.send(*outbox[0])
                     outbox.popleft()
             except Exception:
                 await asyncio.sleep(0.02)  # the connection ends
@@ -344,7 +347,7 @@ class Connection:
 
         token, inbox = self.expect(subject, take)
         try:
-            await client.publish(subject, data, reply=inbox)
+            client.send(subject, data, inbox)
             async with asyncio.timeout(patience_s):
                 return await answer
         finally:

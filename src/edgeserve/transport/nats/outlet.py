@@ -14,6 +14,7 @@ from nats.aio.msg import Msg
 from edgeserve.core.errors import Fenced, SendError, StoreFull, TransportError
 from edgeserve.transport.broker.driver import Done, Outlet
 from edgeserve.transport.nats.admin import Admin
+from edgeserve.transport.nats.client import HEAD
 from edgeserve.transport.nats.loop import Connection
 
 _IN_FLIGHT = 256
@@ -59,7 +60,7 @@ class NatsOutlet(Outlet):
         self._flight: OrderedDict[int, _Item] = OrderedDict()
         self._bytes = 0
         self._count = 0
-        self._woken = self._running = self._closed = False
+        self._woken = self._closed = False
         self._again = False
         self.dirty = False
         connection.soon(lambda: connection.users.add(self))
@@ -85,41 +86,33 @@ class NatsOutlet(Outlet):
         return self._topic
 
     def _run(self) -> None:
-        if not self._running:
-            self._running = True
-            self._connection.spawn(self._publish())
-
-    async def _publish(self) -> None:
         """Hands over what there is, as far as it may be in flight."""
-        try:
-            while not self._closed:
-                client = self._connection.client
-                if client is None or not client.is_connected:
-                    return  # `up` begins again
-                if self._again:
-                    self._again = False
-                    self._take_back()
-                with self._lock:
-                    self._woken = False
-                    if not self._queue or len(self._flight) >= self._most or self._bytes >= _IN_FLIGHT_BYTES:
-                        return
-                    self._woken = True
-                    item = self._queue.popleft()
-                self._flight[item.number] = item
-                self._bytes += len(item.data)
-                headers = {"Nats-Msg-Id": f"{self._me}-{item.number}"}
-                if self._last is not None:
-                    headers["Nats-Expected-Last-Sequence"] = str(self._last)
-                item.token, inbox = self._connection.expect(self._subject, lambda reply, item=item: self._answered(item, reply))  # type: ignore[misc]
-                item.sent = time.monotonic()
-                try:
-                    await client.publish(self._subject, item.data, reply=inbox, headers=headers)
-                except Exception as exc:
-                    if client.is_connected:
-                        self._end(item, None, SendError(f"topic {self._topic!r}: {exc}"))
-                    # Otherwise it stays in flight, and is sent again over the next connection.
-        finally:
-            self._running = False
+        while not self._closed:
+            client = self._connection.client
+            if client is None or not client.is_connected:
+                return  # `up` begins again
+            if self._again:
+                self._again = False
+                self._take_back()
+            with self._lock:
+                self._woken = False
+                if not self._queue or len(self._flight) >= self._most or self._bytes >= _IN_FLIGHT_BYTES:
+                    return
+                self._woken = True
+                item = self._queue.popleft()
+            self._flight[item.number] = item
+            self._bytes += len(item.data)
+            head = f"{HEAD}Nats-Msg-Id: {self._me}-{item.number}\r\n"
+            if self._last is not None:
+                head += f"Nats-Expected-Last-Sequence: {self._last}\r\n"
+            item.token, inbox = self._connection.expect(self._subject, partial(self._answered, item))
+            item.sent = time.monotonic()
+            try:
+                client.send(self._subject, item.data, inbox, f"{head}\r\n".encode())
+            except Exception as exc:
+                if client.is_connected:
+                    self._tell(item, None, SendError(f"topic {self._topic!r}: {exc}"))
+                # Otherwise it stays in flight, and is sent again over the next connection.
 
     def _take_back(self) -> None:
         """What is in flight is sent again, before the rest; the server drops what it has: the ids are the same."""
@@ -195,12 +188,14 @@ class NatsOutlet(Outlet):
             self._end(item, None, Fenced(f"somebody else has appended to {self._topic!r} since entry {self._last}"))
 
     def _end(self, item: _Item, at: int | None, error: Exception | None) -> None:
-        if self._flight.pop(item.number, None) is None:
-            return
-        self._bytes -= len(item.data)
-        self._connection.teller.tell(partial(item.done, at, error))
+        self._tell(item, at, error)
         if self._queue:
             self._run()
+
+    def _tell(self, item: _Item, at: int | None, error: Exception | None) -> None:
+        if self._flight.pop(item.number, None) is not None:
+            self._bytes -= len(item.data)
+            self._connection.teller.tell(partial(item.done, at, error))
 
 
 __all__ = ("HEADER_BYTES", "NatsOutlet")

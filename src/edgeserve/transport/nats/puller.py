@@ -12,13 +12,13 @@ from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 import msgspec
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from edgeserve.core.errors import ClosedError, TransportError
 from edgeserve.transport.broker.driver import Deliver, Entry
 from edgeserve.transport.nats.admin import Admin
+from edgeserve.transport.nats.client import Client
 from edgeserve.transport.nats.loop import Connection
 
 _MOST_BYTES = 8 << 20
@@ -173,12 +173,12 @@ class Puller:
         self._inbox = client.new_inbox()
         # What was asked for is bounded, so the client's own bounds must not drop any of it.
         self._subscription = await client.subscribe(f"{self._inbox}.*", cb=self._on_message, pending_msgs_limit=0, pending_bytes_limit=0)
-        await self._pull_from(client)
+        self._pull_from(client)
 
     def _pull(self) -> None:
         client = self._connection.client
         if client is not None and self._subscription is not None and not self._closed and not self._stopped and self._room():
-            self._connection.spawn(self._pull_from(client))
+            self._pull_from(client)
 
     def _room(self) -> int:
         now = time.monotonic()
@@ -191,7 +191,7 @@ class Puller:
         self._coming -= int(self._asked[index][1][0])
         del self._asked[index]
 
-    async def _pull_from(self, client: Client) -> None:
+    def _pull_from(self, client: Client) -> None:
         batch = self._room()
         if batch <= 0 or self._closed or self._stopped:
             return
@@ -205,7 +205,7 @@ class Puller:
             "max_bytes": max(_MOST_BYTES, 2 * self._connection.max_payload),
         }
         with suppress(Exception):  # the connection ended: another comes
-            await client.publish(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self.consumer}", msgspec.json.encode(body), reply=inbox)
+            client.send(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self.consumer}", msgspec.json.encode(body), inbox)
 
     async def _on_message(self, message: Msg) -> None:
         if not message.reply.startswith("$JS.ACK."):
