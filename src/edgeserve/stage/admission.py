@@ -7,7 +7,7 @@ from edgeserve.core.message import Header
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.stage.base import Options
 from edgeserve.stage.deadletter import Asides
-from edgeserve.stage.decisions import Decisions, unit
+from edgeserve.stage.decisions import LEFT, Decisions, unit
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.runset import Input
 from edgeserve.stage.ways import Sets
@@ -43,9 +43,9 @@ class Admission:
 
     def leave(self, position: int) -> None:
         """A control message that decides nothing, or another partition's message: nothing is said of it."""
+        # For every message of every other partition, so that each call counts.
         self.apart += 1
-        self._pending.controls.add((self._topic, position))
-        self.ack(position)
+        self._pending.units.append(([position], LEFT, (), None, None, (), None))
 
     def screen(self, item: Input) -> bool:
         """Runs `gate_in` and the function of `by=`; False when the input ends here."""

@@ -11,7 +11,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import chain, repeat
+from itertools import chain
 from typing import TypeAlias
 
 import msgspec
@@ -48,7 +48,7 @@ Held: TypeAlias = Sequence[tuple[int, bytes]]
 Drops: TypeAlias = Sequence[tuple[bytes, str]]
 Decision: TypeAlias = tuple[bytes, list[bytes]]
 Aside: TypeAlias = tuple[str, Frame]
-Unit: TypeAlias = tuple[list[int], list[bytes], Held, "Frame | Frames | None", Decision | None, Drops, Aside | None]
+Unit: TypeAlias = tuple[list[int], Sequence[bytes], Held, "Frame | Frames | None", Decision | None, Drops, Aside | None]
 """What one step has decided, appended as one object, so that a settlement never sees half of it:
 
 - positions that nothing needs any more,
@@ -59,6 +59,10 @@ Unit: TypeAlias = tuple[list[int], list[bytes], Held, "Frame | Frames | None", D
 - (id, reason) of what was dropped,
 - (topic, frame) of a dead letter.
 """
+
+
+LEFT: Sequence[bytes] = ()
+"""In place of the ids of a unit: its position is of no set, and is settled without being counted. No list is equal to it."""
 
 
 def unit(acks: list[int], ids: list[bytes], *, drops: Drops = (), aside: Aside | None = None) -> Unit:
@@ -191,7 +195,7 @@ class Decisions(Settlement):
         self.held, self.drops = after, totals
         if not shared:
             self.results += len(produced)
-        self._count_settled(repeat(self._topic), positions)
+        self.settled += len(positions) - ids.count(LEFT)
 
     def give_up(self) -> None:
         """What is pending will not be settled by this member."""
@@ -217,6 +221,7 @@ class Decisions(Settlement):
 
 
 __all__ = (
+    "LEFT",
     "Decisions",
     "Record",
     "decision_topic",

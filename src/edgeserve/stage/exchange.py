@@ -16,15 +16,15 @@ _SLICE_S = SLICE_MS / 1000
 
 
 class Offer:
-    """A set that waits for the thread that runs the task. `changed`: it was run, or its partition is to look around."""
+    """A set that waits for the thread that runs the task. `changed`: it was run, or its partition is to look around; of the partition's one
+    after the other, since it waits for each."""
 
     __slots__ = ("call", "changed", "outcome", "settled", "taken")
 
-    def __init__(self, call: Callable[[], Outcome], settled: threading.Event) -> None:
-        self.call, self.settled = call, settled
+    def __init__(self, call: Callable[[], Outcome], settled: threading.Event, changed: threading.Event) -> None:
+        self.call, self.settled, self.changed = call, settled, changed
         self.outcome: Outcome | None = None
         self.taken = False
-        self.changed = threading.Event()
 
 
 class Exchange:

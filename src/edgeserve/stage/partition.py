@@ -81,7 +81,7 @@ class Partition:
         self.unsettled: BaseException | None = None
         self.ready = threading.Event()
         # Whether every set that was run is among what is to be settled; what is on offer; who waits for a flush.
-        self._settled = threading.Event()
+        self._settled, self._changed = threading.Event(), threading.Event()
         self._offered: Offer | None = None
         self._flush: Future[None] | None = None
         group = partition_group(options.group, number, options.partitions)
@@ -129,7 +129,7 @@ class Partition:
 
         def offer(joined: JoinSet, _promise_ns: int | None) -> Outcome:
             self._settled.set()
-            self._offered = offered = Offer(partial(run, joined, None), self._settled)
+            self._offered = offered = Offer(partial(run, joined, None), self._settled, self._changed)
             try:
                 return self._exchange.offer(offered, self._look)
             finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from time import monotonic_ns
 from typing import Any, TypeVar
 
@@ -47,7 +47,6 @@ class Settlement(ABC):
         urgent: a result is too large to have been copied, so it has to be settled before the task runs again.
         results: how many result messages were published.
         settled: how many inputs were.
-        controls: topic and position of control messages among what is pending, which are settled and not counted.
         fence: the decision log's, for stages that have one.
     """
 
@@ -60,7 +59,6 @@ class Settlement(ABC):
         self.since_ns = 0
         self.urgent = False
         self.results = self.settled = 0
-        self.controls: set[tuple[str, int]] = set()
         self._patience = Patience(name, control)
         self._error: Exception | None = None
         self._retry_ns = 0
@@ -79,13 +77,6 @@ class Settlement(ABC):
     def _lost(self, lost: ClaimLost, n: int) -> None:
         """Another member has some of the inputs by now."""
         raise lost
-
-    def _count_settled(self, topics: Iterable[str], positions: Sequence[int]) -> None:
-        self.settled += len(positions)
-        if self.controls:
-            found = [at for at in zip(topics, positions, strict=False) if at in self.controls]
-            self.settled -= len(found)
-            self.controls.difference_update(found)
 
     def settle(self) -> None:
         """Writes all that is pending, or raises with all of it kept. In `run()` a store without room is waited for."""
@@ -169,6 +160,7 @@ class Pending(Settlement):
     The stage appends to `frames`, `ids`, `topics` and, last, to `positions`.
 
     Attributes:
+        controls: topic and position of control messages among what is pending, which are settled and not counted.
         lost: some inputs went to another member, so what else was claimed with them may have gone too.
     """
 
@@ -189,6 +181,7 @@ class Pending(Settlement):
         super().__init__(subscription, self.positions, name, control, payloads)
         self._topic_out, self._known, self._counts = topic_out, known, counts
         self._asides: dict[tuple[str, int], tuple[str, Frame]] = {}
+        self.controls: set[tuple[str, int]] = set()
         self.lost = False
 
     def aside(self, topic: str, position: int, to: str, frame: Frame) -> None:
@@ -227,7 +220,11 @@ class Pending(Settlement):
                 self._asides.pop(at, None)
         del self.frames[:n], self.ids[:n], self.topics[:n], self.positions[:n]
         self.results += results
-        self._count_settled(topics, positions)
+        self.settled += n
+        if self.controls:
+            found = [at for at in zip(topics, positions, strict=True) if at in self.controls]
+            self.settled -= len(found)
+            self.controls.difference_update(found)
 
     def _lost(self, lost: ClaimLost, n: int) -> None:
         """Leaves out inputs that another member has by now: it computes the same results, under the same ids."""
