@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -59,7 +60,7 @@ async def dial(settings: Settings, closed: Callable[[], None], trouble: Callable
 async def _connect(
     settings: Settings, host: str, port: int, server: str, closed: Callable[[], None], trouble: Callable[[Exception], None]
 ) -> Client:
-    client, seen = Client(), list[Exception]()
+    client, seen = Client(), deque[Exception](maxlen=1)
 
     async def on_error(exc: Exception) -> None:
         seen.append(exc)

@@ -15,9 +15,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
+from nats import errors
 from nats.aio.msg import Msg
 
 from edgeserve.core.errors import ClosedError, TransportError
@@ -135,18 +137,20 @@ class Connection:
         self.teller.close(_CLOSE_S)
 
     async def sent(self) -> None:
-        """Returns when what was posted before is with the server."""
-        await self._idle.wait()
-        client = self.client
-        if client is not None:
-            await client.flush(int(_CLOSE_S))
+        """Returns when what was posted before is with the server, or after a while when it does not say so."""
+        with suppress(errors.Error, TimeoutError, OSError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self._idle.wait()
+                client = self.client
+                if client is not None:
+                    await client.flush(int(_CLOSE_S))
 
     async def settled(self, reply: str) -> None:
         """Returns when a consumer has taken in the acknowledgements that were posted before, the last of them to `reply`."""
         await self.sent()
         client = self.client
         if client is not None:
-            with suppress(TransportError, TimeoutError):
+            with suppress(TransportError, TimeoutError, errors.Error):
                 await self._ask(client, reply, b"+ACK", 1.0)
 
     # --- the loop -----------------------------------------------------------------------------------------------
@@ -220,7 +224,7 @@ class Connection:
             if not first.done():
                 first.set_result(None)
             for user in list(self.users):
-                user.up()
+                self._safely(user.up)
             if client.is_connected:
                 await ended.wait()
             self.client = None
@@ -251,10 +255,14 @@ class Connection:
             await asyncio.sleep(1.0)
             away_s = 0.0 if self.client is not None else time.monotonic() - self._away_since
             for user in list(self.users):
-                try:
-                    user.tick(away_s)
-                except Exception:  # the others' deadlines hang on this
-                    _log.exception("the connection to %s", self.settings.where)
+                self._safely(partial(user.tick, away_s))
+
+    def _safely(self, tell: Callable[[], None]) -> None:
+        """Others, and the connection itself, hang on who tells it."""
+        try:
+            tell()
+        except Exception:
+            _log.exception("the connection to %s", self.settings.where)
 
     def _start_pump(self) -> None:
         if not self._pumping:

@@ -21,6 +21,7 @@ _IN_FLIGHT = 256
 _IN_FLIGHT_BYTES = 8 << 20
 _ANSWER_S = 10.0
 _MISSING_S = 0.2
+_FULL_S = 0.02
 _WRONG_SEQUENCE = (10071, 10164)
 _NO_ROOM = (10023, 10028, 10047)
 HEADER_BYTES = 512
@@ -91,6 +92,9 @@ class NatsOutlet(Outlet):
             client = self._connection.client
             if client is None or not client.is_connected:
                 return  # `up` begins again
+            if client.is_full:
+                self._connection.loop.call_later(_FULL_S, self._run)
+                return
             if self._again:
                 self._again = False
                 self._take_back()
@@ -133,7 +137,9 @@ class NatsOutlet(Outlet):
             error = TransportError(f"topic {self._topic!r}: no NATS server for {away_s:.0f} s (deadline_s=): {self._connection.trouble()}")
             self._fail(error)
         elif not away_s and self._flight and time.monotonic() - next(iter(self._flight.values())).sent > _ANSWER_S:
-            self.up()
+            client = self._connection.client
+            if client is not None and not client.unwritten:
+                self.up()
 
     def forbidden(self, subject: str, error: TransportError) -> None:
         if subject == self._subject.lower():
@@ -195,6 +201,7 @@ class NatsOutlet(Outlet):
     def _tell(self, item: _Item, at: int | None, error: Exception | None) -> None:
         if self._flight.pop(item.number, None) is not None:
             self._bytes -= len(item.data)
+            self._connection.forget(item.token)
             self._connection.teller.tell(partial(item.done, at, error))
 
 
