@@ -2,7 +2,7 @@
 
     python bench/replicas.py                           local://: 1, 2, 4, 8 replicas, then 30 faults; exit 1 when a line does not hold
     python bench/replicas.py --node nats://localhost   on a broker
-    python bench/replicas.py --only scale|faults|keys
+    python bench/replicas.py --only scale|faults|keys --runs 5
 
 Judged from files that plain functions wrote: a line for each call of the task and of the sink. A fault hits whoever holds the join, stopped
 first and seen to have begun sets whose results are not stored: every second one is a kill -9, the others leave it stopped for longer than
@@ -20,12 +20,13 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -180,10 +181,10 @@ class Run:
         shutil.rmtree(self.root, ignore_errors=True)
 
 
-def scale(node: str | None, most: int) -> list[str]:
-    """Throughput of saturated replicas, and their shares at 80 % of it."""
+def scale(node: str | None, most: int) -> tuple[list[str], float]:
+    """Throughput of saturated replicas, and their shares at 80 % of it. Returns what is wrong, and how many times one's eight have."""
     wrong: list[str] = []
-    alone = 0.0
+    alone = times = 0.0
     say("replicas   sets/s   times one   least and most of the fair share at 80 %")
     for replicas in [n for n in (1, 2, 4, 8) if n <= most]:
         run = Run(node, replicas, 2_500 * replicas, None)
@@ -198,12 +199,11 @@ def scale(node: str | None, most: int) -> list[str]:
             wrong += [f"{replicas} at {LOAD:.0%}: {w}" for w in run.wait(200)]
             shares = [n / (20_000 / replicas) for n in run.shares()]
             run.close()
-        say(f"{replicas:8} {rate:8.0f} {rate / alone:11.2f}   {min(shares):.2f} {max(shares):.2f}")
+        times = rate / alone
+        say(f"{replicas:8} {rate:8.0f} {times:11.2f}   {min(shares):.2f} {max(shares):.2f}")
         if min(shares) < 0.5 or max(shares) > 2:
             wrong.append(f"{replicas} replicas: shares {min(shares):.2f} to {max(shares):.2f}")
-        if replicas == 8 and rate < 6 * alone:
-            wrong.append(f"8 replicas are {rate / alone:.2f} times one, not 6")
-    return wrong
+    return wrong, times
 
 
 def holds_work(run: Run, pid: int) -> bool:
@@ -278,8 +278,8 @@ def hit(run: Run, kill: bool) -> bool:
     return proven
 
 
-def keys(node: str | None, partitions: int) -> list[str]:
-    """Throughput of a join by key on one and on four replicas, and what stops when the holder is killed."""
+def keys(node: str | None, partitions: int) -> tuple[list[str], float]:
+    """Throughput of a join by key on one and on four replicas, and what stops when the holder is killed. Returns as `scale`, of four."""
     wrong, rates = list[str](), list[float]()
     for replicas in (1, 4):
         run = Run(node, replicas, 5_000 * replicas, None, keyed=partitions)
@@ -288,8 +288,6 @@ def keys(node: str | None, partitions: int) -> list[str]:
         rates.append((len(when) - 1) / (when[-1] - when[0]))
         run.close()
     say(f"{KEYS:,} keys: {rates[0]:.0f} sets/s on one replica, {rates[1]:.0f} on four: {rates[1] / rates[0]:.2f} times")
-    if rates[1] < 3 * rates[0]:
-        wrong.append(f"by key: four replicas are {rates[1] / rates[0]:.2f} times one, not 3")
     each = 1.0  # of a key, per second
     run = Run(node, 4, int(20 * each * KEYS), each * KEYS, keyed=partitions, told=True)
     while len(run.calls()) < 5 * each * KEYS:
@@ -315,7 +313,20 @@ def keys(node: str | None, partitions: int) -> list[str]:
         wrong.append(f"by key: a kill stopped its keys for {its_gap:.2f} s, and others for {others_gap:.2f} s")
     if not wrong:
         run.close()
-    return wrong
+    return wrong, rates[1] / rates[0]
+
+
+def repeated(part: Callable[[], tuple[list[str], float]], runs: int, least: float, what: str) -> list[str]:
+    """Runs a part several times; its throughput is judged by the median, all else in each run."""
+    wrong, found = list[str](), list[float]()
+    for _ in range(runs):
+        some, times = part()
+        wrong += some
+        found.append(times)
+    median = statistics.median(found)
+    if runs > 1:
+        say(f"{what}: {median:.2f} times one ({min(found):.2f}-{max(found):.2f}), {runs} runs")
+    return wrong if median >= least else [*wrong, f"{what}: {median:.2f} times one, not {least:g}"]
 
 
 def say(text: str) -> None:
@@ -332,12 +343,13 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=8, help="replicas, at most")
     parser.add_argument("--partitions", type=int, default=8, help="of the join by key")
     parser.add_argument("--faults", type=int, default=30)
+    parser.add_argument("--runs", type=int, default=1, help="of scale and keys: the median throughput counts")
     given = parser.parse_args()
     wrong: list[str] = []
     if given.only in (None, "scale"):
-        wrong += scale(given.node, given.most)
+        wrong += repeated(lambda: scale(given.node, given.most), given.runs, 6 if given.most >= 8 else 0, "eight replicas")
     if given.only in (None, "keys"):
-        wrong += keys(given.node, given.partitions)
+        wrong += repeated(lambda: keys(given.node, given.partitions), given.runs, 3, "by key, four replicas")
     if given.only in (None, "faults"):
         wrong += faults(given.node, given.faults, 2.0 if given.node is None else 5.0)
     for what in wrong:
