@@ -52,7 +52,6 @@ def _stands_still(node: str, began: Any, never: Any) -> None:
         compute.run(until="end")
 
 
-@pytest.mark.parametrize("node", ["nats", "pulsar"], indirect=True)
 def test_the_keys_of_a_paused_holder_are_taken_over(node: str) -> None:
     """Until it is silent for too long; when it goes on it takes part again, and what it had in hand counts once."""
     cx = mp.get_context("spawn")

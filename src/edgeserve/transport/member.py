@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, StoreDamaged, StoreFull, TransportError
+from edgeserve.core.errors import ClosedError, ConfigurationError, DiskFull, Fenced, StoreDamaged, StoreFull, TransportError
 from edgeserve.transport import log, records
 from edgeserve.transport.base import SEND_WINDOW, Buffer, Delivery, Fence, Frame, GroupKind, Start, Subscription
 from edgeserve.transport.engine import LogEngine, append_fenced
@@ -44,14 +44,14 @@ class LogSubscription(Subscription):
         self._scratch = bytearray()
         self._windows: dict[str, Window] = {}
         self._more = 0
-        self._woken = self._closed = False
+        self._woken = self._closed = self._deposed = False
         self._looked = time.monotonic()
         self._waker = engine.board.waker()
         try:
-            record = MemberRecord(self._waker.address, signature, time.time_ns(), version)
+            self._record = MemberRecord(self._waker.address, signature, time.time_ns(), version)
             with engine.kv.write(self._forget) as txn:
                 for place in self._turn:
-                    place.join(txn, kind, start, record)
+                    place.join(txn, kind, start, self._record)
             for place in self._turn:
                 engine.notify(place.others())
         except BaseException:
@@ -64,12 +64,12 @@ class LogSubscription(Subscription):
 
     @property
     def active(self) -> bool:
-        return self._kind is not GroupKind.FAILOVER or all(place.state.active == self._name for place in self._turn)
+        return self._kind is not GroupKind.FAILOVER or all(place.state.active == self._name and not place.lost for place in self._turn)
 
     @property
     def alone(self) -> bool:
         for place in self._turn:  # a generator costs more than this loop
-            if len(place.state.members) > 1:
+            if len(place.state.members) > 1 or place.lost:
                 return False
         return True
 
@@ -80,6 +80,8 @@ class LogSubscription(Subscription):
     def members(self) -> list[str]:
         self._check()
         self._first.look_around()
+        if self._first.lost:
+            self._come_back()
         return list(self._first.state.members)
 
     @property
@@ -116,6 +118,9 @@ class LogSubscription(Subscription):
             if self._woken:
                 self._woken = False
                 return []
+            if self._deposed:
+                self._deposed = False
+                raise Fenced(f"another member of group {self._group!r} was the active one for a while: what this one held is that one's")
             now = time.monotonic()
             if now - self._looked >= _LOOK_AROUND_S:
                 self._looked = now
@@ -127,11 +132,25 @@ class LogSubscription(Subscription):
                 for place in turn:
                     place.skipped = False  # damage is no end: what comes after it may be there
                 continue
+            if not found and any([place.lost for place in turn]):
+                self._come_back()
+                continue
             if found or (deadline is not None and now >= deadline):
                 return found
             self._waker.wait(self._patience(now, deadline))
             if self._closed or not self._engine.usable:
                 self._check()
+
+    def _come_back(self) -> None:
+        """Joins the group again: others have taken this member out, as one that stood still."""
+        _log.warning("a member of group %r was silent for too long and joins again", self._group)
+        self._deposed |= self._kind is GroupKind.FAILOVER and any([place.deposed for place in self._turn])
+        self._record.joined_ns = time.time_ns()
+        with self._engine.kv.write(self._forget) as txn:
+            for place in self._turn:
+                place.come_back(txn, self._kind, self._record)
+        for place in self._turn:
+            self._engine.notify(place.others())
 
     def _receive(self, turn: list[Place], max_messages: int) -> list[Delivery]:
         """From several topics. Whoever was asked first is asked last the next time: one that is always full does not starve the others."""

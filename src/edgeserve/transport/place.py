@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from itertools import repeat
 
-from edgeserve.core.errors import ClosedError, GroupConflict, StoreDamagedWarning
+from edgeserve.core.errors import ClosedError, Fenced, GroupConflict, StoreDamagedWarning
 from edgeserve.transport import log, records, settled
-from edgeserve.transport.base import Delivery, GroupKind, Start, merge_attributes
+from edgeserve.transport.base import ClaimLost, Delivery, GroupKind, Start, merge_attributes
 from edgeserve.transport.engine import LogEngine, first_position
 from edgeserve.transport.groups import Claim, GroupState, MemberRecord
 from edgeserve.transport.kv import Space, Txn
@@ -29,10 +29,13 @@ class Place:
         unsure: whether `state` may not be what is stored.
         paused: whether nothing is to be received from here.
         skipped: whether the last claim found damage.
+        lost: whether others have taken this member out because it stood still: then what it held is theirs.
+        deposed: whether it was the active one until then.
     """
 
     __slots__ = (
         "_ack_timeout_ns",
+        "_address",
         "_ahead",
         "_engine",
         "_gone",
@@ -45,6 +48,8 @@ class Place:
         "_seen",
         "_term",
         "_undelivered",
+        "deposed",
+        "lost",
         "number",
         "paused",
         "skipped",
@@ -61,7 +66,8 @@ class Place:
         # The stored bytes that `state` was read from or written as.
         self._raw = b""
         self.unsure = True
-        self.paused = self.skipped = False
+        self.paused = self.skipped = self.lost = self.deposed = False
+        self._address = ""
         self._mail: deque[bytes] = deque(maxlen=_MOST_MAIL)
         # Positions found damaged, or in a gap, and not settled yet; messages found with them and not handed over yet.
         self._gone: list[int] = []
@@ -80,9 +86,18 @@ class Place:
             raise ClosedError(f"group {self._group!r} of topic {self.topic!r} was deleted while it was in use")
         if self._raw != raw:
             stored = bytes(raw)
-            self.state = records.decode_state(self.topic, self._group, stored)
-            self._raw = stored
+            state = records.decode_state(self.topic, self._group, stored)
+            if self._address and not self.lost and not self._is_in(state):
+                self.lost, self.deposed = True, self.state.active == self._member
+                self._ahead = -1
+                self._mail.clear()
+            self.state, self._raw = state, stored
         return self.state
+
+    def _is_in(self, state: GroupState) -> bool:
+        """Whether this member is there, and not another of its name that came since."""
+        record = state.members.get(self._member)
+        return record is not None and record.address == self._address
 
     def save(self, txn: Txn) -> None:
         """Writes the state."""
@@ -105,13 +120,29 @@ class Place:
             state = GroupState(kind, first_position(txn, head, start))
             head.groups.append(self._group)
         self.state = state
-        self._bury_the_dead(head, also=self._member)
+        self._enter(txn, head, kind, record)
+
+    def come_back(self, txn: Txn, kind: GroupKind, record: MemberRecord) -> None:
+        """Takes a place anew; what this member held goes to others, if it has not."""
+        self.find(txn)
+        head = records.make_head(txn, self.topic)
+        if not self.lost:
+            self.state.leave(self._member, head.next, died=True)
+        self._gone, self._let_go, self._undelivered = [], [], []
+        self._ahead = -1
+        self._mail.clear()
+        self._enter(txn, head, kind, record)
+
+    def _enter(self, txn: Txn, head: records.Head, kind: GroupKind, record: MemberRecord) -> None:
+        state = self.state
+        self._bury(head, [m.address for m in state.members.values() if not self._engine.board.alive(m.address)])
         if self._member in state.members:
             raise GroupConflict(f"group {self._group!r} has a live member {self._member!r} on {self.topic!r}: give this one another name")
         deadline_ns = record.joined_ns + self._ack_timeout_ns if self._ack_timeout_ns else 0
         state.join(self._member, record, kind, head.next, deadline_ns)
         head.listeners[record.address] = self._group
-        self.number = head.number
+        self.number, self._address = head.number, record.address
+        self.lost = False
         records.save_head(txn, self.topic, head)
         self.save(txn)
 
@@ -121,7 +152,8 @@ class Place:
         head.listeners.pop(address, None)
         left = False
         if state is not None:
-            state.leave(self._member, head.next, died=worked_on)
+            if self._is_in(state):
+                state.leave(self._member, head.next, died=worked_on)
             left = state.kind is not GroupKind.BROADCAST
             self.state = state
             if left:
@@ -136,26 +168,29 @@ class Place:
         return [m.address for name, m in self.state.members.items() if name != self._member]
 
     def look_around(self) -> None:
-        """Finds out whether other members died; what they held is delivered again."""
+        """Finds out whether other members died or stand still; what they held is delivered again."""
         engine = self._engine
         with engine.kv.read() as txn:
             self.find(txn)
-        if all(engine.board.alive(address) for address in self.others()):
+        board = engine.board
+        gone = [address for address in self.others() if not board.alive(address) or board.stands_still(address)]
+        if not gone:
             return
         with engine.kv.write(self.forget) as txn:
             head = records.make_head(txn, self.topic)
             self.find(txn)
-            self._bury_the_dead(head)
+            if self.lost:
+                return
+            self._bury(head, gone)
             records.save_head(txn, self.topic, head)
             self.save(txn)
         engine.notify(self.others())
 
-    def _bury_the_dead(self, head: records.Head, also: str = "") -> None:
-        members = {name: m.address for name, m in self.state.members.items() if name != self._member or name == also}
-        for name, address in members.items():
-            if not self._engine.board.alive(address):
-                self.state.leave(name, head.next, died=True)
-                head.listeners.pop(address, None)
+    def _bury(self, head: records.Head, gone: Sequence[str]) -> None:
+        """Takes out the members with these addresses."""
+        for name, address in [(name, m.address) for name, m in self.state.members.items() if m.address in gone]:
+            self.state.leave(name, head.next, died=True)
+            head.listeners.pop(address, None)
 
     # --- receiving ----------------------------------------------------------------------------------------------
 
@@ -175,7 +210,7 @@ class Place:
         now_ns = time.time_ns()
         with self._engine.kv.read() as txn:
             head, state = records.find_head(txn, self.topic), self.find(txn)
-            if head is None:
+            if head is None or self.lost:
                 return []
             self.unsure = False
             change = state.next_change_ns(self._member)
@@ -228,6 +263,8 @@ class Place:
         reads: list[tuple[Claim, list[log.Batch]]] = []
         with self._engine.kv.write(self.forget) as txn:
             head, state = records.make_head(txn, self.topic), self.find(txn)
+            if self.lost:
+                return []
             unread = self.catch_up(0)
             state.expire(now_ns)
             timed = self._ack_timeout_ns and state.kind is GroupKind.SHARED and state.sole != self._member
@@ -317,6 +354,8 @@ class Place:
         """Takes positions out of this member's hands for good. Adds to `wake` whom this concerns; returns whether this member had seen all
         ids before these: then `seen_all` is to be called after the commit."""
         state, member, ahead = self.find(txn), self._member, self._ahead
+        if self.lost:
+            self._refuse(positions)
         if ahead >= 0 and state.term == self._term and state.sole == member:
             state.settle_ahead(member, self.topic, ahead, more, positions)
         else:
@@ -338,9 +377,18 @@ class Place:
     def nack(self, txn: Txn, positions: Sequence[int], due_ns: int, more: int) -> None:
         """Gives messages back."""
         state = self.find(txn)
+        if self.lost:
+            self._refuse(positions)
         self.catch_up(more)
         state.nack(self._member, self.topic, positions, due_ns)
         self.save(txn)
+
+    def _refuse(self, positions: Sequence[int]) -> None:
+        """Who stood still has nothing to say of what it held."""
+        if self.state.kind is GroupKind.FAILOVER:
+            raise Fenced(f"another member of group {self._group!r} has taken over topic {self.topic!r}: this one stood still for too long")
+        if positions:
+            raise ClaimLost(self.topic, positions)
 
     def seen_all(self) -> None:
         """All ids that the state holds are known to this member."""

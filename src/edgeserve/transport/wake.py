@@ -1,12 +1,14 @@
 """Wake-ups between the members of a store: a waiting one costs nothing, a dead one is noticed.
 
 Between processes a waker is a UNIX datagram socket in the store's directory: its queue remembers a wake-up that comes before the
-wait, and a socket whose process died refuses the connection, which is how death is told from silence.
+wait, and a socket whose process died refuses the connection, which is how death is told from silence. One whose process stands still takes
+it: that is told by its beat (`beats.py`).
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 import select
@@ -18,10 +20,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from edgeserve.core.errors import ConfigurationError, DiskFull
+from edgeserve.transport.beats import Beats, Watch
 
 _log = logging.getLogger("edgeserve")
 WAKE = b"w"
 _MAX_SOCKET_PATH_BYTES = 100
+_ADDRESS_BYTES = 30
 _MAX_PACKET_BYTES = 8_192
 _MOST_CONNECTED = 256
 
@@ -55,7 +59,12 @@ class Switchboard(ABC):
     def notify(self, address: str, packet: bytes = WAKE) -> None: ...
 
     @abstractmethod
-    def alive(self, address: str) -> bool: ...
+    def alive(self, address: str) -> bool:
+        """Whether its process lives."""
+
+    @abstractmethod
+    def stands_still(self, address: str) -> bool:
+        """Whether its process lives and has done nothing for seconds, as far as this one could see. To be asked about every second."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -99,6 +108,9 @@ class ThreadSwitchboard(Switchboard):
     def alive(self, address: str) -> bool:
         return address in self.wakers
 
+    def stands_still(self, address: str) -> bool:
+        return False  # who asks is in the same process
+
     def close(self) -> None:
         """Nothing to give up."""
 
@@ -116,9 +128,9 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class _SocketWaker(Waker):
-    def __init__(self, directory: str) -> None:
-        self.address = uuid.uuid4().hex[:12]
-        self._path = os.path.join(directory, self.address)
+    def __init__(self, directory: str, address: str, beats: Beats) -> None:
+        self.address, self._beats = address, beats
+        self._path = os.path.join(directory, address)
         self._pid = os.getpid()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
@@ -129,6 +141,7 @@ class _SocketWaker(Waker):
                 raise DiskFull(f"no space left for a socket in {directory}: free some and start again") from exc
             raise
         _wakers.add(self)
+        beats.add(self._path)
         self._socket.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
@@ -148,6 +161,7 @@ class _SocketWaker(Waker):
         if self._socket.fileno() >= 0:
             self._socket.close()
             if self._pid == os.getpid():
+                self._beats.remove(self._path)
                 Path(self._path).unlink(missing_ok=True)
 
 
@@ -158,7 +172,7 @@ class SocketSwitchboard(Switchboard):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fd: int | None = None
         self._directory = str(directory)
-        if len(os.fsencode(directory)) + 14 > _MAX_SOCKET_PATH_BYTES:
+        if len(os.fsencode(directory)) + _ADDRESS_BYTES > _MAX_SOCKET_PATH_BYTES:
             self._fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
             self._directory = f"/proc/self/fd/{self._fd}"
             if not os.path.isdir(self._directory):
@@ -167,9 +181,13 @@ class SocketSwitchboard(Switchboard):
         self._connected: dict[str, socket.socket] = {}
         self._lock = threading.Lock()
         self._closed = False
+        # An address names its process: <pid>-<random>.<number>.
+        self._process, self._numbers = f"{os.getpid()}-{uuid.uuid4().hex[:8]}", itertools.count()
+        self._beats = Beats()
+        self._watch = Watch(self._beats)
 
     def waker(self) -> Waker:
-        return _SocketWaker(self._directory)
+        return _SocketWaker(self._directory, f"{self._process}.{next(self._numbers)}", self._beats)
 
     def notify(self, address: str, packet: bytes = WAKE) -> None:
         try:
@@ -219,15 +237,23 @@ class SocketSwitchboard(Switchboard):
                 probe.connect(path)
             except ConnectionRefusedError:
                 Path(path).unlink(missing_ok=True)
+                self._watch.forget(address.partition(".")[0])
                 return False
             except FileNotFoundError:
                 return False
         return True
 
+    def stands_still(self, address: str) -> bool:
+        process, dot, _ = address.partition(".")
+        if not dot or process == self._process:
+            return False  # a member of an earlier version does not beat
+        return self._watch.stands_still(process, int(process.partition("-")[0]), os.path.join(self._directory, address))
+
     def close(self) -> None:
         with self._lock:
             self._closed = True
             self._disconnect()
+        self._beats.close()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
