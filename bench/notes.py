@@ -24,4 +24,11 @@ def lines(path: Path) -> list[Any]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-__all__ = ("lines", "note")
+def last(path: Path) -> list[Any]:
+    """The last thing that was noted, if there is any, without reading all."""
+    with open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
+        return [json.loads(line) for line in file.read().splitlines()[-1:]]
+
+
+__all__ = ("last", "lines", "note")

@@ -36,8 +36,8 @@ from edgeserve.core.codec import decode_frame
 from edgeserve.core.payload import decoder_for
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
-from edgeserve.transport import connect, disconnect
-from notes import lines, note
+from edgeserve.transport import Transport, connect
+from notes import last, lines, note
 
 TASK_S = 0.005
 KEYED_TASK_S = 0.001
@@ -153,6 +153,10 @@ class Run:
         """Of the task, of all replicas: [a, b, when, when the later of them was sent]."""
         return [call for path in self.root.glob("ran-*") for call in lines(path)]
 
+    def behind(self) -> float:
+        """How old the newest item was, that a set of now is of."""
+        return time.monotonic() - max((sent for path in self.root.glob("ran-*") for _, _, _, sent in last(path)), default=0.0)
+
     def shares(self) -> list[int]:
         """How many sets each replica has run."""
         return [len(lines(path)) for path in self.root.glob("ran-*")]
@@ -206,76 +210,107 @@ def scale(node: str | None, most: int) -> tuple[list[str], float]:
     return wrong, times
 
 
-def holds_work(run: Run, pid: int) -> bool:
+def holds_work(run: Run, transport: Transport, pid: int) -> bool:
     """Whether a stopped replica has just begun sets whose results are not stored."""
-    transport, decode = connect(run.node), decoder_for()
-    try:
-        stored = set()
-        for frame, _, _ in transport.read("out" + run.tag, time.time_ns() - int(3 * JUST_S * 1e9)):
-            header, payload = decode_frame(frame)
-            if header.kind == 0:
-                stored.add(tuple(decode(header.schema, payload)))
-    finally:
-        disconnect(transport)
+    decode, stored = decoder_for(), set()
+    for frame, _, _ in transport.read("out" + run.tag, time.time_ns() - int(3 * JUST_S * 1e9)):
+        header, payload = decode_frame(frame)
+        if header.kind == 0:
+            stored.add(tuple(decode(header.schema, payload)))
     return any((a, b) not in stored for a, b, when, _ in lines(run.root / f"ran-{pid}") if when > time.monotonic() - JUST_S)
 
 
-def in_time(run: Run, pid: int) -> bool:
-    """Asks `holds_work` in a process of its own: the stopped one may hold a lock that the answer needs."""
-    asker = mp.get_context("fork").Process(target=lambda: os._exit(0 if holds_work(run, pid) else 1))
-    asker.start()
-    asker.join(3.0)
-    asker.kill()
-    asker.join()
-    return asker.exitcode == 0
+class Asker:
+    """Asks `holds_work` in a process of its own, which is connected before: to connect may take a lock that the stopped one holds."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._start()
+
+    def _start(self) -> None:
+        self._here, there = mp.get_context("fork").Pipe()
+        self._process = mp.get_context("fork").Process(target=self._answer, args=(there,), daemon=True)
+        self._process.start()
+        self._here.recv()
+
+    def _answer(self, there: Any) -> None:
+        transport = connect(self._run.node)
+        there.send(None)
+        while True:
+            there.send(holds_work(self._run, transport, there.recv()))
+
+    def in_time(self, pid: int) -> bool:
+        """Whether the answer comes, and is yes."""
+        self._here.send(pid)
+        if self._here.poll(3.0):
+            return bool(self._here.recv())
+        self.close()
+        os.kill(pid, signal.SIGCONT)
+        self._start()
+        return False
+
+    def close(self) -> None:
+        """Ends it."""
+        self._process.kill()
+        self._process.join()
 
 
 def faults(node: str | None, count: int, within_s: float) -> list[str]:
-    """Kills and stops whoever holds the join."""
+    """Kills and stops whoever holds the join. Each fault waits until the replicas have worked off what the one before has left."""
     rate = 150.0
     run = Run(node, 3, int(rate * (EVERY_S + STOPPED_S / 2 + 3) * count), rate, told=True)
-    wrong: list[str] = []
-    late: list[float] = []
-    rng, done, kills, until = random.Random(), 0, 0, time.monotonic() + 40 * count
+    asker, wrong = Asker(run), list[str]()
+    hits: tuple[list[float], list[float]] = ([], [])
+    rng, done, until = random.Random(), 0, time.monotonic() + 40 * count
     while done < count and time.monotonic() < until and any(p.is_alive() for p in run.others[1:]):
         time.sleep(EVERY_S * (0.8 + 0.4 * rng.random()))
-        while not hit(run, done % 2 == 0) and any(p.is_alive() for p in run.others[1:]):
+        at = None
+        while at is None and any(p.is_alive() for p in run.others[1:]):
             time.sleep(0.01)
+            if run.behind() < STILL_S:
+                at = hit(run, asker, kill=done % 2 == 0)
+        if at is None:
+            break
+        hits[done % 2].append(at)
         if done % 2 == 0:
-            late.append(time.monotonic())
-            kills += 1
-            run.newcomer(f"{'0' if kills % 2 else 'z'}{kills}")
+            run.newcomer(f"{'0' if done % 4 == 0 else 'z'}{done}")
         done += 1
+    asker.close()
     wrong += run.wait(120)
     calls = sorted(run.calls(), key=lambda call: call[2])
-    resumed = [next((when - at for _, _, when, sent in calls if sent > at), float("inf")) for at in late]
+    resumed, stopped = ([next((when - at for _, _, when, sent in calls if sent > at), float("inf")) for at in some] for some in hits)
     if done < count:
         wrong.append(f"only {done} of {count} faults met unsettled work")
     slow = [f"{s:.2f} s" for s in resumed if s > within_s]
     if slow:
         wrong.append(f"work resumed only after {', '.join(slow)}, not within {within_s:g} s")
-    say(f"{done} faults, {kills} of them kills; resumed after {sorted(resumed)[len(resumed) // 2]:.2f} s (at most {max(resumed):.2f} s); ")
+    say(f"{done} faults, {len(resumed)} of them kills; resumed after {statistics.median(resumed):.2f} s (at most {max(resumed):.2f} s); ")
+    if stopped:
+        say(
+            f"after {len(stopped)} stops of {STOPPED_S:g} s resumed after {statistics.median(stopped):.2f} s (at most {max(stopped):.2f} s)"
+        )
     say(f"{len(lines(run.root / 'sink'))} results of {run.count}; shares {sorted(run.shares())}")
     if not wrong:
         run.close()
     return wrong
 
 
-def hit(run: Run, kill: bool) -> bool:
-    """Stops the holder and, if it has unsettled work, kills it or leaves it stopped for long. False: there was nothing."""
+def hit(run: Run, asker: Asker, kill: bool) -> float | None:
+    """Stops the holder and, if it has unsettled work, kills it or leaves it stopped for long. Returns when; None: there was nothing."""
     pid = run.holder
     if not any(process.pid == pid and process.is_alive() for process in run.replicas):
-        return False
+        return None
     os.kill(pid, signal.SIGSTOP)
-    proven = in_time(run, pid)
-    if not proven:
+    if not asker.in_time(pid):
         os.kill(pid, signal.SIGCONT)
-    elif kill:
+        return None
+    at = time.monotonic()
+    if kill:
         os.kill(pid, signal.SIGKILL)
     else:
         time.sleep(STOPPED_S)
         os.kill(pid, signal.SIGCONT)
-    return proven
+    return at
 
 
 def keys(node: str | None, partitions: int) -> tuple[list[str], float]:
@@ -292,9 +327,11 @@ def keys(node: str | None, partitions: int) -> tuple[list[str], float]:
     run = Run(node, 4, int(20 * each * KEYS), each * KEYS, keyed=partitions, told=True)
     while len(run.calls()) < 5 * each * KEYS:
         time.sleep(0.1)
-    while not hit(run, kill=True):
+    asker = Asker(run)
+    while (at := hit(run, asker, kill=True)) is None:
         time.sleep(0.01)
-    at, victim = time.monotonic(), run.holder
+    asker.close()
+    victim = run.holder
     wrong += [f"by key, one killed: {w}" for w in run.wait(120)]
     runs: dict[int, list[float]] = {}
     for n, _, when_, _ in sorted(run.calls(), key=lambda call: float(call[2])):
