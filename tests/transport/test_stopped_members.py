@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.transport.children import Child
 from tests.waiting import until
 
-from edgeserve.core.errors import Fenced
+from edgeserve.core.errors import Fenced, GroupConflict
 from edgeserve.testing.transport.cases import drain, frames_of, numbered, opening, publish
-from edgeserve.transport import ClaimLost, GroupKind, Transport
-from edgeserve.transport.beats import Beats, Watch
+from edgeserve.transport import ClaimLost, GroupKind, Subscription, Transport, beats
+from edgeserve.transport.beats import BEAT_S, SILENT_S, Beats
+from edgeserve.transport.wake import SocketSwitchboard
 
 MEMBER = """
 t = connect(url)
@@ -39,8 +41,16 @@ while True:
         say(type(exc).__name__)
 """
 STOPPED = MEMBER.format(work="os.kill(os.getpid(), signal.SIGSTOP)")
-# One call that lets no other thread of the process run, as a computation in C may be.
-COMPUTES = MEMBER.format(work="sum(range(500_000_000))")
+# Calls that let no other thread of the process run, as a computation in C may be, for longer than it takes to see silence.
+COMPUTES = MEMBER.format(
+    work="""
+ends, count = time.monotonic() + 8, 100_000_000
+sys.setswitchinterval(60)
+while time.monotonic() < ends:
+    sum(range(count))
+sys.setswitchinterval(0.005)
+"""
+)
 
 
 @pytest.fixture
@@ -97,27 +107,118 @@ def test_a_member_that_computes_for_long_is_not_taken_for_a_stopped_one(url: str
         child.kill()
 
 
-def test_who_stood_still_itself_takes_nobody_for_dead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "other"
-    path.touch()
-    beats, now = Beats(), [100.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-    monkeypatch.setattr(Beats, "heard", True)
-    watch = Watch(beats)
+def test_a_process_that_is_stopped_right_after_it_has_subscribed_again_is_replaced_everywhere(url: str, transport: Transport) -> None:
+    code = """
+    t = connect(url)
+    kept = [t.subscribe(["a"], "one", member="child")]
+    sys.stdin.readline()
+    kept.append(t.subscribe(["a"], "two", member="child"))
+    os.kill(os.getpid(), signal.SIGSTOP)
+    """
+    with Child(code, url) as child:
+        until(lambda: "one" in transport.topic_info("a").groups if "a" in transport.topics() else False)
+        members = [transport.subscribe(["a"], group, member="mine") for group in ("one", "two")]
+        child.tell()
+        until(lambda: all("child" in known.members() for known in members))
+        until(lambda: all(known.members() == ["mine"] for known in members))
+        child.kill()
 
-    def looks(*steps: float) -> list[bool]:
-        found = []
-        for step in steps:
-            now[0] += step
-            found.append(watch.stands_still("1", 2**22 + 1, str(path)))
-        return found
 
-    assert looks(0, 1, 1, 1, 0.5) == [False, False, False, False, True]
-    os.utime(path, ns=(1, 1))
-    assert looks(1, 1, 1, 1, 1) == [False, False, False, False, True]
-    # A pause of the one who looks: it does not know what the other did meanwhile.
-    assert looks(3, 1, 1, 1, 1) == [False, False, False, False, True]
-    monkeypatch.setattr(Beats, "heard", False)
-    assert looks(1, 1) == [False, False]
-    path.unlink()
-    assert looks(1) == [False]
+def test_processes_that_were_stopped_together_take_nobody_for_dead(url: str, transport: Transport) -> None:
+    code = """
+    s = connect(url).subscribe(["a"], "g", member=sys.argv[2], kind=GroupKind.FAILOVER)
+    say("in")
+    while True:
+        s.receive(1, 100)
+    """
+    with Child(code, url, "one") as one, Child(code, url, "two") as two:
+        assert {one.line(), two.line()} == {"in"}
+        before = transport.topic_info("a").groups["g"].epoch
+        for signal_ in (signal.SIGSTOP, signal.SIGCONT):
+            for child in (one, two):
+                os.kill(child.process.pid, signal_)
+            # Longer than silence is borne, and than it takes to see it.
+            threading.Event().wait(SILENT_S + 2.5 * BEAT_S)
+        assert transport.topic_info("a").groups["g"].epoch == before
+        one.kill()
+        two.kill()
+
+
+@pytest.fixture
+def take_out(monkeypatch: pytest.MonkeyPatch) -> Callable[[Subscription], None]:
+    """Makes others see a member of this process as one that stands still."""
+
+    def take_out(member: Subscription) -> None:
+        victim = member._waker.address  # type: ignore[attr-defined]
+        monkeypatch.setattr(SocketSwitchboard, "stands_still", lambda _, address: address == victim)
+
+    return take_out
+
+
+def test_who_was_taken_out_of_one_topic_comes_back_to_it_while_another_is_busy(
+    transport: Transport, take_out: Callable[[Subscription], None]
+) -> None:
+    both, one = transport.subscribe(["a", "b"], "g", member="both"), transport.subscribe(["a"], "g", member="one")
+    publish(transport, "b", numbered(8))
+    take_out(both)
+    assert one.members() == ["one"]
+    assert transport.topic_info("b").groups["g"].members == ("both",)
+    one.close()
+    publish(transport, "a", numbered(4))
+    assert frames_of(drain(both, 12, batch=2))[:2] == numbered(2)
+
+
+def test_who_comes_back_does_not_take_the_place_of_another_of_its_name(
+    transport: Transport, take_out: Callable[[Subscription], None]
+) -> None:
+    old, other = transport.subscribe(["a"], "g", member="name"), transport.subscribe(["a"], "g", member="other")
+    publish(transport, "a", numbered(2))
+    found = old.receive(2, 1_000)
+    take_out(old)
+    assert other.members() == ["other"]
+    other.close()
+    new = transport.subscribe(["a"], "g", member="name")
+    assert len(new.receive(2, 1_000)) == 2
+    for late in (lambda: old.settle({"a": [d[1] for d in found]}), lambda: old.nack("a", [d[1] for d in found])):
+        with pytest.raises(ClaimLost):
+            late()
+    assert not old.alone
+    with pytest.raises(GroupConflict, match="give this one another name"):
+        old.receive(1, 0)
+    old.close()
+    assert new.members() == ["name"]
+    new.settle({"a": [d[1] for d in found]})
+    assert transport.topic_info("a").groups["g"].backlog == 0
+
+
+def test_a_beat_that_is_missed_is_seen_by_one_look_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beats, "BEAT_S", 0.02)
+    monkeypatch.setattr(beats, "SILENT_S", 0.06)
+    other = tmp_path / "other"
+    other.touch()
+    mine = Beats(str(tmp_path / "mine"))
+    assert not mine.stands_still(str(other), None)
+    until(lambda: mine._others[str(other)].silent)
+    assert mine.stands_still(str(other), None)
+    os.utime(other, ns=(1, 1))
+    assert not mine.stands_still(str(other), None)
+    # This process has run meanwhile, though nothing says so.
+    assert not mine.stands_still(str(other), os.getpid())
+    other.unlink()
+    threading.Event().wait(0.2)
+    assert not mine.stands_still(str(other), None)
+    mine.close()
+    mine.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_thread_for_it_nobody_comes_into_a_group(transport: Transport, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none)
+        with pytest.raises(RuntimeError, match="new thread"):
+            transport.subscribe(["a"], "g")
+    assert os.listdir(f"{url.removeprefix('local://')}/wake") == []
+    transport.subscribe(["a"], "g")

@@ -28,6 +28,8 @@ from edgeserve.transport import ClaimLost, Delivery, Frame, Subscription, Transp
 _WORTH, _SLOW_NS = 4, 25_000_000
 """While more are ready, `run()` settles no fewer than these together, unless the first of them has waited for so long."""
 
+_PAUSE_NS = 2_000_000_000
+
 Perform: TypeAlias = Callable[[Header, "bytes | memoryview", "int | None"], tuple[Any, "Frame | Frames | None"]]
 """(header, payload, watermark) to (result, what is published); raises what the user's function raises."""
 
@@ -48,6 +50,7 @@ class Direct(Stage):
         self._clocks: dict[str, SourceClock] = {}
         self._in_order = False
         self._newest = -1
+        self._paused_ns = 0
         self._read: dict[str, int] = {}
         self._pending: Pending
         self._ends: Ends
@@ -98,6 +101,9 @@ class Direct(Stage):
                     if self.leaves() or not self._await(deadline):
                         raise StopIteration
                 now_ns = monotonic_ns()
+                if now_ns > self._paused_ns:
+                    self._look_again()
+                self._paused_ns = now_ns + _PAUSE_NS
                 if (now_ns > self._stale_ns or pending.lost) and self._renew():
                     continue
                 delivery = ready.pop()
@@ -235,6 +241,11 @@ class Direct(Stage):
             _give_back(subscription, topic, positions)
         self._learn()
         return True
+
+    def _look_again(self) -> None:
+        """Nobody has stepped for so long that this process may have stood still, and others may have done what is ready."""
+        self._pending.settle()
+        self._known.update(self._subscription.settled_ids())
 
     def _learn(self) -> None:
         """Takes over what other members are known to have done, beyond what they have settled."""

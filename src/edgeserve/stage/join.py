@@ -405,7 +405,10 @@ class Join(Stage):
 
     def flush(self) -> None:
         if self._holding is not None:
-            self._holding.pending.settle()
+            try:
+                self._holding.pending.settle()
+            except _LOST as exc:
+                self._stand_down(exc)
         self.flush_settled()
 
     def flush_settled(self) -> None:

@@ -80,7 +80,7 @@ class LogSubscription(Subscription):
     def members(self) -> list[str]:
         self._check()
         self._first.look_around()
-        if self._first.lost:
+        if any([place.lost for place in self._turn]):
             self._come_back()
         return list(self._first.state.members)
 
@@ -132,9 +132,10 @@ class LogSubscription(Subscription):
                 for place in turn:
                     place.skipped = False  # damage is no end: what comes after it may be there
                 continue
-            if not found and any([place.lost for place in turn]):
+            if turn[0].lost or (len(turn) > 1 and any([place.lost for place in turn])):
                 self._come_back()
-                continue
+                if not found or self._kind is GroupKind.FAILOVER:
+                    continue
             if found or (deadline is not None and now >= deadline):
                 return found
             self._waker.wait(self._patience(now, deadline))
@@ -142,14 +143,17 @@ class LogSubscription(Subscription):
                 self._check()
 
     def _come_back(self) -> None:
-        """Joins the group again: others have taken this member out, as one that stood still."""
+        """Joins the group again: others have taken this member out, as one that stood still. All of a failover group's topics have one
+        active member, so there it leaves and joins all of them."""
         _log.warning("a member of group %r was silent for too long and joins again", self._group)
         self._deposed |= self._kind is GroupKind.FAILOVER and any([place.deposed for place in self._turn])
+        places = [place for place in self._turn if place.lost or self._kind is GroupKind.FAILOVER]
         self._record.joined_ns = time.time_ns()
         with self._engine.kv.write(self._forget) as txn:
-            for place in self._turn:
+            for place in places:
                 place.come_back(txn, self._kind, self._record)
-        for place in self._turn:
+        for place in places:
+            place.lost = place.deposed = False
             self._engine.notify(place.others())
 
     def _receive(self, turn: list[Place], max_messages: int) -> list[Delivery]:

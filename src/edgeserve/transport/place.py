@@ -123,7 +123,7 @@ class Place:
         self._enter(txn, head, kind, record)
 
     def come_back(self, txn: Txn, kind: GroupKind, record: MemberRecord) -> None:
-        """Takes a place anew; what this member held goes to others, if it has not."""
+        """Takes a place anew; what this member held goes to others, if it has not. After the commit it is not `lost`."""
         self.find(txn)
         head = records.make_head(txn, self.topic)
         if not self.lost:
@@ -142,7 +142,6 @@ class Place:
         state.join(self._member, record, kind, head.next, deadline_ns)
         head.listeners[record.address] = self._group
         self.number, self._address = head.number, record.address
-        self.lost = False
         records.save_head(txn, self.topic, head)
         self.save(txn)
 
@@ -172,19 +171,24 @@ class Place:
         engine = self._engine
         with engine.kv.read() as txn:
             self.find(txn)
-        board = engine.board
-        gone = [address for address in self.others() if not board.alive(address) or board.stands_still(address)]
-        if not gone:
+        if not self._gone_others():
             return
         with engine.kv.write(self.forget) as txn:
             head = records.make_head(txn, self.topic)
             self.find(txn)
-            if self.lost:
+            # Looked at again: to get here may have taken long.
+            gone = [] if self.lost else self._gone_others()
+            if not gone:
                 return
             self._bury(head, gone)
             records.save_head(txn, self.topic, head)
             self.save(txn)
         engine.notify(self.others())
+
+    def _gone_others(self) -> list[str]:
+        """The addresses of other members that are dead or stand still."""
+        board = self._engine.board
+        return [address for address in self.others() if not board.alive(address) or board.stands_still(address)]
 
     def _bury(self, head: records.Head, gone: Sequence[str]) -> None:
         """Takes out the members with these addresses."""

@@ -20,12 +20,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from edgeserve.core.errors import ConfigurationError, DiskFull
-from edgeserve.transport.beats import Beats, Watch
+from edgeserve.transport.beats import Beats
 
 _log = logging.getLogger("edgeserve")
 WAKE = b"w"
 _MAX_SOCKET_PATH_BYTES = 100
-_ADDRESS_BYTES = 30
+_ADDRESS_BYTES = 40
 _MAX_PACKET_BYTES = 8_192
 _MOST_CONNECTED = 256
 
@@ -64,7 +64,7 @@ class Switchboard(ABC):
 
     @abstractmethod
     def stands_still(self, address: str) -> bool:
-        """Whether its process lives and has done nothing for seconds, as far as this one could see. To be asked about every second."""
+        """Whether its process lives and has done nothing for seconds, as far as this one could see since it was first asked."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -128,8 +128,8 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class _SocketWaker(Waker):
-    def __init__(self, directory: str, address: str, beats: Beats) -> None:
-        self.address, self._beats = address, beats
+    def __init__(self, directory: str, address: str) -> None:
+        self.address = address
         self._path = os.path.join(directory, address)
         self._pid = os.getpid()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -141,7 +141,6 @@ class _SocketWaker(Waker):
                 raise DiskFull(f"no space left for a socket in {directory}: free some and start again") from exc
             raise
         _wakers.add(self)
-        beats.add(self._path)
         self._socket.setblocking(False)
         self._poll = select.poll()
         self._poll.register(self._socket, select.POLLIN)
@@ -161,7 +160,6 @@ class _SocketWaker(Waker):
         if self._socket.fileno() >= 0:
             self._socket.close()
             if self._pid == os.getpid():
-                self._beats.remove(self._path)
                 Path(self._path).unlink(missing_ok=True)
 
 
@@ -181,13 +179,30 @@ class SocketSwitchboard(Switchboard):
         self._connected: dict[str, socket.socket] = {}
         self._lock = threading.Lock()
         self._closed = False
-        # An address names its process: <pid>-<random>.<number>.
-        self._process, self._numbers = f"{os.getpid()}-{uuid.uuid4().hex[:8]}", itertools.count()
-        self._beats = Beats()
-        self._watch = Watch(self._beats)
+        # An address names its process, <pid>-<space of process ids>-<random>.<number>, and that the file that it touches.
+        self._space = _space_of_pids()
+        self._process, self._numbers = f"{os.getpid()}-{self._space}-{uuid.uuid4().hex[:8]}", itertools.count()
+        self._beats: Beats | None = None
 
     def waker(self) -> Waker:
-        return _SocketWaker(self._directory, f"{self._process}.{next(self._numbers)}", self._beats)
+        waker = _SocketWaker(self._directory, f"{self._process}.{next(self._numbers)}")
+        try:
+            self._beat()
+        except BaseException:
+            waker.close()
+            raise
+        return waker
+
+    def _beat(self) -> Beats:
+        with self._lock:
+            if self._beats is None:
+                try:
+                    self._beats = Beats(os.path.join(self._directory, self._process))
+                except OSError as exc:
+                    if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                        raise DiskFull(f"no space left for a file in {self._directory}: free some and start again") from exc
+                    raise
+            return self._beats
 
     def notify(self, address: str, packet: bytes = WAKE) -> None:
         try:
@@ -237,7 +252,7 @@ class SocketSwitchboard(Switchboard):
                 probe.connect(path)
             except ConnectionRefusedError:
                 Path(path).unlink(missing_ok=True)
-                self._watch.forget(address.partition(".")[0])
+                Path(os.path.join(self._directory, address.partition(".")[0])).unlink(missing_ok=True)
                 return False
             except FileNotFoundError:
                 return False
@@ -247,16 +262,26 @@ class SocketSwitchboard(Switchboard):
         process, dot, _ = address.partition(".")
         if not dot or process == self._process:
             return False  # a member of an earlier version does not beat
-        return self._watch.stands_still(process, int(process.partition("-")[0]), os.path.join(self._directory, address))
+        pid, space, _ = process.split("-")
+        return self._beat().stands_still(os.path.join(self._directory, process), int(pid) if space == self._space else None)
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
             self._disconnect()
-        self._beats.close()
+            beats, self._beats = self._beats, None
+        if beats is not None:
+            beats.close()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+
+
+def _space_of_pids() -> str:
+    try:
+        return str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        return "0"
 
 
 __all__ = ("WAKE", "SocketSwitchboard", "Switchboard", "ThreadSwitchboard", "Waker")
