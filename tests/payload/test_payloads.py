@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gc
+import mmap
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +391,78 @@ def test_a_killed_readers_leases_hold_nothing(directory: Path) -> None:
         assert leased(directory) == {key_of(reference.segment, reference.slot, reference.generation)}
         child.send_signal(signal.SIGKILL)
     assert not leased(directory) and os.listdir(directory / "leases") == []
+
+
+FORKS = """
+import os, sys, time
+from pathlib import Path
+from edgeserve.payload import PayloadReader, PayloadWriter
+directory = Path(sys.argv[1])
+writer = PayloadWriter(directory, "t", lambda topic: [], lambda topic: 7)
+reference, slot = writer.put([b"p" * 100_000], 100_000)
+frame = object()
+writer.expect(frame, slot)
+writer.placed([frame], 0)
+view = PayloadReader(directory).open(reference)
+if os.fork() == 0:
+    print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_child_of_fork_keeps_nothing_that_its_killed_parent_had_locked(directory: Path) -> None:
+    groups = Groups()
+    groups.done = [(0, 1)]
+    with subprocess.Popen([sys.executable, "-c", FORKS, str(directory)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert len(leased(directory)) == 1
+        parent.send_signal(signal.SIGKILL)
+    try:
+        assert not leased(directory)
+        assert Sweep(directory, groups, groups.end).look() == 1
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_of_fork_lets_go_of_nothing_that_its_parent_has_locked(directory: Path) -> None:
+    groups = Groups()
+    groups.done = [(0, 1)]
+    writer = writer_of(directory, groups)
+    put(writer, 1, 0)
+    child = os.fork()
+    if child == 0:
+        writer._segments[0].close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert Sweep(directory, groups, groups.end).look() == 0
+
+
+def test_what_cannot_be_mapped_leaves_no_file_and_no_descriptor(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    writer = writer_of(directory)
+    before = os.listdir("/proc/self/fd")
+    with monkeypatch.context() as patched:
+        patched.setattr(mmap, "mmap", refuse)
+        assert writer.put([payload(1)], SIZE) is None
+    assert os.listdir("/proc/self/fd") == before and os.listdir(directory) == []
+
+
+def test_who_looks_at_a_file_that_is_being_made_is_waited_for(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flock = fcntl.flock
+
+    def looked_at(fd: int, how: int) -> None:
+        """Somebody has the new file locked when its maker is about to."""
+        monkeypatch.setattr(fcntl, "flock", flock)
+        other = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+        flock(other, fcntl.LOCK_SH)
+        threading.Timer(0.05, os.close, [other]).start()
+        flock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", looked_at)
+    assert put(writer_of(directory), 1, 0)
 
 
 def test_positions_are_found_in_ranges() -> None:

@@ -7,7 +7,6 @@ the payload is gone. A table is locked for as long as its process lives.
 
 from __future__ import annotations
 
-import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from edgeserve.payload.locks import is_left, make_locked
+from edgeserve.payload.locks import is_left, let_go, make_locked
 
 LEASES = "leases"
 MOST = 4096
@@ -34,8 +33,8 @@ class Table:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / LEASES / os.urandom(8).hex()
-        self._fd = make_locked(self._path, MOST * _KEY_BYTES)
-        self._keys: Any = np.frombuffer(mmap.mmap(self._fd, MOST * _KEY_BYTES), np.uint64)
+        self._fd, mapped = make_locked(self._path, MOST * _KEY_BYTES)
+        self._keys: Any = np.frombuffer(mapped, np.uint64)
         self._free = list(range(MOST))
 
     @property
@@ -60,7 +59,7 @@ class Table:
         """Removes it. Only when nothing is in it."""
         if not self.gone:
             self._path.unlink(missing_ok=True)
-        os.close(self._fd)
+        let_go(self._fd)
 
 
 def leased(directory: Path) -> frozenset[int]:

@@ -13,7 +13,6 @@ which a processor writes to memory. The file is locked for as long as its writer
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import re
@@ -26,7 +25,7 @@ from xxhash import xxh3_64_hexdigest
 
 from edgeserve.core.codec import Buffer
 from edgeserve.core.errors import CorruptMessage
-from edgeserve.payload.locks import make_locked
+from edgeserve.payload.locks import let_go, make_locked
 
 PAGE = 4096
 SUFFIX = ".payloads"
@@ -93,8 +92,7 @@ class Segment:
         name = topic.encode()
         size = PAGE + _up(count * _ENTRY_BYTES) + count * slot_bytes
         path = directory / f"{prefix_of(topic)}.{os.urandom(8).hex()}{SUFFIX}"
-        fd = make_locked(path, size)
-        mapped = mmap.mmap(fd, size, flags=mmap.MAP_SHARED | _POPULATE)
+        fd, mapped = make_locked(path, size, mmap.MAP_SHARED | _POPULATE)
         _HEAD.pack_into(mapped, 0, _MAGIC, slot_bytes, count, len(name))
         mapped[_HEAD.size : _HEAD.size + len(name)] = name
         return cls(path, mapped, fd)
@@ -145,10 +143,8 @@ class Segment:
 
     def close(self) -> None:
         """The writer is done with it: from now on it is anybody's to remove."""
-        if self._fd >= 0:
-            fcntl.flock(self._fd, fcntl.LOCK_UN)  # the map has a descriptor of its own, with the same lock
-            os.close(self._fd)
-            self._fd = -1
+        let_go(self._fd)
+        self._fd = -1
 
 
 __all__ = ("PAGE", "SUFFIX", "Entry", "Segment", "is_name", "prefix_of")
