@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from edgeserve.core.errors import ConfigurationError, CorruptMessage, PayloadGone
+from edgeserve.core.process import boot
 from edgeserve.payload import (
     PayloadReader,
     PayloadWriter,
@@ -370,6 +372,90 @@ def test_stores_that_are_gone_leave_nothing(tmp_path: Path, monkeypatch: pytest.
     again = store_name("1" * 32, tmp_path / "two")
     remove_orphans(payload_base(), lambda directory: is_gone(directory, again, tmp_path / "two"))
     assert not directories[1].exists()
+
+
+@pytest.fixture
+def orphan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The payloads of a store that is not to be seen any more."""
+    monkeypatch.setenv("EDGESERVE_PAYLOAD_DIR", str(tmp_path / "payloads"))
+    root = tmp_path / "gone"
+    root.mkdir()
+    directory = make_payload_directory(store_name("0" * 32, root), root)
+    writer = writer_of(directory)
+    put(writer, 1, 0)
+    writer.close()
+    root.rmdir()
+    return directory
+
+
+def remove_all_but(root: Path) -> None:
+    """As the sender of another store does."""
+    root.mkdir()
+    name = store_name("1" * 32, root)
+    remove_orphans(payload_base(), lambda directory: is_gone(directory, name, root))
+
+
+def in_another_container(directory: Path) -> Path:
+    note = directory / "origin"
+    note.write_bytes(note.read_bytes().replace(b"mnt:[", b"mnt:[9"))
+    return directory
+
+
+def before_another_start(directory: Path) -> Path:
+    note = directory / "origin"
+    note.write_bytes(note.read_bytes().replace(boot().encode(), b"0" * 8))
+    return directory
+
+
+def half_written(directory: Path) -> Path:
+    (directory / "origin").write_bytes(b"")
+    return directory
+
+
+def with_a_relative_origin(directory: Path) -> Path:
+    note = directory / "origin"
+    note.write_bytes(note.read_bytes().replace(b"\n/", b"\n"))
+    return directory
+
+
+def on_a_disk_that_is_not_mounted(directory: Path) -> Path:
+    identity, device, number = directory.name.split("-")
+    return directory.rename(directory.with_name(f"{identity}-{int(device, 16) + 1:x}-{number}"))
+
+
+def with_another_name(directory: Path) -> Path:
+    return directory.rename(directory.with_name("photos"))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [in_another_container, before_another_start, half_written, with_a_relative_origin, on_a_disk_that_is_not_mounted, with_another_name],
+)
+def test_what_may_belong_to_a_store_elsewhere_is_left_alone(orphan: Path, tmp_path: Path, made: Callable[[Path], Path]) -> None:
+    directory = made(orphan)
+    before = sorted(directory.rglob("*"))
+    remove_all_but(tmp_path / "mine")
+    assert sorted(directory.rglob("*")) == before and len(before) > 1
+
+
+def test_what_others_have_put_beside_payloads_stays(orphan: Path, tmp_path: Path) -> None:
+    (orphan / "notes.txt").write_text("mine")
+    remove_all_but(tmp_path / "mine")
+    assert [path.name for path in orphan.rglob("*")] == ["notes.txt"]
+
+
+def test_where_a_store_is_is_noted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESERVE_PAYLOAD_DIR", str(tmp_path / "payloads"))
+    (tmp_path / "one").mkdir()
+    note = make_payload_directory("one", tmp_path / "one") / "origin"
+    whole, first = note.read_bytes(), note.stat()
+    make_payload_directory("one", tmp_path / "one")
+    assert (note.stat().st_ino, note.stat().st_mtime_ns) == (first.st_ino, first.st_mtime_ns)
+    note.write_bytes(b"")
+    with open(note, "rb") as reading:
+        make_payload_directory("one", tmp_path / "one")
+        assert reading.read() == b""  # it is replaced, and not written anew, so that nobody reads half of it
+    assert note.read_bytes() == whole and [path.name for path in note.parent.iterdir()] == ["origin"]
 
 
 def test_a_relative_directory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from pathlib import Path
 
 from edgeserve.core.errors import ConfigurationError
+from edgeserve.core.process import boot
 from edgeserve.core.settings import state_directory
 
+ORIGIN = "origin"
+"""The file that says which store a directory is of."""
+
 _SHARED_MEMORY = Path("/dev/shm")
-_ORIGIN = "origin"
+_NAME = re.compile(r"(?P<identity>[0-9a-f]{32})-(?P<device>[0-9a-f]+)-[0-9a-f]+")
 
 
 def payload_base() -> Path:
@@ -40,35 +45,68 @@ def make_payload_directory(store: str, root: Path) -> Path:
 
     Raises:
         ConfigurationError: it belongs to somebody else, or is open to others.
+        OSError: it cannot be made.
     """
     base = payload_base()
     directory = base / store
-    try:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.mkdir(mode=0o700, exist_ok=True)
-        for each in (base, directory):
-            found = os.lstat(each)
-            given = each == base and "EDGESERVE_PAYLOAD_DIR" in os.environ
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or (found.st_mode & 0o022 and not given):
-                raise ConfigurationError(
-                    f"{each} is not a directory that only user {os.getuid()} may write to, so payloads are not put there: "
-                    "remove it, or name another place with EDGESERVE_PAYLOAD_DIR"
-                )
-        (directory / _ORIGIN).write_text(str(root))
-    except OSError as exc:
-        raise ConfigurationError(f"payloads cannot be kept in {base}: {exc}; name another place with EDGESERVE_PAYLOAD_DIR") from exc
+    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for each in (base, directory):
+        found = os.lstat(each)
+        given = each == base and "EDGESERVE_PAYLOAD_DIR" in os.environ
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or (found.st_mode & 0o022 and not given):
+            raise ConfigurationError(
+                f"{each} is not a directory that only user {os.getuid()} may write to, so payloads are not put there: "
+                "remove it, or name another place with EDGESERVE_PAYLOAD_DIR"
+            )
+    _note_origin(directory / ORIGIN, _here() + b"\n" + os.fsencode(root))
     return directory
 
 
-def is_gone(directory: Path, store: str, root: Path) -> bool:
-    """Whether the store whose payloads lie here is not there any more. `store`, `root`: one that is, and may have taken its place."""
+def _note_origin(path: Path, origin: bytes) -> None:
+    """At once, and only if it is another: who reads it meanwhile must not find half of it."""
     try:
-        origin = Path((directory / _ORIGIN).read_text())
-        return directory.name != (store if origin == root else store_name(directory.name.partition("-")[0], origin))
+        if path.read_bytes() == origin:
+            return
     except FileNotFoundError:
-        return (directory / _ORIGIN).exists()
+        pass
+    new = path.with_name(f"{ORIGIN}.{os.urandom(8).hex()}.new")
+    try:
+        new.write_bytes(origin)
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def _here() -> bytes:
+    """Where a path means what it means to this process: the form of this note, the boot, the mount namespace; b"" where nobody tells."""
+    try:
+        return f"1 {now} {os.readlink('/proc/self/ns/mnt')}".encode() if (now := boot()) else b""
+    except OSError:
+        return b""
+
+
+def is_gone(directory: Path, store: str, root: Path) -> bool:
+    """Whether the store whose payloads lie here is not there any more. `store`, `root`: one that is, and may have taken its place.
+
+    False where that is not known: to a container the store of another one may look as if it were gone, and so does one whose disk is not
+    mounted now.
+    """
+    named, here = _NAME.fullmatch(directory.name), _here()
+    if named is None or not here:
+        return False
+    try:
+        noted, _, name = (directory / ORIGIN).read_bytes().partition(b"\n")
+        origin = Path(os.fsdecode(name))
+        if noted != here or not origin.is_absolute():
+            return False
+        nearest = next(path for path in (origin, *origin.parents) if path.exists())
+        if f"{os.stat(nearest).st_dev:x}" != named["device"]:
+            return False
+        return nearest != origin or directory.name != (store if origin == root else store_name(named["identity"], origin))
     except OSError:
         return False
 
 
-__all__ = ("is_gone", "make_payload_directory", "payload_base", "store_name")
+__all__ = ("ORIGIN", "is_gone", "make_payload_directory", "payload_base", "store_name")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import shutil
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from edgeserve.core.errors import CorruptMessage
 from edgeserve.payload.leases import LEASES, key_of, leased
 from edgeserve.payload.locks import is_left
+from edgeserve.payload.place import ORIGIN
 from edgeserve.payload.segment import Entry, Segment, is_name
 from edgeserve.payload.writer import End, Ranges, Settled, is_settled
+
+_LEASES_OR_ORIGIN = re.compile(rf"[0-9a-f]{{16}}|{ORIGIN}(\.[0-9a-f]{{16}})?")
 
 
 class Sweep:
@@ -59,12 +63,23 @@ class Sweep:
 
 
 def remove_orphans(base: Path, is_gone: Callable[[Path], bool]) -> None:
-    """Removes the directories of stores that are gone, as `is_gone` says, with all that nobody has locked."""
+    """Removes the directories of stores that are gone, as `is_gone` says, unless something in them is locked. Only what is ours: the user
+    names the place, and may have put something there."""
     for directory in _files(base):
         if not directory.is_dir() or directory.is_symlink() or not is_gone(directory):
             continue
-        if all(is_left(path) for folder in (directory, directory / LEASES) for path in _files(folder) if path.is_file()):
-            shutil.rmtree(directory, ignore_errors=True)
+        folders = directory / LEASES, directory
+        files = [path for folder in folders for path in _files(folder) if path.is_file()]
+        if all(map(is_left, files)):
+            removals: list[Callable[[], None]] = [path.unlink for path in files if _is_ours(path.name)]
+            for remove in (*removals, *(folder.rmdir for folder in folders)):
+                with contextlib.suppress(OSError):
+                    remove()
+
+
+def _is_ours(name: str) -> bool:
+    name = name.removesuffix(".new")
+    return is_name(name) or _LEASES_OR_ORIGIN.fullmatch(name) is not None
 
 
 def _files(directory: Path) -> list[Path]:
