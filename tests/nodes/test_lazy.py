@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -11,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.nodes.conftest import running
+from tests.waiting import until
 
 from edgeserve import Compute, DataSource, Materialize
 from edgeserve.core.codec import decode_frame
+from edgeserve.core.errors import ReceiveTimeout
 from edgeserve.core.payload import decode_value
 from edgeserve.payload.writer import slot_bytes_for
 from edgeserve.stage.deadletter import dead_letter_topic, read_dead_letter
@@ -212,6 +216,25 @@ def test_every_group_gets_every_payload(url: str, tmp_path: Path) -> None:
         one.run(until="end")
         two.run(until="end")
     assert seen == [list(range(5))] * 2
+    assert segments(tmp_path) == []
+
+
+def test_who_waits_keeps_no_memory_that_is_gone(url: str, tmp_path: Path) -> None:
+    def mapped() -> bool:
+        gc.collect()
+        return f"{tmp_path}/payloads/" in Path("/proc/self/maps").read_text()
+
+    send(url, "a", 2)
+    with Compute(lambda a: None, url, topic_in="in", topic_out="out", timeout_ms=50) as compute:
+        next(compute)
+        assert mapped()
+
+        def waits() -> bool:
+            with contextlib.suppress(ReceiveTimeout):
+                next(compute)
+            return not mapped()
+
+        until(waits)
     assert segments(tmp_path) == []
 
 

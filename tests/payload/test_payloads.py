@@ -36,7 +36,7 @@ from edgeserve.payload import (
 )
 from edgeserve.payload import writer as writer_module
 from edgeserve.payload.leases import key_of, leased
-from edgeserve.payload.segment import PAGE
+from edgeserve.payload.segment import PAGE, Entry, Segment
 from edgeserve.payload.writer import is_settled, slot_bytes_for
 
 SIZE = 100_000
@@ -293,18 +293,38 @@ def test_what_was_not_sent_after_all_is_let_go(directory: Path) -> None:
         ("checksum", "x", CorruptMessage),
     ],
 )
-def test_a_hostile_reference_is_refused(directory: Path, field: str, value: object, error: type[Exception]) -> None:
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_a_hostile_reference_is_refused(directory: Path, field: str, value: object, error: type[Exception], looked_at: bool) -> None:
     writer, reader = writer_of(directory), PayloadReader(directory)
     reference = put(writer, 1, 0)
+    held = reader.open(reference) if looked_at else None
     at = Reference.__struct_fields__.index(field)
     raw = msgspec.to_builtins(reference)
     raw[at] = value
     for read in (reader.open, reader.copy):
         with pytest.raises(error):
             read(Reference.decode(msgspec.msgpack.encode(raw)))
+    assert held is None or len(leased(directory)) == 1
 
 
-@pytest.mark.parametrize("damage", [b"", b"x" * 10_000, b"edgePAY\x01" + b"\xff" * 10_000])
+def test_a_slot_that_seems_to_be_of_a_generation_before_is_looked_at_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = Groups()
+    writer = writer_of(directory, groups, 1)
+    put(writer, 1, 0)
+    groups.done = [(0, 1)]
+    reference, entry = put(writer, 2, 1), Segment.entry
+
+    def half_written(self: Segment, slot: int) -> Entry:
+        monkeypatch.setattr(Segment, "entry", entry)
+        found = entry(self, slot)
+        found.generation -= 1
+        return found
+
+    monkeypatch.setattr(Segment, "entry", half_written)
+    assert PayloadReader(directory).open(reference)[0] == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"x" * 10_000, b"edgePAY\x01" + b"\xff" * 10_000, b"edgePAY\x01" + bytes(4096 - 8)])
 def test_a_file_that_is_none_of_ours_is_refused(directory: Path, damage: bytes) -> None:
     reference = put(writer_of(directory), 1, 0)
     (directory / reference.segment).unlink()

@@ -38,9 +38,10 @@ class PayloadReader:
         self._lock = threading.RLock()
         self._segments: dict[str, Segment] = {}
         self._table: Table | None = None
-        # Of what is looked at: its key, the array that all views of it hold on to, where its lease stands.
-        self._views: dict[int, weakref.ref[Any]] = {}
-        self._leases: dict[int, tuple[weakref.ref[Any], Table, int, int, int]] = {}
+        # Of what is looked at: the array that all views of it hold on to, where its lease stands, and what it was found by: another
+        # reference that names the same slot is looked into anew.
+        self._views: dict[Reference, weakref.ref[Any]] = {}
+        self._leases: dict[int, tuple[weakref.ref[Any], Table, int, Reference]] = {}
         self._bytes = self._opening = 0
         self.copied = 0
 
@@ -51,15 +52,15 @@ class PayloadReader:
             PayloadGone: it is not there any more, or not on this host.
             CorruptMessage: it is not what the reference says.
         """
-        key = key_of(reference.segment, reference.slot, reference.generation)
         with self._lock:
-            known = self._views.get(key)
+            known = self._views.get(reference)
             viewed = None if known is None else known()
             if viewed is not None:
                 return memoryview(viewed)
             segment = self._segment(reference)
             table = self._lasting_table()
-            index = table.enter(key) if self._bytes + reference.size <= LEASE_BYTES else None
+            fits = self._bytes + reference.size <= LEASE_BYTES
+            index = table.enter(key_of(reference.segment, reference.slot, reference.generation)) if fits else None
             self._opening += index is not None
         if index is None:
             self.copied += 1
@@ -76,8 +77,8 @@ class PayloadReader:
         with self._lock:
             self._opening -= 1
             ref = weakref.ref(array, self._gone_from_sight)
-            self._views[key] = ref
-            self._leases[id(ref)] = (ref, table, index, reference.size, key)
+            self._views[reference] = ref
+            self._leases[id(ref)] = (ref, table, index, reference)
             self._bytes += reference.size
         return memoryview(array)
 
@@ -93,11 +94,16 @@ class PayloadReader:
         if os.getpid() != self._pid:
             return  # a fork's copy of the view: the lease is the parent's
         with self._lock:
-            _, table, index, size, key = self._leases.pop(id(ref))
-            if self._views.get(key) is ref:
-                del self._views[key]
-            self._bytes -= size
+            _, table, index, reference = self._leases.pop(id(ref))
+            if self._views.get(reference) is ref:
+                del self._views[reference]
+            self._bytes -= reference.size
             table.let_go(index)
+
+    def prune(self) -> None:
+        """Lets go of the segments whose files are gone: they take up memory for as long as they are mapped."""
+        with self._lock:
+            self._segments = {name: segment for name, segment in self._segments.items() if segment.path.exists()}
 
     def rest(self) -> None:
         """Lets go of what is not looked at."""
@@ -118,16 +124,15 @@ class PayloadReader:
         return self._table
 
     def _segment(self, reference: Reference) -> Segment:
+        if reference.store != self._directory.name or not is_name(reference.segment):
+            raise PayloadGone(f"a payload of {reference.size} bytes lies in another store, {reference.store}: it was sent elsewhere")
         segment = self._segments.get(reference.segment)
         if segment is None:
-            if reference.store != self._directory.name or not is_name(reference.segment):
-                raise PayloadGone(f"a payload of {reference.size} bytes lies in another store, {reference.store}: it was sent elsewhere")
             try:
                 segment = Segment.open(self._directory / reference.segment)
             except FileNotFoundError:
                 raise self._not_there(reference) from None
-            # Those whose files are gone take up memory for as long as they are mapped.
-            self._segments = {name: known for name, known in self._segments.items() if known.path.exists()}
+            self.prune()
             if len(self._segments) >= _MOST_SEGMENTS:
                 self._segments.pop(next(iter(self._segments)))
             self._segments[reference.segment] = segment
@@ -140,7 +145,7 @@ class PayloadReader:
         same = xxh3_64_intdigest(data) == reference.checksum
         generation = segment.entry(reference.slot).generation
         for _ in range(_LOOKS):
-            if generation:
+            if generation >= reference.generation:  # a slot's generations only grow
                 break
             time.sleep(_LOOK_S)  # its writer may only be looking whether it is still needed
             generation = segment.entry(reference.slot).generation

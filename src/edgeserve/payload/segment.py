@@ -4,7 +4,8 @@ Layout, little endian::
 
     4096        magic b"edgePAY\x01", slot bytes, count of slots, length of the topic's name, the name
     64 x count  the table, up to a multiple of 4096: of each slot its generation (0: nothing in it), size, xxh3_64, and its message
-                (0: not known; else its position + 1, with the highest bit set: all up to there)
+                (0: not known; else its position + 1, with the highest bit set: all up to there). In words of the machine's own
+                order, so that each is written at once
     .           the slots
 
 A slot is published by the commit of the message that refers to it and never by a word in here, so that no reader depends on the order in
@@ -31,10 +32,9 @@ PAGE = 4096
 SUFFIX = ".payloads"
 _MAGIC = b"edgePAY\x01"
 _HEAD = Struct("<8sQQQ")
-_ENTRY = Struct("<QQQQ")
-_WORD = Struct("<Q")
-_ENTRY_BYTES = 64
-_MESSAGE_AT = 24
+_WORD_BYTES, _ENTRY_BYTES = 8, 64
+_ENTRY_WORDS = _ENTRY_BYTES // _WORD_BYTES
+_GENERATION, _SIZE, _CHECKSUM, _MESSAGE = range(4)
 _ALL = 1 << 63
 # The pages are there; without it each is found anew by its first touch, which at 1 MB takes longer than to copy it.
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
@@ -74,7 +74,7 @@ class Segment:
     """
 
     def __init__(self, path: Path, mapped: mmap.mmap, fd: int = -1) -> None:
-        self.path, self._mapped, self._fd = path, mapped, fd
+        self.path, self._fd = path, fd
         self.bytes = len(mapped)
         try:
             magic, self.slot_bytes, self.count, length = _HEAD.unpack_from(mapped)
@@ -82,9 +82,10 @@ class Segment:
         except Exception as exc:
             raise CorruptMessage(f"{path} cannot be read as a file of payloads: {exc}") from exc
         self._data_at = PAGE + _up(self.count * _ENTRY_BYTES)
-        if magic != _MAGIC or self.slot_bytes % PAGE or self._data_at + self.count * self.slot_bytes != self.bytes:
+        if magic != _MAGIC or not self.count or self.slot_bytes % PAGE or self._data_at + self.count * self.slot_bytes != self.bytes:
             raise CorruptMessage(f"{path} is no file of payloads of this version of edgeserve")
         self._view = memoryview(mapped)
+        self._table = self._view[PAGE : PAGE + self.count * _ENTRY_BYTES].cast("Q")
 
     @classmethod
     def create(cls, directory: Path, topic: str, slot_bytes: int, count: int) -> Segment:
@@ -111,7 +112,8 @@ class Segment:
 
     def entry(self, slot: int) -> Entry:
         """What the table says of a slot."""
-        generation, size, checksum, message = _ENTRY.unpack_from(self._mapped, PAGE + slot * _ENTRY_BYTES)
+        at = slot * _ENTRY_WORDS
+        generation, size, checksum, message = self._table[at : at + 4].tolist()
         return Entry(generation, size, checksum, (message & ~_ALL) - 1, bool(message & _ALL))
 
     def slot(self, slot: int, size: int) -> memoryview:
@@ -131,15 +133,17 @@ class Segment:
 
     def enter(self, slot: int, entry: Entry) -> None:
         """Says in the table what is in a slot."""
-        _ENTRY.pack_into(self._mapped, PAGE + slot * _ENTRY_BYTES, entry.generation, entry.size, entry.checksum, 0)
+        at = slot * _ENTRY_WORDS
+        self._table[at + _SIZE], self._table[at + _CHECKSUM], self._table[at + _MESSAGE] = entry.size, entry.checksum, 0
+        self._table[at + _GENERATION] = entry.generation
 
     def place(self, slot: int, position: int, *, whole: bool) -> None:
         """Says in the table of which message a slot is."""
-        _WORD.pack_into(self._mapped, PAGE + slot * _ENTRY_BYTES + _MESSAGE_AT, position + 1 | (_ALL if whole else 0))
+        self._table[slot * _ENTRY_WORDS + _MESSAGE] = position + 1 | (_ALL if whole else 0)
 
     def name(self, slot: int, generation: int) -> None:
         """Says in the table which generation is in a slot; 0: nothing, so that it may be written to."""
-        _WORD.pack_into(self._mapped, PAGE + slot * _ENTRY_BYTES, generation)
+        self._table[slot * _ENTRY_WORDS + _GENERATION] = generation
 
     def close(self) -> None:
         """The writer is done with it: from now on it is anybody's to remove."""

@@ -160,13 +160,15 @@ class Payloads:
         return reader
 
     def tidy(self) -> None:
-        """To be called now and then: what writers left behind goes when nobody will ask for it any more."""
+        """To be called now and then: what writers left behind goes when nobody will ask for it any more, and is not kept mapped here."""
         if self._sweep is not None and (now := time.monotonic()) >= self._sweep_at:
             self._sweep_at = now + _SWEEP_EVERY_S
             try:
                 self._sweep.look()
             except OSError as exc:
                 _log.warning("%s cannot look after the payloads in %s: %s", self._who, self._directory, exc)
+            if self._known_reader is not None:
+                self._known_reader.prune()
 
     def close(self) -> None:
         """To be called when the node's last message is settled. Idempotent."""
