@@ -191,7 +191,7 @@ class Compute(StageNode):
             signature.append(f"by={by is True or 'a function'}")
         if partitions > 1:
             signature.append(f"partitions={partitions}")
-        self._payloads = Payloads(f"Compute {worker_id!r}", routing, topic_out)
+        self._payloads = Payloads(f"Compute {worker_id!r}", routing, topic_out, self._control)
         options = Options(
             what="Compute",
             name=worker_id,

@@ -83,7 +83,7 @@ class Materialize(StageNode):
             ack_timeout_ms=ack_timeout_ms,
         )
         self._check_callables("Materialize", gate=gate)
-        self._payloads = Payloads(f"Materialize {topic!r}", "eager", None)
+        self._payloads = Payloads(f"Materialize {topic!r}", "eager", None, self._control)
         options = Options(
             what="Materialize",
             name=topic,

@@ -153,6 +153,27 @@ def test_more_than_the_budget_is_copied(directory: Path, monkeypatch: pytest.Mon
     assert not leased(directory)
 
 
+def test_without_room_for_leases_payloads_are_copied(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    reference, reader = put(writer_of(directory), 1, 0), PayloadReader(directory)
+    with monkeypatch.context() as patched:
+        patched.setattr("edgeserve.payload.reader.Table", full)
+        assert bytes(reader.open(reference)) == payload(1) and reader.copied == 1
+    view = reader.open(reference)
+    assert view[0] == 1 and len(leased(directory)) == 1
+
+
+def test_a_payload_that_may_not_be_read_is_gone(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = put(writer_of(directory), 1, 0)
+    path = directory / reference.segment
+    path.rename(directory / "elsewhere")
+    path.symlink_to(directory / "elsewhere")
+    with pytest.raises(PayloadGone, match="cannot be read"):
+        PayloadReader(directory).open(reference)
+
+
 def test_a_payload_is_looked_at_once_however_often_it_is_opened(directory: Path) -> None:
     writer, reader = writer_of(directory), reader_of(directory)
     assert reader_of(directory) is reader  # of two nodes in one process, the first to let go must not let go for both

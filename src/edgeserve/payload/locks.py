@@ -1,7 +1,7 @@
 """Files that a living process keeps locked: the kernel lets go of the lock however the process ends, in whatever container it was.
 
-A lock is of the open file, which a child of fork has, too, and would keep when its parent is killed. So children close it, and what is mapped
-is the file opened once more, since nobody can close what a map holds.
+A lock is of the open file, which a child of fork has, too, and would keep when its parent is killed. So children close it, and what is
+mapped is the file opened once more, since nobody can close what a map holds.
 """
 
 from __future__ import annotations

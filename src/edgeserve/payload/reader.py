@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -22,6 +23,8 @@ LEASE_BYTES = 128 << 20
 
 _MOST_SEGMENTS = 64
 _LOOKS, _LOOK_S = 20, 0.002
+# Of what this process, or the machine, has too little of now.
+_PASSING = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOMEM))
 
 
 class PayloadReader:
@@ -46,11 +49,12 @@ class PayloadReader:
         self.copied = 0
 
     def open(self, reference: Reference) -> memoryview:
-        """The payload, as a read-only view, or a copy of it where too much is looked at.
+        """The payload, as a read-only view, or a copy of it where too much is looked at, or where there is no room to say that it is.
 
         Raises:
             PayloadGone: it is not there any more, or not on this host.
             CorruptMessage: it is not what the reference says.
+            OSError: it cannot be had now, for want of descriptors or memory.
         """
         with self._lock:
             known = self._views.get(reference)
@@ -58,11 +62,10 @@ class PayloadReader:
             if viewed is not None:
                 return memoryview(viewed)
             segment = self._segment(reference)
-            table = self._lasting_table()
-            fits = self._bytes + reference.size <= LEASE_BYTES
-            index = table.enter(key_of(reference.segment, reference.slot, reference.generation)) if fits else None
+            table = self._lasting_table() if self._bytes + reference.size <= LEASE_BYTES else None
+            index = None if table is None else table.enter(key_of(reference.segment, reference.slot, reference.generation))
             self._opening += index is not None
-        if index is None:
+        if table is None or index is None:
             self.copied += 1
             return memoryview(self.copy(reference))
         # The lock's release stands between the lease and the look at what is there.
@@ -113,14 +116,18 @@ class PayloadReader:
                 self._table.close()
                 self._table = None
 
-    def _lasting_table(self) -> Table:
-        if self._table is None:
-            self._table = Table(self._directory)
-        elif self._table.gone:
-            # The directory was removed, and made again: what is looked at is nobody's to reuse, but what comes now must be seen.
-            self._table = Table(self._directory)
-            self._segments.clear()
-            self._views.clear()
+    def _lasting_table(self) -> Table | None:
+        """Where leases are entered; None: there is no room for it."""
+        try:
+            if self._table is None:
+                self._table = Table(self._directory)
+            elif self._table.gone:
+                # The directory was removed, and made again: what is looked at is nobody's to reuse, but what comes now must be seen.
+                self._table = Table(self._directory)
+                self._segments.clear()
+                self._views.clear()
+        except OSError:
+            return None
         return self._table
 
     def _segment(self, reference: Reference) -> Segment:
@@ -132,6 +139,10 @@ class PayloadReader:
                 segment = Segment.open(self._directory / reference.segment)
             except FileNotFoundError:
                 raise self._not_there(reference) from None
+            except OSError as exc:
+                if exc.errno in _PASSING:
+                    raise
+                raise PayloadGone(f"a payload of {reference.size} bytes cannot be read: {exc}") from exc
             self.prune()
             if len(self._segments) >= _MOST_SEGMENTS:
                 self._segments.pop(next(iter(self._segments)))

@@ -9,6 +9,7 @@ from edgeserve.stage.base import Options
 from edgeserve.stage.deadletter import Asides
 from edgeserve.stage.decisions import LEFT, Decisions, unit
 from edgeserve.stage.duplicates import RecentIds
+from edgeserve.stage.retry import GoesBack
 from edgeserve.stage.runset import Input
 from edgeserve.stage.ways import Sets
 from edgeserve.transport import Delivery, Frame
@@ -52,6 +53,8 @@ class Admission:
         part = self._run_set.part
         try:
             passed = self._run_set.screen(item)
+        except GoesBack:
+            raise
         except Exception as exc:
             if part is not None and not part.has(item.header):
                 self.leave(item.position)

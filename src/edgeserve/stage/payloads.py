@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from edgeserve.core.codec import Buffer, decode_frame, encode_frame
-from edgeserve.core.errors import ConfigurationError, MessageError, PayloadGone, UnknownTopic
+from edgeserve.core.errors import MessageError, PayloadGone, UnknownTopic
 from edgeserve.core.message import Header
 from edgeserve.payload import (
     PayloadReader,
@@ -29,6 +29,9 @@ from edgeserve.payload import (
     remove_orphans,
     store_name,
 )
+from edgeserve.stage.control import Control
+from edgeserve.stage.linger import Patience
+from edgeserve.stage.retry import GoesBack
 from edgeserve.transport import Frame, Transport
 
 _log = logging.getLogger("edgeserve")
@@ -49,10 +52,12 @@ class Payloads:
         who: the node, for people.
         routing: 'lazy' keeps its own large payloads in shared memory, where the engine can say when they are done with.
         topic_out: where its own go; None: it sends nothing.
+        control: the node's, for who takes messages.
     """
 
-    def __init__(self, who: str, routing: Routing, topic_out: str | None) -> None:
+    def __init__(self, who: str, routing: Routing, topic_out: str | None, control: Control | None = None) -> None:
         self._who, self._routing, self._topic_out = who, routing, topic_out
+        self._patience = Patience(who, control or Control())
         self._directory: Path | None = None
         self._known_reader: PayloadReader | None = None
         self._sweep: Sweep | None = None
@@ -128,25 +133,38 @@ class Payloads:
     # --- others' ------------------------------------------------------------------------------------------------
 
     def fetch(self, schema: str, payload: bytes | memoryview) -> tuple[str, memoryview]:
-        """The payload that a reference stands for, with its schema tag: a view, which stays good.
+        """The payload that a reference stands for, with its schema tag: a view, which stays good. Waits for what the system has too little
+        of: the message can do nothing for it.
 
         Raises:
             PayloadGone, CorruptMessage: it is not there, or is another.
+            GoesBack: the node is to end.
         """
-        return inner_schema(schema), self._reader().open(Reference.decode(payload))
+        reference = Reference.decode(payload)
+        while True:
+            try:
+                view = self._reader().open(reference)
+            except OSError as exc:
+                if not self._patience.wait(exc):
+                    raise GoesBack(f"the node was told to end while a payload could not be had: its message goes back ({exc})") from exc
+            else:
+                if self._patience.troubled:
+                    self._patience.over()
+                return inner_schema(schema), view
 
     def copy(self, schema: str, payload: bytes | memoryview) -> tuple[str, bytes]:
         """As `fetch`, a copy: for who has no claim on the message."""
         return inner_schema(schema), self._reader().copy(Reference.decode(payload))
 
     def inline(self, frame: Buffer) -> Buffer:
-        """The frame with its payload in it, for who will read it when the message is settled. As it is when the payload cannot be had."""
+        """The frame with its payload in it, for who will read it when the message is settled. As it is when the payload is gone. Raises
+        `GoesBack` as `fetch` does."""
         try:
             header, payload = decode_frame(frame)
             if not is_lazy(header.schema):
                 return frame
             schema, payload = self.fetch(header.schema, payload)
-        except (MessageError, OSError, ConfigurationError):
+        except MessageError:
             return frame
         whole = encode_frame(msgspec.structs.replace(header, schema=schema, size=len(payload)), [payload])
         return whole if isinstance(whole, bytes) else b"".join(whole)

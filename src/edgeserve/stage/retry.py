@@ -41,7 +41,11 @@ def try_again(error: Exception, attempt: Callable[[], T], *, retries: int, backo
         GoesBack: the node is to stop or close.
     """
     attempts = 1
-    while attempts <= retries and not isinstance(error, HOPELESS):
+    while True:
+        if isinstance(error, GoesBack) and control.stopping():
+            raise error  # it waited for a payload
+        if attempts > retries or isinstance(error, HOPELESS):
+            raise GaveUp(error, attempts) from error
         if not control.pause(min(backoff_s * 2 ** (attempts - 1), LONGEST_BACKOFF_S)):
             raise GoesBack("the node was told to end while a task waited to be tried again: its message goes back") from error
         attempts += 1
@@ -49,7 +53,6 @@ def try_again(error: Exception, attempt: Callable[[], T], *, retries: int, backo
             return attempt()
         except Exception as exc:
             error = exc
-    raise GaveUp(error, attempts) from error
 
 
 __all__ = ("HOPELESS", "LONGEST_BACKOFF_S", "GaveUp", "GoesBack", "try_again")

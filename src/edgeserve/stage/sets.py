@@ -16,7 +16,7 @@ from edgeserve.core.message import Key, set_id
 from edgeserve.core.payload import encode_sized
 from edgeserve.payload import is_lazy
 from edgeserve.stage.emit import Emitter
-from edgeserve.stage.retry import GaveUp
+from edgeserve.stage.retry import GaveUp, GoesBack
 from edgeserve.stage.runset import GiveUp, Input, Outcome
 from edgeserve.transport import Buffer, Frame
 
@@ -75,6 +75,8 @@ class Packer:
                 head = _encode(members)
                 event_ns = max(item.header.event_ns for _, item in inputs)
                 frame = emit(of, event_ns, [len(head).to_bytes(_LENGTH_BYTES, "little") + head, *frames])
+            except GoesBack:
+                raise
             except Exception as error:  # a value of a gate that cannot travel, a set that is too large
                 aside, raised = give_up([item for _, item in inputs], GaveUp(error, 1))
                 return raised, of, ids, None, aside
