@@ -339,6 +339,30 @@ def test_who_waits_keeps_no_memory_that_is_gone(url: str, tmp_path: Path) -> Non
     assert segments(tmp_path) == []
 
 
+@pytest.mark.parametrize("what", ["edgeserve.stage.payloads.make_payload_directory", "edgeserve.stage.payloads.PayloadWriter.put"])
+def test_what_cannot_be_kept_now_travels_with_its_message(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(what, refuse)
+        source = DataSource((image(n) for n in range(3)), url, source_id="a", topic="in", routing="lazy").__enter__()
+        next(source)
+        next(source)
+    assert segments(tmp_path) == [] and stored_bytes(url, "in") > 2 * SIZE
+    monkeypatch.setattr(source._payloads, "_again_at", 0.0)  # a second later
+    source.run()
+    source.close()
+    assert len(segments(tmp_path)) == 1 and stored_bytes(url, "in") < 2.5 * SIZE
+    assert [record.message.count("travel with their messages") for record in caplog.records if record.levelname == "WARNING"] == [1]
+    seen: list[int] = []
+    with Materialize(lambda v: seen.append(int(v[0, 0])), url, topic="in") as sink:
+        sink.run(until="end")
+    assert seen == [0, 1, 2]
+
+
 def test_memory_that_others_may_write_to_is_refused(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("EDGESERVE_PAYLOAD_DIR")
     monkeypatch.setattr("edgeserve.payload.place._SHARED_MEMORY", tmp_path / "shm")

@@ -209,6 +209,25 @@ def test_a_group_that_comes_while_a_slot_is_let_go_keeps_it(directory: Path) -> 
     assert third.slot == first.slot and bytes(reader.open(second)) == payload(2)
 
 
+def test_a_payload_stays_when_it_cannot_be_asked_whether_it_is_needed(directory: Path) -> None:
+    groups, calls = Groups(), list[int]()
+
+    def settled(topic: str) -> list[tuple[int, int]]:
+        calls.append(1)
+        if len(calls) > 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return [(0, 1)]
+
+    writer, reader = PayloadWriter(directory, "t", settled, groups.end, slot_bytes_for(SIZE)), PayloadReader(directory)
+    reference = put(writer, 1, 0)
+    with pytest.raises(OSError, match="open files"):
+        writer.put([payload(2)], SIZE)
+    assert bytes(reader.open(reference)) == payload(1)
+    writer.close()
+    groups.done = [(0, 1)]
+    assert Sweep(directory, groups, groups.end).look() == 1
+
+
 def test_leases_are_seen_after_their_directory_was_removed(directory: Path) -> None:
     writer, reader = writer_of(directory), PayloadReader(directory)
     assert reader.open(put(writer, 1, 0))

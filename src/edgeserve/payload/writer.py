@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -96,7 +97,11 @@ class PayloadWriter:
         self.refused = 0
 
     def put(self, buffers: Sequence[Buffer], size: int) -> tuple[Reference, Slot] | None:
-        """Keeps a payload of `size` bytes; waits for room, up to a second while nothing is settled. None: there is none for it."""
+        """Keeps a payload of `size` bytes; waits for room, up to a second while nothing is settled. None: there is none for it.
+
+        Raises:
+            OSError: it cannot be looked for room now, for want of descriptors; nothing is kept.
+        """
         slot = self._find(slot_bytes_for(size))
         if slot is None:
             self.refused += 1
@@ -217,15 +222,18 @@ class PayloadWriter:
         free = self._releasable([slot for slot in self._used.values() if slot.position >= 0])
         if not free:
             return 0
-        # A group that has begun meanwhile, or who looks without a claim on the message, sees that it is gone, or is seen now.
-        for slot in free:
-            slot.segment.name(slot.index, 0)
-        still = {id(slot) for slot in self._releasable(free)}
-        for slot in free:
-            if id(slot) in still:
-                self._let_go(slot)
-            else:
-                slot.segment.name(slot.index, slot.generation)
+        still: set[int] = set()
+        try:
+            # A group that has begun meanwhile, or who looks without a claim on the message, sees that it is gone, or is seen now.
+            for slot in free:
+                slot.segment.name(slot.index, 0)
+            still = {id(slot) for slot in self._releasable(free)}
+        finally:
+            for slot in free:
+                if id(slot) in still:
+                    self._let_go(slot)
+                else:
+                    slot.segment.name(slot.index, slot.generation)
         return len(still)
 
     def _releasable(self, slots: Sequence[Slot]) -> list[Slot]:
@@ -268,8 +276,12 @@ class PayloadWriter:
             names = [name for name in os.listdir(self._directory) if name.startswith(prefix) and name.endswith(SUFFIX)]
         except FileNotFoundError:
             return 0
-        left = [path for name in names if name not in mine and is_left(path := self._directory / name)]
-        return sum(path.stat().st_size for path in left if path.exists())
+        left = 0
+        for name in names:
+            if name not in mine and is_left(path := self._directory / name):
+                with contextlib.suppress(FileNotFoundError):  # somebody else removes it
+                    left += path.stat().st_size
+        return left
 
     def _drop_an_empty_one(self, slot_bytes: int) -> bool:
         """Payloads of another size came before: lets go of a segment for these."""
@@ -304,7 +316,8 @@ class PayloadWriter:
         """Lets go of what is settled. What is not stays for those who will ask for it; see `Sweep`."""
         with self._lock:
             self.abandon([frame for frame, _ in list(self._unplaced.values())])
-            self._reclaim()
+            with contextlib.suppress(OSError):  # what cannot be looked at now goes with whoever comes by
+                self._reclaim()
             busy = {slot.segment.path for slot in self._used.values()}
             for segment in list(self._segments):
                 if segment.path in busy:

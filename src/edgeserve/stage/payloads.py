@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -40,6 +40,7 @@ LAZY_BYTES = 64 * 1024
 """A smaller payload always travels with its message: to look elsewhere for it would cost more."""
 
 _SWEEP_EVERY_S = 1.0
+_AGAIN_S, _TELL_EVERY_S = 1.0, 10.0
 
 Routing: TypeAlias = Literal["eager", "lazy"]
 Payload: TypeAlias = "bytes | Sequence[Buffer]"
@@ -61,7 +62,9 @@ class Payloads:
         self._directory: Path | None = None
         self._known_reader: PayloadReader | None = None
         self._sweep: Sweep | None = None
-        self._sweep_at = 0.0
+        self._sweep_at = self._again_at = 0.0
+        self._told = -_TELL_EVERY_S
+        self._make_writer: Callable[[], PayloadWriter] | None = None
         self.writer: PayloadWriter | None = None
 
     def open(self, transport: Transport) -> None:
@@ -79,25 +82,53 @@ class Payloads:
                 return 0
 
         name = store_name(transport.identity, root)
-        self._directory = payload_base() / name
-        self._sweep = Sweep(self._directory, transport.settled, end)
-        if self._routing == "lazy" and self._topic_out is not None:
-            make_payload_directory(name, root)
-            remove_orphans(payload_base(), lambda directory: is_gone(directory, name, root))
-            self._sweep.look()
-            self.writer = PayloadWriter(self._directory, self._topic_out, transport.settled, end)
+        self._directory = directory = payload_base() / name
+        self._sweep = sweep = Sweep(directory, transport.settled, end)
+        if self._routing == "lazy" and (topic := self._topic_out) is not None:
+
+            def make_writer() -> PayloadWriter:
+                make_payload_directory(name, root)
+                remove_orphans(payload_base(), lambda found: is_gone(found, name, root))
+                sweep.look()
+                return PayloadWriter(directory, topic, transport.settled, end)
+
+            self._make_writer = make_writer
+            self._ready_writer()
 
     # --- its own ------------------------------------------------------------------------------------------------
 
     def put(self, schema: str, payload: Payload, size: int) -> tuple[str, Payload, Slot | None]:
         """Keeps a large payload: (schema tag, what travels, where it is kept). The same, and None, where it travels itself."""
-        writer = self.writer
-        if writer is None or size < LAZY_BYTES:
+        if size < LAZY_BYTES or (writer := self._ready_writer()) is None:
             return schema, payload, None
-        kept = writer.put([payload] if isinstance(payload, bytes) else payload, size)
+        try:
+            kept = writer.put([payload] if isinstance(payload, bytes) else payload, size)
+        except OSError as exc:
+            self._go_without(exc)
+            return schema, payload, None
         if kept is None:
             return schema, payload, None
         return lazy_schema(schema), kept[0].encode(), kept[1]
+
+    def _ready_writer(self) -> PayloadWriter | None:
+        """None: this node keeps none, or cannot now."""
+        if self._make_writer is None or time.monotonic() < self._again_at:
+            return None
+        if self.writer is None:
+            try:
+                self.writer = self._make_writer()
+            except OSError as exc:
+                self._go_without(exc)
+        return self.writer
+
+    def _go_without(self, error: OSError) -> None:
+        """Shared memory is full, or there are no descriptors: messages are sent all the same."""
+        now = time.monotonic()
+        self._again_at = now + _AGAIN_S
+        if now - self._told >= _TELL_EVERY_S:
+            self._told = now
+            what = "%s cannot keep payloads in %s now, they travel with their messages: %s. It is tried again"
+            _log.warning(what, self._who, self._directory, error)
 
     def framed(self, header: Header, reference: Payload, slot: Slot) -> Frame:
         """The frame that stands for what is kept in `slot`. Raises as `encode_frame` does, with nothing kept."""
@@ -194,7 +225,7 @@ class Payloads:
             return
         if self.writer is not None:
             self.writer.close()
-            self.writer = None
+        self.writer = self._make_writer = None
         self._sweep_at = 0.0
         self.tidy()
         if self._known_reader is not None:
