@@ -319,6 +319,20 @@ def test_every_group_gets_every_payload(url: str, tmp_path: Path) -> None:
     assert segments(tmp_path) == []
 
 
+def test_who_has_always_something_to_do_removes_what_others_left(url: str, tmp_path: Path) -> None:
+    with DataSource([image(0)], url, source_id="a", topic="old", routing="lazy") as source:
+        source.run()
+    with DataSource([1, 2], url, source_id="a", topic="in") as source:
+        source.run()
+    transport = connect(url)  # of no node: it removes nothing when it goes
+    transport.delete_topic("old")
+    disconnect(transport)
+    with Compute(lambda a: a, url, topic_in="in", topic_out="out") as compute:
+        assert segments(tmp_path)
+        next(compute)
+        assert segments(tmp_path) == []
+
+
 def test_who_waits_keeps_no_memory_that_is_gone(url: str, tmp_path: Path) -> None:
     def mapped() -> bool:
         gc.collect()

@@ -280,6 +280,20 @@ def test_writers_that_come_and_go_do_not_fill_the_memory(directory: Path, monkey
     assert sum(path.stat().st_size for path in directory.glob("*.payloads")) < 5 * slot_bytes_for(SIZE) + 3 * PAGE
 
 
+def test_what_a_writer_before_has_left_is_room_again_when_it_is_settled(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    groups = Groups()
+    before = writer_of(directory, groups, 2)
+    put(before, 1, 0), put(before, 2, 1)
+    before.close()
+    sweep = Sweep(directory, groups, groups.end)
+    writer = PayloadWriter(directory, "t", groups, groups.end, 2 * slot_bytes_for(SIZE), sweep=sweep.look)
+    assert writer.put([payload(3)], SIZE) is None and writer.put([payload(3)], SIZE) is None
+    assert [record.message.count("wait to be settled") for record in caplog.records] == [1]
+    groups.done = [(0, 2)]
+    writer._sweep_at = 0.0  # a moment later
+    assert put(writer, 4, 2)
+
+
 def test_without_room_a_payload_travels_with_its_message(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer_module, "_STALL_S", 0.05)
     groups = Groups()

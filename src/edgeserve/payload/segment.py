@@ -99,14 +99,15 @@ class Segment:
         return cls(path, mapped, fd)
 
     @classmethod
-    def open(cls, path: Path) -> Segment:
-        """Maps one to be read. Raises `FileNotFoundError`, or `CorruptMessage` when it is none."""
+    def open(cls, path: Path, *, table_only: bool = False) -> Segment:
+        """Maps one to be read. Raises `FileNotFoundError`, or `CorruptMessage` when it is none. `table_only`: that is what will be read."""
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             size = os.fstat(fd).st_size
             if size < PAGE:
                 raise CorruptMessage(f"{path} is too short for a file of payloads")
-            return cls(path, mmap.mmap(fd, size, flags=mmap.MAP_SHARED | _POPULATE, prot=mmap.PROT_READ))
+            flags = mmap.MAP_SHARED if table_only else mmap.MAP_SHARED | _POPULATE
+            return cls(path, mmap.mmap(fd, size, flags=flags, prot=mmap.PROT_READ))
         finally:
             os.close(fd)
 

@@ -43,7 +43,7 @@ class Sweep:
 
     def _is_over(self, path: Path) -> bool:
         try:
-            segment = Segment.open(path)
+            segment = Segment.open(path, table_only=True)
         except FileNotFoundError:
             return False
         except CorruptMessage:

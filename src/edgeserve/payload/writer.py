@@ -35,6 +35,7 @@ _FEWEST_SLOTS = 2
 _STALL_S = 1.0
 _PAUSE_S = (0.0002, 0.005)
 _AGAIN_S = 1.0
+_SWEEP_EVERY_S = 0.1
 
 Ranges: TypeAlias = Sequence[tuple[int, int]]
 
@@ -78,13 +79,24 @@ class PayloadWriter:
         topic: where the messages go.
         settled, end: asked when a slot is wanted.
         limit_bytes: how much memory its segments may take.
+        sweep: called, with a lock held, when writers before it have left something on its topic: see `Sweep.look`.
 
     Attributes:
         refused: how many payloads found no room in time, so that they travel with their messages.
     """
 
-    def __init__(self, directory: Path, topic: str, settled: Settled, end: End, limit_bytes: int = LIMIT_BYTES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        topic: str,
+        settled: Settled,
+        end: End,
+        limit_bytes: int = LIMIT_BYTES,
+        *,
+        sweep: Callable[[], object] = lambda: None,
+    ) -> None:
         self._directory, self._topic, self._settled, self._end, self._limit_bytes = directory, topic, settled, end, limit_bytes
+        self._sweep = sweep
         self._lock = threading.RLock()
         self._segments: list[Segment] = []
         # By the slots' size, the one used last on top: its pages are in the caches.
@@ -93,7 +105,7 @@ class PayloadWriter:
         # Frames that are not stored yet, by `id`, with their slots.
         self._unplaced: dict[int, tuple[object, Slot]] = {}
         self._stalled = self._told = False
-        self._no_memory_until = 0.0
+        self._no_memory_until = self._sweep_at = 0.0
         self.refused = 0
 
     def put(self, buffers: Sequence[Buffer], size: int) -> tuple[Reference, Slot] | None:
@@ -210,12 +222,13 @@ class PayloadWriter:
     # --- with the lock held -------------------------------------------------------------------------------------
 
     def _stall(self) -> None:
-        if not self._stalled and self._used:
-            self._stalled = True
-            _log.warning(
-                "payloads for topic %r wait to be settled in %d MiB of shared memory: until some are, others travel with their messages",
-                *(self._topic, sum(segment.bytes for segment in self._segments) >> 20),
-            )
+        if self._stalled:
+            return
+        self._stalled = True
+        if self._used or time.monotonic() >= self._no_memory_until:  # else that was said
+            taken = sum(segment.bytes for segment in self._segments) + self._left_by_others()
+            what = "payloads for topic %r wait to be settled in %d MiB of shared memory: until some are, others travel with their messages"
+            _log.warning(what, self._topic, taken >> 20)
 
     def _reclaim(self) -> int:
         """Takes back the slots of messages that no group will ask for any more, and nobody looks at; returns how many."""
@@ -255,7 +268,12 @@ class PayloadWriter:
             return False
         count = max(_FEWEST_SLOTS, min(_MOST_SLOTS, _SEGMENT_BYTES // slot_bytes))
         count = max(1, min(count, self._limit_bytes // slot_bytes))
-        room = self._limit_bytes - self._left_by_others()
+        left = self._left_by_others()
+        if left and (now := time.monotonic()) >= self._sweep_at:
+            self._sweep_at = now + _SWEEP_EVERY_S
+            self._sweep()
+            left = self._left_by_others()
+        room = self._limit_bytes - left
         while sum(segment.count * segment.slot_bytes for segment in self._segments) + count * slot_bytes > room:
             if not self._drop_an_empty_one(slot_bytes):
                 return False

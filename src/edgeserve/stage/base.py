@@ -225,6 +225,7 @@ class Stage(Steps):
         """Fetches the next batch into `_ready`, in order with what is there; False when none came in time."""
         if self._batch_began_ns:
             self._adapt()
+        self.options.payloads.tidy()
         try:
             batch = self._claimed
             if not batch:
@@ -292,7 +293,6 @@ class Stage(Steps):
                 return True
             if due_ns is not None and time.time_ns() >= due_ns:
                 return False
-            self.options.payloads.tidy()
             try:
                 if self._idle() or self.leaves():
                     return False

@@ -90,7 +90,7 @@ class Payloads:
                 make_payload_directory(name, root)
                 remove_orphans(payload_base(), lambda found: is_gone(found, name, root))
                 sweep.look()
-                return PayloadWriter(directory, topic, transport.settled, end)
+                return PayloadWriter(directory, topic, transport.settled, end, sweep=sweep.look)
 
             self._make_writer = make_writer
             self._ready_writer()
