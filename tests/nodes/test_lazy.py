@@ -20,7 +20,7 @@ from tests.waiting import until
 
 from edgeserve import Compute, DataSource, Materialize
 from edgeserve.core.codec import decode_frame
-from edgeserve.core.errors import ReceiveTimeout
+from edgeserve.core.errors import ReceiveTimeout, TooLarge
 from edgeserve.core.payload import decode_value
 from edgeserve.payload.segment import Segment
 from edgeserve.payload.writer import slot_bytes_for
@@ -216,6 +216,39 @@ def test_a_node_that_is_told_to_stop_while_a_payload_cannot_be_had_gives_its_mes
         compute.run(until="end")
         assert compute.counters["sent"] == 1
     assert not letters_of(url, "in", "g")
+
+
+def test_a_payload_that_the_store_could_not_hold_is_refused(url: str, tmp_path: Path) -> None:
+    with DataSource([np.zeros(5 << 20, np.uint8), 1], f"{url}?size_mb=4", source_id="a", topic="in", routing="lazy") as source:
+        with pytest.raises(TooLarge, match="size_mb"):
+            next(source)
+        next(source)
+    with Compute(lambda a: np.zeros(5 << 20, np.uint8), f"{url}?size_mb=4", topic_in="in", topic_out="out", routing="lazy") as compute:
+        assert next(compute) is None and compute.counters["dead_letter"] == 1
+    assert segments(tmp_path) == []
+
+
+def test_a_dead_letter_leaves_out_what_the_store_could_not_hold(url: str) -> None:
+    for name in "ab":
+        with DataSource(
+            [np.zeros(3 << 20, np.uint8), np.zeros(1 << 20, np.uint8)],
+            f"{url}?size_mb=4",
+            source_id=name,
+            topic="in",
+            routing="lazy",
+            event_time=lambda a: a.size,
+        ) as source:
+            source.run()
+
+    def fails(a: Any, b: Any) -> None:
+        raise ValueError("no")
+
+    with Compute(fails, f"{url}?size_mb=4", topic_in="in", topic_out="out", join="exact", retries=0, group="g") as compute:
+        compute.run(until="end")
+        assert compute.counters["dead_letter"] == 4
+    large, small = sorted(letters_of(url, "in", "g"), key=lambda letter: len(letter.frames))
+    assert large.frames == [] and "left out" in large.error and large.source_ids == ["a", "b"]
+    assert len(small.frames) == 2 and small.error == "ValueError: no"
 
 
 def test_a_payload_that_is_gone_is_a_named_dead_letter(url: str, tmp_path: Path) -> None:

@@ -307,7 +307,7 @@ def test_other_messages_are_no_dead_letters_and_no_decisions() -> None:
 
 
 def test_a_dead_letter_says_what_the_inputs_were() -> None:
-    topic, frame = Asides("Compute", "w", "g", lambda frame: frame).record("t", [b"f"], [None], ForeignMessage("what is this"))
+    topic, frame = Asides("Compute", "w", "g", EAGER).record("t", [b"f"], [None], ForeignMessage("what is this"))
     assert topic == "t.g.dead-letters" and decision_topic("t", "g") == "t.g.sets"
     letter = read_dead_letter(bytes(frame))  # type: ignore[arg-type]
     assert (letter.reason, letter.input_ids, letter.source_ids, letter.traceback) == ("foreign", [""], [""], "")

@@ -162,7 +162,7 @@ class Stage(Steps):
         self._fed, self._look_fed_at = False, 0.0
         self.leaves: Callable[[], bool] = _stays
         self._shown_topics = ", ".join(options.topics)
-        self._aside = Asides(options.what, options.name, options.letters or options.group, options.payloads.inline)
+        self._aside = Asides(options.what, options.name, options.letters or options.group, options.payloads)
         self._max_age_ns = None if options.drop_if_older_than_ms is None else int(options.drop_if_older_than_ms * 1e6)
 
     def wake(self) -> None:

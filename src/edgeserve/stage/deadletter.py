@@ -6,7 +6,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from edgeserve.core.codec import decode_frame, encode_frame
 from edgeserve.core.errors import ForeignMessage, PayloadMismatch
 from edgeserve.core.message import Header, Kind
 from edgeserve.core.metrics import Reason
+from edgeserve.stage.payloads import Payloads
 from edgeserve.stage.retry import GaveUp
 
 log = logging.getLogger("edgeserve")
@@ -37,7 +38,8 @@ class DeadLetter(msgspec.Struct, kw_only=True):
         input_ids: the inputs' ids in hexadecimal; "" for one that could not be decoded.
         attempts: how often the task ran.
         time_ns: when it was given up, wall clock.
-        frames: the inputs as they were stored, so that they can be published again.
+        frames: the inputs as they were stored, so that they can be published again; none where they are too large for one message, as
+            `error` says then.
         topic: where the inputs came from.
         group: the group that gave them up.
         source_ids: the inputs' source ids; "" for one that could not be decoded.
@@ -95,6 +97,10 @@ def encode_dead_letter(letter: DeadLetter) -> bytes | Sequence[Buffer]:
     return encode_frame(header, [body])
 
 
+def _size(frame: bytes | Sequence[Buffer]) -> int:
+    return len(frame) if isinstance(frame, bytes) else sum(map(len, frame))
+
+
 def read_dead_letter(frame: bytes | memoryview) -> DeadLetter:
     """The dead letter in `frame`.
 
@@ -122,8 +128,8 @@ class _Told:
 class Asides:
     """Makes the records of what one stage gives up, and says so in the log: the first of a kind one by one, then how many there were."""
 
-    def __init__(self, what: str, name: str, group: str, inline: Callable[[Buffer], Buffer]) -> None:
-        self._what, self._name, self._group, self._inline = what, name, group, inline
+    def __init__(self, what: str, name: str, group: str, payloads: Payloads) -> None:
+        self._what, self._name, self._group, self._payloads = what, name, group, payloads
         self._told: dict[tuple[str, str], _Told] = {}
 
     def record(
@@ -148,13 +154,19 @@ class Asides:
             input_ids=["" if h is None else h.id.hex() for h in headers],
             attempts=attempts,
             time_ns=time.time_ns(),
-            frames=[bytes(self._inline(frame)) for frame in frames],
+            frames=[bytes(self._payloads.inline(frame)) for frame in frames],
             topic=topic,
             group=self._group,
             source_ids=["" if h is None else h.source_id for h in headers],
         )
         self._tell(topic, reason, len(frames), text)
-        return dead_letter_topic(topic, self._group), encode_dead_letter(letter)
+        record, most = encode_dead_letter(letter), self._payloads.max_frame_bytes
+        if most is not None and (size := _size(record)) > most:
+            # It would wait for room for ever, and what comes after it with it.
+            letter.error += f" (the inputs are left out: with them this would be {size} bytes, and the node takes {most} in one message)"
+            letter.frames = []
+            record = encode_dead_letter(letter)
+        return dead_letter_topic(topic, self._group), record
 
     def _tell(self, topic: str, reason: str, count: int, text: str) -> None:
         told = self._told.setdefault((topic, reason), _Told())

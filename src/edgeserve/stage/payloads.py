@@ -54,6 +54,9 @@ class Payloads:
         routing: 'lazy' keeps its own large payloads in shared memory, where the engine can say when they are done with.
         topic_out: where its own go; None: it sends nothing.
         control: the node's, for who takes messages.
+
+    Attributes:
+        max_frame_bytes: of the engine; None: no bound.
     """
 
     def __init__(self, who: str, routing: Routing, topic_out: str | None, control: Control | None = None) -> None:
@@ -66,10 +69,11 @@ class Payloads:
         self._told = -_TELL_EVERY_S
         self._make_writer: Callable[[], PayloadWriter] | None = None
         self.writer: PayloadWriter | None = None
+        self.max_frame_bytes: int | None = None
 
     def open(self, transport: Transport) -> None:
         """To be called before the node's first message."""
-        root = transport.root
+        root, self.max_frame_bytes = transport.root, transport.capabilities.max_frame_bytes
         if root is None or not transport.capabilities.tells_positions:
             if self._routing == "lazy":
                 _log.info("%s: on %s payloads travel with their messages, routing='lazy' changes nothing", self._who, transport.url)
@@ -101,6 +105,8 @@ class Payloads:
         """Keeps a large payload: (schema tag, what travels, where it is kept). The same, and None, where it travels itself."""
         if size < LAZY_BYTES or (writer := self._ready_writer()) is None:
             return schema, payload, None
+        if self.max_frame_bytes is not None and size > self.max_frame_bytes:
+            return schema, payload, None  # and is refused by name: once set apart it could leave its topic no more
         try:
             kept = writer.put([payload] if isinstance(payload, bytes) else payload, size)
         except OSError as exc:
