@@ -22,6 +22,7 @@ from edgeserve import Compute, DataSource, Materialize
 from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import ReceiveTimeout, TooLarge
 from edgeserve.core.payload import decode_value
+from edgeserve.payload import PayloadReader
 from edgeserve.payload.segment import Segment
 from edgeserve.payload.writer import slot_bytes_for
 from edgeserve.stage.deadletter import DeadLetter, dead_letter_topic, read_dead_letter
@@ -215,6 +216,30 @@ def test_a_node_that_is_told_to_stop_while_a_payload_cannot_be_had_gives_its_mes
     with Compute(task, url, **options) as compute:
         compute.run(until="end")
         assert compute.counters["sent"] == 1
+    assert not letters_of(url, "in", "g")
+
+
+@pytest.mark.parametrize("task", [lambda a: 1, lambda a, b: 1])
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_goes_back_for_want_of_its_payload_is_not_counted_as_given_up(
+    url: str, monkeypatch: pytest.MonkeyPatch, task: Any, fails: bool
+) -> None:
+    monkeypatch.setattr("edgeserve.stage.linger._AFTER_STOP_S", 0.0)
+    send(url, "a" if fails else "stranger", 1)
+
+    def refuse(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def gate(value: Any) -> None:
+        monkeypatch.setattr(PayloadReader, "open", refuse)  # so that it fails for the dead letter
+        raise ValueError("no")
+
+    if not fails:
+        monkeypatch.setattr(PayloadReader, "open", refuse)
+    with Compute(task, url, topic_in="in", topic_out="out", group="g", retries=0, gate_in=gate) as compute:
+        compute.run()
+        assert compute.counters["unknown_source"] == compute.counters["dead_letter"] == 0
     assert not letters_of(url, "in", "g")
 
 

@@ -60,8 +60,8 @@ class Admission:
                 self.leave(item.position)
                 return False
             reason = exc.reason if isinstance(exc, MessageError) else str(Reason.DEAD_LETTER)
-            self._counts.count(reason, edge=item.header.source_id)
             aside = self._aside.record(self._topic, [item.frame], [item.header], exc, reason=reason, attempts=1)
+            self._counts.count(reason, edge=item.header.source_id)
             self.ack(item.position, item.header.id, reason, aside)
             return False
         if passed:
@@ -95,8 +95,8 @@ class Admission:
         if (part := self._run_set.part) is not None and not part.has_unread():
             self.leave(position)
             return
+        aside = self._aside.record(topic, [frame], [header], error)  # or the message goes back, and is not counted
         self._counts.count(error.reason, edge=topic)  # by topic: strangers may have any number of source ids
-        aside = self._aside.record(topic, [frame], [header], error)
         self.ack(position, None if header is None else header.id, error.reason, aside)
 
 

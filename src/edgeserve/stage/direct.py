@@ -325,8 +325,9 @@ class Direct(Stage):
             self._counts.count(Reason.DUPLICATE, edge=topic)
             self._keep(delivery, None)
             return
+        aside = self._aside.record(topic, [frame], [header], error)  # or the message goes back, and is not counted
         self._counts.count(error.reason, edge=topic)  # by topic: strangers may have any number of source ids
-        self._pending.aside(topic, position, *self._aside.record(topic, [frame], [header], error))
+        self._pending.aside(topic, position, *aside)
         self._keep(delivery, id_)
 
     def _retry(
@@ -350,8 +351,9 @@ class Direct(Stage):
 
     def _give_up(self, delivery: Delivery, header: Header, error: GaveUp) -> tuple[str, Frame]:
         """Counts a message that is given up; (topic, frame) of its record."""
+        aside = self._aside.record(delivery[4], [delivery[0]], [header], error)
         self._counts.count(error.reason, edge=header.source_id)
-        return self._aside.record(delivery[4], [delivery[0]], [header], error)
+        return aside
 
     # --- ends ---------------------------------------------------------------------------------------------------
 

@@ -382,9 +382,9 @@ class Holding:
 
     def _give_up(self, inputs: Sequence[Input], error: GaveUp) -> tuple[tuple[str, Frame], Raised | None]:
         """The record of a set that cannot be run, and what `next` makes of it."""
+        aside = self._aside.record(self._topic, [item.frame for item in inputs], [item.header for item in inputs], error)
         for item in inputs:
             self._counts.count(error.reason, edge=item.header.source_id)
-        aside = self._aside.record(self._topic, [item.frame for item in inputs], [item.header for item in inputs], error)
         return aside, Raised(error.error) if self._options.on_error == "raise" else None
 
     def copy_remains(self, newest: int) -> None:
