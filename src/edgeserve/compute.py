@@ -12,6 +12,7 @@ from edgeserve.align import Policy, make_policy, makes_policies
 from edgeserve.core.codec import as_parameter, check_source_id
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.core.message import Key
+from edgeserve.stage.files import Files
 from edgeserve.stage.assignment import partition_group, whole_of
 from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.emit import Emitter
@@ -40,7 +41,11 @@ class Compute(StageNode):
         worker_id: names this worker; the source id of its results unless `output_id` is given.
         gate_in: maps a payload to the value the task gets; None drops the message, counted as 'gate'.
         gate_out: maps a result to bytes (or to any value that can be sent); None drops it, counted as 'gate'.
-        ftp, ftp_memory, ftp_delete, local_ftp_path: payloads by reference, not in this release.
+        ftp: messages name files, ftp://host/path, on this machine or on a host that the environment variable EDGESERVE_FTP_HOSTS lists; the
+            task gets the paths of copies, and its text or bytes become a file whose URL is sent.
+        ftp_memory: the task gets what is in the files, as bytes, and what it returns is sent itself.
+        ftp_delete: a file is deleted on its server when its message is settled.
+        local_ftp_path: the directory that this machine's FTP server serves, where copies and results go.
         topic_in: where the messages come from.
         topic_out: where the results go.
         max_time_diff_ms: the largest spread of the event times in a set.
@@ -122,7 +127,6 @@ class Compute(StageNode):
         backlog: Literal["all", "latest"] = "all",
     ) -> None:
         super().__init__(node, pulsar_node, what="Compute", name=worker_id)
-        self._refuse_references("Compute", ftp)
         check_keywords(
             "Compute",
             worker_id=worker_id,
@@ -192,6 +196,14 @@ class Compute(StageNode):
         if partitions > 1:
             signature.append(f"partitions={partitions}")
         self._payloads = Payloads(f"Compute {worker_id!r}", routing, topic_out, self._control)
+        if ftp:
+            if ftp_delete and partitions > 1:
+                raise ConfigurationError(
+                    f"Compute {worker_id!r}: ftp_delete=True with partitions={partitions}: partitions settle each by itself, so it is not "
+                    "known when a file is done with: leave one of them out"
+                )
+            self._files = self._payloads.files = Files(f"Compute {worker_id!r}", local_ftp_path, memory=ftp_memory, delete=ftp_delete)
+            self._files.wrap(work)
         options = Options(
             what="Compute",
             name=worker_id,

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
+from edgeserve.stage.files import Files
 from edgeserve.stage.base import Options
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
@@ -27,7 +28,9 @@ class Materialize(StageNode):
         final_process: a function, `async def`, generator or object with `__call__` (and `setup`, `close`); takes one value.
         node: URL of the node. `pulsar_node=` is an older name for it.
         gate: maps a payload to the value the function gets; None drops the message, counted as 'gate'.
-        ftp, ftp_delete, local_ftp_path: payloads by reference, not in this release.
+        ftp: messages name files, ftp://host/path: the function gets the path of a copy, and `next` returns that one's URL.
+        ftp_delete: a file is deleted on its server when its message is settled.
+        local_ftp_path: the directory that this machine's FTP server serves, where copies go.
         topic: where the messages come from.
         log_path: directory of a log of every step, `<log_filename>.destination`; None: no log.
         log_filename: default: the topic's name.
@@ -70,7 +73,6 @@ class Materialize(StageNode):
         ack_timeout_ms: int = 300_000,
     ) -> None:
         super().__init__(node, pulsar_node, what="Materialize", name=topic)
-        self._refuse_references("Materialize", ftp)
         check_keywords(
             "Materialize",
             topic=topic,
@@ -99,6 +101,9 @@ class Materialize(StageNode):
             payloads=self._payloads,
         )
         task = Task(final_process, what="Materialize", named=False)
+        if ftp:
+            self._files = self._payloads.files = Files(f"Materialize {topic!r}", local_ftp_path, delete=ftp_delete, sink=True)
+            self._files.wrap(task)
         log = step_log(log_path, log_filename, topic, "destination")
         self._logs = (log,)
         self.wiring = Wiring(topic_in=topic)

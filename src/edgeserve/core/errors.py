@@ -77,6 +77,10 @@ class PayloadGone(MessageError, LookupError):
     reason = "payload_gone"
 
 
+class FetchError(EdgeServeError, OSError):
+    """What a message names by a URL could not be had: it is not there, not allowed, too large, or did not come in time."""
+
+
 class UnsupportedType(EdgeServeError, TypeError):
     """A value of this type cannot be sent without a gate; the message lists the types that can."""
 
@@ -156,6 +160,7 @@ __all__ = (
     "DiskFull",
     "EdgeServeError",
     "Fenced",
+    "FetchError",
     "ForeignMessage",
     "GroupBusy",
     "GroupConflict",

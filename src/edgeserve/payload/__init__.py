@@ -1,5 +1,6 @@
 """Payloads apart from their headers: slots in shared memory, written once, read in place, reused when every group has settled them."""
 
+from edgeserve.payload.ftp import FtpFiles, Place, allowed_hosts, own_url, place_of
 from edgeserve.payload.place import is_gone, make_payload_directory, payload_base, store_name
 from edgeserve.payload.reader import PayloadReader, reader_of
 from edgeserve.payload.reference import LAZY, Reference, inner_schema, is_lazy, lazy_schema
@@ -8,17 +9,22 @@ from edgeserve.payload.writer import PayloadWriter, Slot
 
 __all__ = (
     "LAZY",
+    "FtpFiles",
     "PayloadReader",
     "PayloadWriter",
+    "Place",
     "Reference",
     "Slot",
     "Sweep",
+    "allowed_hosts",
     "inner_schema",
     "is_gone",
     "is_lazy",
     "lazy_schema",
     "make_payload_directory",
+    "own_url",
     "payload_base",
+    "place_of",
     "reader_of",
     "remove_orphans",
     "store_name",

@@ -293,6 +293,8 @@ class Stage(Steps):
                 return True
             if due_ns is not None and time.time_ns() >= due_ns:
                 return False
+            if self.options.payloads.files is not None:
+                self.options.payloads.files.tidy(self.flush)
             try:
                 if self._idle() or self.leaves():
                     return False

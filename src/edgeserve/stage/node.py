@@ -13,6 +13,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, EdgeServeError, UsedAfterFork
+from edgeserve.stage.files import Files
 from edgeserve.stage.aio import Worker
 from edgeserve.stage.base import Steps
 from edgeserve.stage.collector import rare_collections
@@ -266,15 +267,8 @@ class StageNode(Node):
 
     _stage: Steps
     _payloads: Payloads
+    _files: Files | None = None
     _logs: tuple[StepLog | None, ...] = ()
-
-    @staticmethod
-    def _refuse_references(what: str, asked: bool) -> None:
-        if asked:
-            raise ConfigurationError(
-                f"{what}: ftp=True is not in this release. Payloads travel with their messages; payloads by reference, straight from "
-                "the node that made them, come with a later release. Leave ftp out."
-            )
 
     def _open(self, transport: Transport) -> None:
         try:
@@ -282,6 +276,8 @@ class StageNode(Node):
                 if log is not None:
                     log.open()
             self._payloads.open(transport)
+            if self._files is not None:
+                self._files.open()
             self._stage.open(transport)
         except BaseException:
             for log in self._logs:
@@ -300,7 +296,11 @@ class StageNode(Node):
 
     def _shut(self) -> None:
         try:
-            self._stage.close()
+            try:
+                if self._files is not None:
+                    self._files.close(self._stage.flush)
+            finally:
+                self._stage.close()
         finally:
             self._payloads.close()
             for log in self._logs:

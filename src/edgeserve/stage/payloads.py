@@ -30,6 +30,7 @@ from edgeserve.payload import (
     store_name,
 )
 from edgeserve.stage.control import Control
+from edgeserve.stage.files import Files
 from edgeserve.stage.linger import Patience
 from edgeserve.stage.retry import GoesBack
 from edgeserve.transport import Frame, Transport
@@ -57,6 +58,7 @@ class Payloads:
 
     Attributes:
         max_frame_bytes: of the engine; None: no bound.
+        files: those that its messages name, with `ftp=True`.
     """
 
     def __init__(self, who: str, routing: Routing, topic_out: str | None, control: Control | None = None) -> None:
@@ -70,6 +72,7 @@ class Payloads:
         self._make_writer: Callable[[], PayloadWriter] | None = None
         self.writer: PayloadWriter | None = None
         self.max_frame_bytes: int | None = None
+        self.files: Files | None = None
 
     def open(self, transport: Transport) -> None:
         """To be called before the node's first message."""
