@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from pathlib import Path
 
-from pyftpdlib.authorizers import DummyAuthorizer
-from pyftpdlib.handlers import FTPHandler
-from pyftpdlib.ioloop import IOLoop
-from pyftpdlib.servers import FTPServer
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # it stands on asyncore
+    from pyftpdlib.authorizers import DummyAuthorizer
+    from pyftpdlib.handlers import FTPHandler
+    from pyftpdlib.ioloop import IOLoop
+    from pyftpdlib.servers import FTPServer
 
 
 class Ftp:
@@ -16,7 +19,9 @@ class Ftp:
 
     def __init__(self, root: Path, port: int = 0) -> None:
         authorizer = DummyAuthorizer()
-        authorizer.add_anonymous(str(root), perm="elradfmw")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # anonymous may write
+            authorizer.add_anonymous(str(root), perm="elradfmw")
 
         class Handler(FTPHandler):
             pass

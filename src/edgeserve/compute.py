@@ -12,10 +12,10 @@ from edgeserve.align import Policy, make_policy, makes_policies
 from edgeserve.core.codec import as_parameter, check_source_id
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.core.message import Key
-from edgeserve.stage.files import Files
 from edgeserve.stage.assignment import partition_group, whole_of
 from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.emit import Emitter
+from edgeserve.stage.files import Files
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.partitioned import Partitioned, refuse_other_partitions

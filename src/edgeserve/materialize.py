@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any, Literal
 
-from edgeserve.stage.files import Files
 from edgeserve.stage.base import Options
+from edgeserve.stage.files import Files
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.payloads import Payloads

@@ -11,13 +11,14 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from tests.ftp_server import Ftp
+from tests.waiting import until
 
 from edgeserve.compute import Compute
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
 from edgeserve.stage.deadletter import DeadLetter
-from tests.ftp_server import Ftp
 
 
 @pytest.fixture
@@ -129,27 +130,16 @@ def test_a_file_whose_message_was_not_settled_is_still_there(node: str, server: 
 
 
 def test_files_are_deleted_while_a_node_waits(node: str, server: Ftp, root: Path) -> None:
-    seen, gone = threading.Event(), threading.Event()
-
-    def last(data: bytes) -> None:
-        if data == b"hello 2":
-            seen.set()
-
-    compute = Compute(last, node, ftp=True, ftp_memory=True, ftp_delete=True, topic_in="in")
-    with compute, DataSource(urls(server), node, source_id="data", topic="in") as source:
-        thread = threading.Thread(target=compute.run)
+    with Compute(len, node, ftp=True, ftp_memory=True, ftp_delete=True, topic_in="in") as compute:
+        thread = threading.Thread(target=lambda: compute.run(until="end"))
         thread.start()
-        for _ in range(3):
-            next(source)
-        assert seen.wait(30)
-        for _ in range(600):
-            if not list((root / "files").iterdir()):
-                gone.set()
-                break
-            gone.wait(0.05)
-        compute.stop()
-        thread.join(30)
-    assert gone.is_set()
+        with DataSource(urls(server), node, source_id="obj", topic="in") as source:
+            for _ in range(3):
+                next(source)
+            until(lambda: not list((root / "files").iterdir()))
+            source.run()
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.ftp_server import Ftp
 
 from edgeserve.core.errors import ConfigurationError, FetchError
 from edgeserve.payload import FtpFiles, Place, allowed_hosts, own_url, place_of
-from tests.ftp_server import Ftp
 
 MOST = 1 << 20
 

@@ -92,7 +92,9 @@ def place_of(url: str, hosts: Collection[str]) -> Place:
     path = tuple(unquote(part) for part in parts.path.split("/")[1:])
     place = Place(unquote(parts.username or ""), unquote(parts.password or ""), host, port, path)
     if not (place.is_here or host in hosts):
-        raise FetchError(f"a message names a file on {host!r}, which is not allowed: {HOSTS} lists the hosts to fetch from besides this one")
+        raise FetchError(
+            f"a message names a file on {host!r}, which is not allowed: {HOSTS} lists the hosts to fetch from besides this one"
+        )
     if not path or any(part in ("", ".", "..") or part != part.strip() or set(part) & set("/\\\0\r\n") for part in path):
         raise FetchError(f"a message names a file by a path that is not plain: {'/'.join(path)!r}")
     return place

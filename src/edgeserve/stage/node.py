@@ -13,12 +13,12 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, EdgeServeError, UsedAfterFork
-from edgeserve.stage.files import Files
 from edgeserve.stage.aio import Worker
 from edgeserve.stage.base import Steps
 from edgeserve.stage.collector import rare_collections
 from edgeserve.stage.control import Control, Stopped
 from edgeserve.stage.drops import Drops
+from edgeserve.stage.files import Files
 from edgeserve.stage.payloads import Payloads
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.wiring import Wiring
