@@ -46,4 +46,4 @@ class Ftp:
         self._thread.join()
 
 
-__all__ = ("Ftp",)
+__all__ = ("FTPHandler", "Ftp")

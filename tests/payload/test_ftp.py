@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.ftp_server import Ftp
+from tests.ftp_server import Ftp, FTPHandler
 
 from edgeserve.core.errors import ConfigurationError, FetchError
-from edgeserve.payload import FtpFiles, Place, allowed_hosts, own_url, place_of
+from edgeserve.payload import FtpFiles, Place, allowed_hosts, is_refusal, own_url, place_of
 
 MOST = 1 << 20
+PASSWORD = "hunter2"
 
 
 @pytest.fixture
@@ -80,11 +83,22 @@ def test_a_connection_that_the_server_has_ended_is_made_again(server: Ftp, tmp_p
         "ftp://localhost/a%5cb",
         "ftp://localhost:99999/x",
         "ftp://[::1/x",
+        "ftp://localhost/a#b",
+        "ftp://localhost/a?b",
+        "ftp://localhost/a#",
+        "ftp://localhost/a%1b[2J",
     ],
 )
 def test_what_is_not_allowed_is_refused(url: str) -> None:
     with pytest.raises(FetchError):
         place_of(url, {"edge-2"})
+
+
+@pytest.mark.parametrize("url", ["ftp://me:hunter2/x@localhost/x", "ftp://me:hunter2@other/x", "ftp://me:hunter2@localhost/x#y"])
+def test_what_is_refused_does_not_tell_the_password(url: str) -> None:
+    with pytest.raises(FetchError) as raised:
+        place_of(url, ())
+    assert "hunter2" not in str(raised.value) and raised.value.__cause__ is None
 
 
 def test_hosts_are_allowed_by_name() -> None:
@@ -113,9 +127,53 @@ def test_a_file_that_is_too_large_is_left(server: Ftp, tmp_path: Path) -> None:
     files.close()
 
 
-@pytest.mark.parametrize("says", [b"", b"220 hello\r\n", b"\xff\xfe\r\n", b"220-" + bytes(20_000), b"999 x\r\n"])
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_file_that_did_not_come_whole_is_none(server: Ftp, monkeypatch: pytest.MonkeyPatch, more: int) -> None:
+    def size(handler: FTPHandler, path: str) -> None:
+        handler.respond(f"213 {len(b'hello') + more}")
+
+    monkeypatch.setattr(FTPHandler, "ftp_SIZE", size)
+    files = FtpFiles()
+    with pytest.raises(FetchError, match="5 came"):
+        read(files, place_of(f"{server.url}/a%20b/%C3%A9.txt", ()))
+    files.close()
+
+
+def test_a_file_that_may_not_be_deleted_is_no_file_that_is_gone(server: Ftp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FTPHandler, "ftp_DELE", lambda handler, path: handler.respond("550 no"))
+    files = FtpFiles()
+    with pytest.raises(FetchError, match="550") as raised:
+        files.delete(place_of(f"{server.url}/a%20b/%C3%A9.txt", ()))
+    assert is_refusal(raised.value)
+    files.delete(place_of(f"{server.url}/none", ()))
+    files.close()
+
+
+def test_what_a_server_says_is_told_without_the_password() -> None:
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def serve() -> None:
+            with contextlib.suppress(OSError), listening.accept()[0] as peer:
+                peer.sendall(b"220 hi\r\n")
+                peer.recv(100)
+                peer.sendall(b"331 password\r\n")
+                peer.recv(100)
+                peer.sendall(f"530 {PASSWORD} is\x1b[2Jwrong\r\n".encode())
+                over.wait(10)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(FetchError, match=r"530 \*\*\* is \[2Jwrong") as raised:
+            read(FtpFiles(idle_s=5), place_of(f"ftp://me:{PASSWORD}@localhost:{listening.getsockname()[1]}/x", ()))
+        over.set()
+        thread.join()
+    assert PASSWORD not in "".join(traceback.format_exception(raised.value))
+
+
+@pytest.mark.parametrize("says", [b"", b"220-a\r\n" * 5_000, b"220 hello\r\n", b"\xff\xfe\r\n", b"220-" + bytes(20_000), b"999 x\r\n"])
 def test_a_server_that_is_none_fails_in_time(says: bytes) -> None:
-    """Nothing, nothing more, nonsense, an endless line, a reply that there is not."""
+    """Nothing, a reply without end, nothing more, nonsense, an endless line, a reply that there is not."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -133,7 +191,7 @@ def test_a_server_that_is_none_fails_in_time(says: bytes) -> None:
         thread = threading.Thread(target=serve)
         thread.start()
         try:
-            with pytest.raises(FetchError, match="ftp://localhost"):
+            with pytest.raises(FetchError, match="more than 1000 lines" if says.count(b"\n") > 1 else "ftp://localhost"):
                 read(FtpFiles(idle_s=0.3), place_of(f"ftp://localhost:{listening.getsockname()[1]}/x", ()))
         finally:
             over.set()

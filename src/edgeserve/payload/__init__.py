@@ -1,6 +1,6 @@
 """Payloads apart from their headers: slots in shared memory, written once, read in place, reused when every group has settled them."""
 
-from edgeserve.payload.ftp import FtpFiles, Place, allowed_hosts, own_url, place_of
+from edgeserve.payload.ftp import FtpFiles, Place, allowed_hosts, is_refusal, own_url, place_of
 from edgeserve.payload.place import is_gone, make_payload_directory, payload_base, store_name
 from edgeserve.payload.reader import PayloadReader, reader_of
 from edgeserve.payload.reference import LAZY, Reference, inner_schema, is_lazy, lazy_schema
@@ -20,6 +20,7 @@ __all__ = (
     "inner_schema",
     "is_gone",
     "is_lazy",
+    "is_refusal",
     "lazy_schema",
     "make_payload_directory",
     "own_url",

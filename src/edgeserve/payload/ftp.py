@@ -6,6 +6,7 @@ import ftplib
 import ipaddress
 import socket
 import time
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -19,6 +20,7 @@ _IDLE_S = 30.0
 _WHOLE_S = 600.0
 _MOST_CONNECTIONS = 16
 _BLOCK = 1 << 16
+_MOST_LINES = 1_000
 _GONE = "550"
 HOSTS, HERE = "EDGESERVE_FTP_HOSTS", "EDGESERVE_FTP_URL"
 
@@ -36,6 +38,16 @@ class Place(NamedTuple):
     def shown(self) -> str:
         """The URL for people: without user and password."""
         return f"ftp://{self.host}{'' if self.port == _PORT else f':{self.port}'}/{'/'.join(self.path)}"
+
+    @property
+    def server(self) -> tuple[str, int]:
+        """Host and port."""
+        return self.host, self.port
+
+    def is_served_by(self, url: str) -> bool:
+        """Whether it is on the server of this URL, which is on this machine."""
+        own = urlsplit(url)
+        return (self.is_here or self.host == own.hostname) and self.port == (own.port or _PORT)
 
     @property
     def is_here(self) -> bool:
@@ -85,8 +97,8 @@ def place_of(url: str, hosts: Collection[str]) -> Place:
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").lower(), parts.port or _PORT
-    except ValueError as exc:
-        raise FetchError(f"a message names a file by a URL that is none: {exc}") from None
+    except ValueError:  # which may quote a password
+        raise FetchError("a message names a file by a URL whose host or port is none: it is to be ftp://host:port/path") from None
     if parts.scheme != "ftp" or not host:
         raise FetchError(f"a message names a file by a URL with the scheme {parts.scheme!r}: only ftp://host/path is fetched")
     path = tuple(unquote(part) for part in parts.path.split("/")[1:])
@@ -95,9 +107,40 @@ def place_of(url: str, hosts: Collection[str]) -> Place:
         raise FetchError(
             f"a message names a file on {host!r}, which is not allowed: {HOSTS} lists the hosts to fetch from besides this one"
         )
-    if not path or any(part in ("", ".", "..") or part != part.strip() or set(part) & set("/\\\0\r\n") for part in path):
+    if parts.query or parts.fragment or url.endswith(("?", "#")):
+        raise FetchError(f"a message names {place.shown!r}, and more after it: in a file's name '?' is written %3F, and '#' %23")
+    if not path or not all(map(_is_plain, path)):
         raise FetchError(f"a message names a file by a path that is not plain: {'/'.join(path)!r}")
     return place
+
+
+def _is_plain(part: str) -> bool:
+    return part not in ("", ".", "..") and part == part.strip() and not any(c in "/\\" or unicodedata.category(c) == "Cc" for c in part)
+
+
+class _Refused(FetchError):
+    """The server has answered, and does not do it."""
+
+
+def is_refusal(error: FetchError) -> bool:
+    """Whether a server has answered that it does not do it, and not failed."""
+    return isinstance(error, _Refused)
+
+
+class _Connection(ftplib.FTP):
+    """One that reads no endless reply."""
+
+    _lines = 0
+
+    def putcmd(self, line: str) -> None:
+        self._lines = 0
+        super().putcmd(line)
+
+    def getline(self) -> str:
+        self._lines += 1
+        if self._lines > _MOST_LINES:
+            raise ftplib.Error(f"a reply of more than {_MOST_LINES} lines")
+        return super().getline()
 
 
 class FtpFiles:
@@ -116,9 +159,9 @@ class FtpFiles:
         """Hands over a file in blocks.
 
         Raises:
-            FetchError: it is not there, is too large, or did not come in time.
+            FetchError: it is not there, is too large, or did not come in time, or not whole.
         """
-        until, size = time.monotonic() + self._whole_s, 0
+        until, size, path = time.monotonic() + self._whole_s, 0, "/".join(place.path)
 
         def take(block: bytes) -> None:
             nonlocal size
@@ -129,7 +172,15 @@ class FtpFiles:
                 raise FetchError(f"{place.shown} did not come whole within {self._whole_s:g} s: {size:,} bytes")
             write(block)
 
-        self._do(place, lambda ftp: ftp.retrbinary(f"RETR {'/'.join(place.path)}", take, _BLOCK), begun=lambda: size > 0)
+        def work(ftp: ftplib.FTP) -> None:
+            told = _size(ftp, path)
+            if told is not None and told > most_bytes:
+                raise FetchError(f"{place.shown} has {told:,} bytes, more than {most_bytes:,} bytes")
+            ftp.retrbinary(f"RETR {path}", take, _BLOCK)
+            if told is not None and size != told:
+                raise FetchError(f"{place.shown} has {told:,} bytes, and {size:,} came: it was cut short, or somebody writes to it")
+
+        self._do(place, work, begun=lambda: size > 0)
 
     def delete(self, place: Place) -> None:
         """Deletes a file; one that is gone is done with.
@@ -139,16 +190,15 @@ class FtpFiles:
         """
         try:
             self._do(place, lambda ftp: ftp.delete("/".join(place.path)), begun=lambda: False)
-        except FetchError as exc:
-            cause = exc.__cause__
-            if not (isinstance(cause, ftplib.error_perm) and str(cause).startswith(_GONE) and not self._is_there(place)):
+        except _Refused as exc:
+            # 550 is all that a server says of a file that is not there, and of one that may not be deleted.
+            if _GONE not in str(exc) or self._is_there(place):
                 raise
 
     def _is_there(self, place: Place) -> bool:
-        with suppress(FetchError):
-            self._do(place, lambda ftp: ftp.size("/".join(place.path)), begun=lambda: False)
-            return True
-        return False
+        found: list[int | None] = []
+        self._do(place, lambda ftp: found.append(_size(ftp, "/".join(place.path))), begun=lambda: False)
+        return found[-1] is not None
 
     def close(self) -> None:
         """Ends the connections. It may be used again."""
@@ -166,11 +216,16 @@ class FtpFiles:
                 work(kept)
             except ftplib.error_perm as exc:
                 self._connections[key] = kept
-                raise FetchError(f"{place.shown}: {exc}") from exc
-            except (*_TROUBLE, FetchError) as exc:
+                raise _Refused(_told(place, exc)) from None
+            except _TROUBLE as exc:
                 self._hang_up(kept)
-                if isinstance(exc, FetchError) or begun():
-                    raise exc if isinstance(exc, FetchError) else FetchError(f"{place.shown}: {exc}") from exc
+                if isinstance(exc, FetchError):
+                    raise
+                if begun():
+                    raise FetchError(_told(place, exc)) from None
+            except BaseException:
+                self._hang_up(kept)
+                raise
             else:
                 self._connections[key] = kept
                 return
@@ -178,25 +233,28 @@ class FtpFiles:
         try:
             work(ftp)
         except ftplib.error_perm as exc:
-            self._connections[key] = ftp
-            raise FetchError(f"{place.shown}: {exc}") from exc
+            self._keep(key, ftp)
+            raise _Refused(_told(place, exc)) from None
         except BaseException as exc:
             self._hang_up(ftp)
-            if isinstance(exc, _TROUBLE):
-                raise FetchError(f"{place.shown}: {exc or type(exc).__name__}") from exc
+            if isinstance(exc, _TROUBLE) and not isinstance(exc, FetchError):
+                raise FetchError(_told(place, exc)) from None
             raise
+        self._keep(key, ftp)
+
+    def _keep(self, key: tuple[str, int, str, str], ftp: ftplib.FTP) -> None:
         self._connections[key] = ftp
         if len(self._connections) > _MOST_CONNECTIONS:
             self._hang_up(self._connections.popitem(last=False)[1])
 
     def _connect(self, place: Place) -> ftplib.FTP:
-        ftp = ftplib.FTP(timeout=self._idle_s)
+        ftp = _Connection(timeout=self._idle_s)
         try:
             ftp.connect(place.host, place.port)
             ftp.login(place.user, place.password)
         except _TROUBLE as exc:
             self._hang_up(ftp)
-            raise FetchError(f"{place.shown}: no connection to the server: {exc or type(exc).__name__}") from exc
+            raise FetchError(_told(place, exc, "no connection to the server: ")) from None
         return ftp
 
     @staticmethod
@@ -205,8 +263,25 @@ class FtpFiles:
             ftp.close()
 
 
+def _size(ftp: ftplib.FTP, path: str) -> int | None:
+    """How long a file is; None: it is not there, or the server does not tell."""
+    ftp.voidcmd("TYPE I")  # many do not tell it of text
+    try:
+        return ftp.size(path)
+    except ftplib.error_perm:
+        return None
+
+
+def _told(place: Place, error: BaseException, what: str = "") -> str:
+    """What went wrong, for people: a server may say anything, and repeat the password."""
+    said = str(error) or type(error).__name__
+    if place.password:
+        said = said.replace(place.password, "***")
+    return f"{place.shown}: {what}{''.join(c if c.isprintable() else ' ' for c in said)}"
+
+
 # What `ftplib` raises where a server misbehaves: its own, those of sockets, a reply that is none, one that is too long.
 _TROUBLE = (ftplib.Error, OSError, EOFError, ValueError)
 
 
-__all__ = ("FtpFiles", "Place", "allowed_hosts", "own_url", "place_of")
+__all__ = ("FtpFiles", "Place", "allowed_hosts", "is_refusal", "own_url", "place_of")
