@@ -97,7 +97,7 @@ class Compute(StageNode):
         ftp: bool = False,
         ftp_memory: bool = False,
         ftp_delete: bool = False,
-        local_ftp_path: str = "/srv/ftp/",
+        local_ftp_path: str | os.PathLike[str] = "/srv/ftp/",
         topic_in: str = "src",
         topic_out: str = "dst",
         max_time_diff_ms: float = 10_000,
@@ -139,6 +139,10 @@ class Compute(StageNode):
             min_interval_ms=min_interval_ms,
             drop_if_older_than_ms=drop_if_older_than_ms,
             log_verbose=log_verbose,
+            ftp=ftp,
+            ftp_memory=ftp_memory,
+            ftp_delete=ftp_delete,
+            local_ftp_path=local_ftp_path,
             join=join,
             by=by,
             partitions=partitions,
@@ -202,7 +206,10 @@ class Compute(StageNode):
                     f"Compute {worker_id!r}: ftp_delete=True with partitions={partitions}: partitions settle each by itself, so it is not "
                     "known when a file is done with: leave one of them out"
                 )
-            self._files = self._payloads.files = Files(f"Compute {worker_id!r}", local_ftp_path, memory=ftp_memory, delete=ftp_delete)
+            once = len(work.parameters) == 1 or join == "exact" or no_overlap
+            self._files = self._payloads.files = Files(
+                f"Compute {worker_id!r}", local_ftp_path, group, memory=ftp_memory, delete=ftp_delete, once=once
+            )
             self._files.wrap(work)
         options = Options(
             what="Compute",

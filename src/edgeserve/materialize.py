@@ -58,7 +58,7 @@ class Materialize(StageNode):
         gate: Callable[[Any], Any] | None = None,
         ftp: bool = False,
         ftp_delete: bool = False,
-        local_ftp_path: str = "/srv/ftp/",
+        local_ftp_path: str | os.PathLike[str] = "/srv/ftp/",
         topic: str = "dst",
         log_path: str | os.PathLike[str] | None = None,
         log_filename: str | None = None,
@@ -76,6 +76,9 @@ class Materialize(StageNode):
         check_keywords(
             "Materialize",
             topic=topic,
+            ftp=ftp,
+            ftp_delete=ftp_delete,
+            local_ftp_path=local_ftp_path,
             group=group,
             start=start,
             timeout_ms=timeout_ms,
@@ -102,7 +105,7 @@ class Materialize(StageNode):
         )
         task = Task(final_process, what="Materialize", named=False)
         if ftp:
-            self._files = self._payloads.files = Files(f"Materialize {topic!r}", local_ftp_path, delete=ftp_delete, sink=True)
+            self._files = self._payloads.files = Files(f"Materialize {topic!r}", local_ftp_path, group, delete=ftp_delete, sink=True)
             self._files.wrap(task)
         log = step_log(log_path, log_filename, topic, "destination")
         self._logs = (log,)

@@ -226,6 +226,8 @@ class Stage(Steps):
         if self._batch_began_ns:
             self._adapt()
         self.options.payloads.tidy()
+        if self.options.payloads.files is not None:
+            self.options.payloads.files.tidy(self.flush)
         try:
             batch = self._claimed
             if not batch:
@@ -293,8 +295,6 @@ class Stage(Steps):
                 return True
             if due_ns is not None and time.time_ns() >= due_ns:
                 return False
-            if self.options.payloads.files is not None:
-                self.options.payloads.files.tidy(self.flush)
             try:
                 if self._idle() or self.leaves():
                     return False

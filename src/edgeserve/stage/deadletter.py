@@ -159,6 +159,8 @@ class Asides:
             group=self._group,
             source_ids=["" if h is None else h.source_id for h in headers],
         )
+        if self._payloads.files is not None:
+            self._payloads.files.put_aside([h.id for h in headers if h is not None])
         self._tell(topic, reason, len(frames), text)
         record, most = encode_dead_letter(letter), self._payloads.max_frame_bytes
         if most is not None and (size := _size(record)) > most:

@@ -191,6 +191,10 @@ class Decisions(Settlement):
             # Large results are the task's own buffers: it may write to them again once this call has returned.
             self.units[:n] = [(*u[:3], owned(u[3]), *u[4:]) for u in units]
             raise
+        if (files := self._payloads.files) is not None:
+            kept = set(after.values())
+            over = [id_ for id_ in chain(self.held.values(), chain.from_iterable(ids)) if id_ not in kept]
+            (files.forget if shared else files.settled)(over)
         del self.units[:n]
         self.held, self.drops = after, totals
         if not shared:

@@ -175,6 +175,8 @@ class Join(Stage):
         if self._holding is not None:
             self._holding.pending.close()
             self._holding.pending.give_up()
+            if self.options.payloads.files is not None:
+                self.options.payloads.files.forget_all()
             self._controls += self._holding.apart
             self._holding = None
         self._fetched -= len(self._ready)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import reprlib
 from collections.abc import Callable
 from numbers import Integral, Real
@@ -50,8 +51,15 @@ _CHECKS: dict[str, _Check] = {
         "None, True for the key in the messages' headers, or a function of a payload that returns one",
     ),
     "drop_if_older_than_ms": _MILLISECONDS_OR_NONE,
+    "ftp": _FLAG,
+    "ftp_delete": _FLAG,
+    "ftp_memory": _FLAG,
     "group": _NAME,
     "join": (lambda value: value is not None, "'latest', 'exact' or a policy"),
+    "local_ftp_path": (
+        lambda value: isinstance(value, (str, os.PathLike)) and "\0" not in (path := str(value)) and path != "",
+        "the path of a directory",
+    ),
     "log_verbose": _FLAG,
     "max_held": _MESSAGES,
     "max_lateness_ms": _MILLISECONDS,

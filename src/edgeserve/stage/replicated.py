@@ -254,6 +254,7 @@ class Replicated(Steps):
         sets.open(self._transport)
         sets.leaves = self._turns
         self._sets = sets
+        self._share(True)
         return sets
 
     def _close_sets(self) -> None:
@@ -264,6 +265,11 @@ class Replicated(Steps):
             finally:
                 self._sent += sets.totals()["sent"]
                 self._sets = None
+                self._share(False)
+
+    def _share(self, shared: bool) -> None:
+        if self._options.payloads.files is not None:
+            self._options.payloads.files.shared = shared
 
     def _halt(self) -> None:
         if self._aligner is not None:

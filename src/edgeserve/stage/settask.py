@@ -90,9 +90,12 @@ class SetTask(Direct):
             items = [item for _, item in read_set(decode_frame(delivery[0])[1], self._run_set.parameters).values()]
         except MessageError:
             return super()._give_up(delivery, header, error)
+        aside = self._aside.record(self._input_topic, [item.frame for item in items], [item.header for item in items], error)
         for item in items:
             self._counts.count(error.reason, edge=item.header.source_id)
-        return self._aside.record(self._input_topic, [item.frame for item in items], [item.header for item in items], error)
+        if self.options.payloads.files is not None:
+            self.options.payloads.files.forget([header.id])
+        return aside
 
     def _end_frame(self, event_ns: int) -> Frame | None:
         return self._run_set.end_frame()

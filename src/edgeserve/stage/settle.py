@@ -218,6 +218,8 @@ class Pending(Settlement):
         if self._asides:
             for at in zip(topics, positions, strict=True):
                 self._asides.pop(at, None)
+        if self._payloads.files is not None:
+            self._payloads.files.settled(ids)
         del self.frames[:n], self.ids[:n], self.topics[:n], self.positions[:n]
         self.results += results
         self.settled += n
@@ -241,6 +243,8 @@ class Pending(Settlement):
             self.controls.discard((topic, position))
             if id_ is not None:
                 self._known.discard((id_,))
+        if self._payloads.files is not None:
+            self._payloads.files.forget([u[1] for u in gone])
         self._payloads.abandon(flattened([u[0] for u in gone]))
         self._counts.count(Reason.DUPLICATE, len(gone), edge=lost.topic)
         self.frames[:n] = [u[0] for u in kept]
