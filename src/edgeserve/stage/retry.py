@@ -12,6 +12,7 @@ from edgeserve.stage.control import Control
 T = TypeVar("T")
 
 LONGEST_BACKOFF_S = 10.0
+_MOST_DOUBLINGS = 1_000  # a float ends soon after that
 HOPELESS = (MessageError, UnsupportedType, ConfigurationError, MissingExtra, TooLarge)
 """The same input will meet the same error."""
 
@@ -46,7 +47,7 @@ def try_again(error: Exception, attempt: Callable[[], T], *, retries: int, backo
             raise error  # it waited for a payload
         if attempts > retries or isinstance(error, HOPELESS):
             raise GaveUp(error, attempts) from error
-        if not control.pause(min(backoff_s * 2 ** (attempts - 1), LONGEST_BACKOFF_S)):
+        if not control.pause(min(backoff_s * 2 ** min(attempts - 1, _MOST_DOUBLINGS), LONGEST_BACKOFF_S)):
             raise GoesBack("the node was told to end while a task waited to be tried again: its message goes back") from error
         attempts += 1
         try:
