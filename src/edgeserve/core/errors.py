@@ -81,6 +81,10 @@ class FetchError(EdgeServeError, OSError):
     """What a message names by a URL could not be had: it is not there, not allowed, too large, or did not come in time."""
 
 
+class BadRow(EdgeServeError, ValueError):
+    """A row or a line of a file is no example; the message names the file, the place in it, and what to do."""
+
+
 class UnsupportedType(EdgeServeError, TypeError):
     """A value of this type cannot be sent without a gate; the message lists the types that can."""
 
@@ -154,6 +158,7 @@ class SkewWarning(UserWarning):
 
 
 __all__ = (
+    "BadRow",
     "ClosedError",
     "ConfigurationError",
     "CorruptMessage",
