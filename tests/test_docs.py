@@ -35,6 +35,7 @@ from edgeserve.cli.app import root as command_line
 from edgeserve.core import errors, metrics
 from edgeserve.core._pack import ACCEPTED
 from edgeserve.core.message import Header, Kind, TimeKind
+from edgeserve.sources import CsvReplay, JsonLinesTail, ParquetReplay, Source
 from edgeserve.stage.deadletter import DeadLetter
 from edgeserve.transport import connect
 
@@ -169,9 +170,13 @@ def rows(text: str) -> dict[str, str]:
     return {match[1]: match[0] for match in re.finditer(r"^\| `([^`]+)` \|.*$", text, re.MULTILINE)}
 
 
-@pytest.mark.parametrize("node", [edgeserve.DataSource, edgeserve.Compute, edgeserve.Materialize])
-def test_every_keyword_of_a_node_is_documented_with_its_default(node: type) -> None:
-    found = rows(section(REFERENCE / "nodes.md", node.__name__))
+NODES = [edgeserve.DataSource, edgeserve.Compute, edgeserve.Materialize]
+SOURCES = [CsvReplay, JsonLinesTail, ParquetReplay]
+
+
+@pytest.mark.parametrize(("page", "node"), [*(("nodes.md", each) for each in NODES), *(("sources.md", each) for each in SOURCES)])
+def test_every_keyword_of_a_node_is_documented_with_its_default(page: str, node: type) -> None:
+    found = rows(section(REFERENCE / page, node.__name__))
     parameters = {name: p for name, p in inspect.signature(node).parameters.items()}
     assert set(parameters) <= set(found), f"not documented: {sorted(set(parameters) - set(found))}"
     assert set(found) <= set(parameters), f"documented, but not there: {sorted(set(found) - set(parameters))}"
@@ -182,7 +187,7 @@ def test_every_keyword_of_a_node_is_documented_with_its_default(node: type) -> N
             assert f"| `{shown}` |" in found[name].replace('"', "'"), f"{node.__name__}({name}=): the default is {shown}"
 
 
-@pytest.mark.parametrize("node", [edgeserve.DataSource, edgeserve.Compute, edgeserve.Materialize])
+@pytest.mark.parametrize("node", NODES)
 def test_who_comes_from_the_prototype_finds_every_keyword_of_a_node(node: type) -> None:
     """What may be given by position is what the prototype had, but for the two names that changed."""
     text = section(DOCS / "how-to" / "from-the-prototype.md", node.__name__)
@@ -192,12 +197,20 @@ def test_who_comes_from_the_prototype_finds_every_keyword_of_a_node(node: type) 
     assert found == old
 
 
-@pytest.mark.parametrize("node", [edgeserve.DataSource, edgeserve.Compute, edgeserve.Materialize])
+@pytest.mark.parametrize("node", NODES)
 def test_every_method_of_a_node_is_documented(node: type) -> None:
     text = section(REFERENCE / "nodes.md", "What all nodes can do")
     for name in dir(node):
         if not name.startswith("_"):
             assert f"`{name}" in text, f"{node.__name__}.{name} is not documented"
+
+
+@pytest.mark.parametrize("source", [Source, *SOURCES])
+def test_every_method_of_a_source_is_documented(source: type) -> None:
+    text = section(REFERENCE / "sources.md", "What all of them can do")
+    for name in dir(source):
+        if not name.startswith("_") and name != "resumable":
+            assert f"`{name}" in text, f"{source.__name__}.{name} is not documented"
 
 
 def test_every_type_that_needs_no_gate_is_documented() -> None:

@@ -1,4 +1,4 @@
-"""`DataSource`: sends the examples of a stream to a topic."""
+"""`DataSource`: sends the examples of a stream to a topic. Beside it what the research prototype had under other names."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from edgeserve.core.errors import ConfigurationError
 from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, replayable_id
 from edgeserve.core.metrics import Reason
 from edgeserve.core.payload import encode_sized
+from edgeserve.sources.base import Source
+from edgeserve.sources.csv_replay import CsvReplay
 from edgeserve.stage.aio import Coroutines, Synchronous
 from edgeserve.stage.control import Stopped
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.node import Node
 from edgeserve.stage.payloads import LAZY_BYTES, Payloads, Routing
+from edgeserve.stage.progress import Progress
 from edgeserve.stage.send import Sender
 from edgeserve.stage.steplog import step_log
 from edgeserve.stage.wiring import Wiring
@@ -36,7 +39,8 @@ class DataSource(Node):
     """Sends the examples of a stream, one per `next()`.
 
     Args:
-        stream: an iterable, an iterator or an async iterable. None among its items is no example.
+        stream: an iterable, an iterator or an async iterable. None among its items is no example. One of `edgeserve.sources` is woken when
+            another thread closes the node, and closed with it.
         node: URL of the node, for example 'local://'. `pulsar_node=` is an older name for it.
         source_id: what the examples are called downstream: a parameter name of the tasks that take them.
         gate: maps an example to bytes (or to any value that can be sent); None drops it, counted as 'gate'.
@@ -90,6 +94,7 @@ class DataSource(Node):
         self._payloads = Payloads(f"DataSource {source_id!r}", routing, topic)
         self._coroutines = Coroutines(f"edgeserve-{source_id}")
         self._iterator: Iterator[Any] | None = None
+        self._progress: Progress | None = None
         self._log = step_log(log_path, log_filename, source_id, "datasource")
         self._exhausted = False
         self._sequence = 0
@@ -105,6 +110,9 @@ class DataSource(Node):
         self._prefix = os.urandom(8)
         self._producer = self._prefix.hex()
         self._send = self._make_send()
+        if isinstance(self._stream, Source) and self._stream.resumable:
+            self._progress = Progress(self._stream, self._send)
+            self._send = self._progress.send
         if isinstance(self._stream, AsyncIterable):
             self._iterator = Synchronous(self._stream, self._coroutines)
         else:
@@ -164,12 +172,19 @@ class DataSource(Node):
             sender.check()
         if self._exhausted or self._iterator is None:
             raise StopIteration
+        if self._progress is not None and self._progress.due():
+            self._flush()
         try:
-            item = next(self._iterator)
-        except StopIteration:
-            self._end()
+            try:
+                item = next(self._iterator)
+            except StopIteration:
+                self._end()
+                raise
+            return None if item is None else self._send(item)
+        except BaseException as exc:
+            if self._progress is not None and not isinstance(exc, Exception):
+                self._progress.doubt()
             raise
-        return None if item is None else self._send(item)
 
     def _run(self, until: str | None) -> None:
         try:
@@ -179,7 +194,7 @@ class DataSource(Node):
             self._sender.flush_patiently()
 
     def _send_all(self) -> None:
-        sender, control, taken = self._sender, self._control, list[Any]()
+        sender, control, progress, taken = self._sender, self._control, self._progress, list[Any]()
         if self._exhausted or self._iterator is None:
             return
         # A signal may come between the iterator's return and any statement here: what it returned is in `taken` by then.
@@ -188,6 +203,9 @@ class DataSource(Node):
             while not control.stop:
                 if sender.error is not None or sender.full:
                     sender.flush_patiently()
+                if progress is not None and progress.due():
+                    sender.flush_patiently()
+                    progress.commit()
                 control.interruptible = True
                 ended = next(take, _ENDED) is _ENDED
                 control.interruptible = False
@@ -219,24 +237,84 @@ class DataSource(Node):
         header = Header(id_, self._source_id, self._producer, self._sequence, event_ns, now, watermark_ns=WATERMARK_END, kind=int(Kind.END))
         self._sequence += 1
         self._sender.end(encode_frame(header, b""))
+        if self._progress is not None:
+            self._progress.commit()
 
     def _flush(self) -> None:
         self._sender.flush()
+        if self._progress is not None:
+            self._progress.commit()
 
     def _shut(self) -> None:
         try:
             self._sender.close()
+            if self._progress is not None:
+                self._progress.commit()
         finally:
+            if isinstance(self._stream, Source):
+                self._stream.close()
             self._payloads.close()
             self._coroutines.close()
             if self._log is not None:
                 self._log.close()
 
     def _wake(self) -> None:
-        """A source waits in the user's iterator, which nothing can wake."""
+        """A source waits in its stream. One that can be woken returns None then; nothing can wake another."""
+        if isinstance(self._stream, Source):
+            self._stream.wake()
 
     def _totals(self) -> dict[str, int]:
         return {"sent": self._sender.sent} if self._opened else {}
+
+
+class _Series(CsvReplay):
+    """Rows without their first column, which has the time."""
+
+    _kind = "SimulateTimeSeries"
+
+    def _item(self, fields: list[str], layout: Any) -> list[str]:
+        return fields[1:]
+
+
+class SimulateTimeSeries(DataSource):
+    """Sends the rows of a CSV file without a header, as far apart as the times in its first column (seconds) are: the research prototype's.
+
+    An example is the list of the values behind the first column, as str. Its event time is when it is sent. A `DataSource` around an
+    `edgeserve.sources.CsvReplay` can do more.
+
+    Args:
+        filename: the file.
+        node: URL of the node. `pulsar_node=` is an older name for it.
+        source_id: what the examples are called downstream.
+        gate: maps an example to bytes (or to any value that can be sent); None drops it.
+        topic: where the examples go.
+    """
+
+    def __init__(
+        self,
+        filename: str | os.PathLike[str],
+        node: str | None = None,
+        source_id: str = "",
+        gate: Gate | None = None,
+        topic: str = "src",
+        *,
+        pulsar_node: str | None = None,
+    ) -> None:
+        super().__init__(_Series(filename, header=False), node, source_id, gate, topic, pulsar_node=pulsar_node)
+
+
+class CodeSource(DataSource):
+    """Not here: the research prototype's sent program text, which whoever received it executed. Making one says what to use instead.
+
+    Raises:
+        ConfigurationError: always.
+    """
+
+    def __init__(self, stream: Any = None, node: str | None = None, gate: Gate | None = None, topic: str = "src", **_: Any) -> None:
+        raise ConfigurationError(
+            "CodeSource sent program text, which whoever received it executed; nothing that arrives is executed here. Put the function "
+            "into the program that runs it: Compute(task, node, topic_in=...), started where it is to run, for example with edgeserve run"
+        )
 
 
 def _to_ns(given: Any) -> int:
@@ -262,4 +340,4 @@ def _no_event_time(number: int, source_id: str) -> ConfigurationError:
     )
 
 
-__all__ = ("DataSource",)
+__all__ = ("CodeSource", "DataSource", "SimulateTimeSeries")
