@@ -66,7 +66,7 @@ class NewerFormat(MessageError):
 
 
 class PayloadMismatch(MessageError, TypeError):
-    """The payload does not fit the type that the consumer's annotation asks for."""
+    """The payload does not fit the type that the consumer's annotation asks for, or the columns of a sink."""
 
     reason = "schema"
 
@@ -86,7 +86,7 @@ class BadRow(EdgeServeError, ValueError):
 
 
 class UnsupportedType(EdgeServeError, TypeError):
-    """A value of this type cannot be sent without a gate; the message lists the types that can."""
+    """A value of this type cannot be sent without a gate, or not be written by a sink; the message says which types can."""
 
 
 class MissingExtra(EdgeServeError, ImportError):
@@ -100,6 +100,10 @@ class UnknownSource(MessageError, KeyError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else ""
+
+
+class FileBusy(EdgeServeError, BlockingIOError):
+    """Another sink, in this process or another one, writes to the file or directory."""
 
 
 class JoinOverflow(EdgeServeError, BufferError):
@@ -166,6 +170,7 @@ __all__ = (
     "EdgeServeError",
     "Fenced",
     "FetchError",
+    "FileBusy",
     "ForeignMessage",
     "GroupBusy",
     "GroupConflict",
