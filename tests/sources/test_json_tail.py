@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -573,6 +574,20 @@ def test_closing_ends_a_wait_in_another_thread(log: Log) -> None:
     tail.close()
     thread.join(20)
     assert ended.is_set()
+
+
+def test_a_disk_that_fails_names_the_file_and_loses_no_line(log: Log, tail: Tail, monkeypatch: pytest.MonkeyPatch) -> None:
+    log.lines(2)
+    found = tail(from_start=True)
+
+    def broken(*_: Any) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", broken)
+        with pytest.raises(OSError, match=f"{os.strerror(errno.EIO)}: '{log.path}'"):
+            next(found)
+    assert take(found, 2) == [1, 2]
 
 
 def test_an_interrupted_wait_loses_no_line(log: Log, tail: Tail) -> None:

@@ -82,6 +82,10 @@ class FileSource(Source):
             if not self._begun:
                 self._begin()
             return self._ready()
+        except OSError as exc:
+            if exc.filename is None:  # of a file that is open the system does not say which one it is
+                exc.filename = self.path
+            raise
         finally:
             self._busy = False
             if self._closed:
