@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from threading import get_ident
 from time import monotonic_ns
 
 from edgeserve.core.errors import SendError, TooLarge
@@ -54,6 +55,8 @@ class Sender:
         self._patience = Patience(f"source {name!r}", control)
         self.published = 0
         self._ended = self._stored = False
+        # Who publishes: a broker tells what is stored in another thread, and it may be of an earlier batch.
+        self._publishing = 0
 
     def append(self) -> Callable[[Frame], None]:
         """The function that takes a frame: a closure, because it runs once per message."""
@@ -143,7 +146,7 @@ class Sender:
         n = len(frames)
         if not n:
             return
-        self._stored = False
+        self._stored, self._publishing = False, get_ident()
         try:
             self._publisher.publish(frames)
         except BaseException as exc:
@@ -160,7 +163,7 @@ class Sender:
         self._done(n, bytes_in)
 
     def _note_stored(self, frames: Sequence[Frame], first: int) -> None:
-        self._stored = True
+        self._stored = self._stored or get_ident() == self._publishing
         self._payloads.placed(frames, first)
 
     def _done(self, n: int, bytes_in: int) -> None:

@@ -67,7 +67,9 @@ class Capabilities:
         max_frame_bytes: of one message; None: as memory allows.
         holds_senders: whether the send window counts what groups have not settled. A broker's window counts what it has not confirmed: its
             backlog is the buffer there.
-        tells_positions: whether `stored` is told, and `Transport.settled` says what of it is done with.
+        tells_positions: whether `stored` is told, and `Transport.settled` says what of it is done with. A broker tells it when it has
+            confirmed, in a thread of its own; what is sent again after a broken connection may be stored twice, and the first is not told;
+            and of what is settled only that below which all is.
     """
 
     durable: bool = True

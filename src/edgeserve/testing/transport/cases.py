@@ -120,6 +120,14 @@ def collect(members: Sequence[Subscription], count: int, *, batch: int = 256, se
     return found
 
 
+def soon(what: Callable[[], object]) -> None:
+    """Waits for what a broker comes to know a moment after it was told."""
+    ends = time.monotonic() + LONG_MS / 1000
+    while not what():
+        assert time.monotonic() < ends, f"not after {LONG_MS / 1000} s"
+        time.sleep(MOMENT_MS / 1000)
+
+
 def settle_all(subscription: Subscription, deliveries: Sequence[Delivery]) -> None:
     """Settles deliveries of any topics."""
     subscription.settle(acks_of(deliveries))
@@ -180,5 +188,6 @@ __all__ = (
     "positions_of",
     "publish",
     "settle_all",
+    "soon",
     "together",
 )

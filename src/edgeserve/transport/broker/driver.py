@@ -189,6 +189,10 @@ class Driver(ABC):
     def floor(self, topic: str, group: str) -> int:
         """Every entry below is acknowledged by the group."""
 
+    def floors(self, topic: str) -> dict[str, int]:
+        """The floor of each of a topic's groups; none where there is no topic."""
+        return {group: self.floor(topic, group) for group in self.groups(topic)}
+
     def acknowledged(self, topic: str, group: str) -> list[tuple[int, int]]:
         """Entries above the floor that the group has acknowledged, too: the first and the last of each range. [] where the broker does
         not say."""

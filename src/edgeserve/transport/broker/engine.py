@@ -156,6 +156,21 @@ class BrokerEngine(Transport):
             raise self._no_topic(topic)
         return 0 if extent.last is None else position(extent.last + 1, 0)
 
+    def settled(self, topic: str) -> Sequence[tuple[int, int]]:
+        self.check()
+        floors = self.driver.floors(topic)
+        # A group that nobody has received anything in is only in its own log yet.
+        if self._logged(topic) - floors.keys():
+            return []
+        if not floors:
+            return [] if self.driver.extent(topic) is not None else [(0, 1 << 63)]
+        floor = position(min(floors.values()), 0)
+        return [(0, floor)] if floor else []
+
+    def _logged(self, topic: str) -> set[str]:
+        """The groups of a topic that have a log."""
+        return {group for name in self.driver.topics() if (group := group_of(name, topic)) is not None}
+
     def _no_topic(self, topic: str) -> TransportError:
         return UnknownTopic(f"there is no topic {topic!r} at {self.url}: `edgeserve topic list --node {self.url}` lists those there are")
 
@@ -210,8 +225,7 @@ class BrokerEngine(Transport):
         if is_group_topic(topic) or self.driver.extent(topic) is None:
             raise self._no_topic(topic)
         # A group may have a log before it has anything at the broker, and after.
-        groups = {group for name in self.driver.topics() if (group := group_of(name, topic)) is not None}
-        groups.update(self.driver.groups(topic))
+        groups = self._logged(topic).union(self.driver.groups(topic))
         self._refuse_live(topic, sorted(groups))
         # The topic itself last: cut short, it can be asked for again.
         for name in (*(group_topic(topic, group) for group in groups), parts_topic(topic), topic):

@@ -271,7 +271,7 @@ class BrokerSubscription(Subscription):
             # Some may be confirmed before all are handed over, and before it is known how many there are.
             with self._guard.mutex:
                 job.outputs += _MANY
-            entries = appender.append(batch, now_ns, partial(self._settlements.sent, job))
+            entries = appender.append(batch, now_ns, partial(self._settlements.sent, job), self.stored)
             with self._guard.mutex:
                 job.outputs += entries - _MANY
 

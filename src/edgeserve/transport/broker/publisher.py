@@ -22,6 +22,7 @@ from edgeserve.transport.broker.envelope import (
     STAMP_MAGIC,
     Reference,
     parts_topic,
+    position,
     unwrap,
     whole,
     wrap,
@@ -70,9 +71,16 @@ class Appender:
     def _patient(self, topic: str) -> Outlet:
         return PatientOutlet(self._driver.outlet(topic), self._silence, self._driver.deadline_s)
 
-    def append(self, frames: Sequence[Frame], now_ns: int, done: Callable[[Exception | None], None] | None = None) -> int:
-        """Hands frames over; waits while the window is full. `done` is called once per entry; returns how many there are."""
-        count = len(frames)
+    def append(
+        self,
+        frames: Sequence[Frame],
+        now_ns: int,
+        done: Callable[[Exception | None], None] | None = None,
+        stored: Callable[[Sequence[Frame], int], None] | None = None,
+    ) -> int:
+        """Hands frames over; waits while the window is full. `done` is called once per entry; returns how many there are. `stored`: as a
+        `Publisher`'s."""
+        count, handed = len(frames), frames
         if count != 1 or type(frames[0]) is not bytes:
             frames = frames if _ONLY_BYTES.issuperset(map(type, frames)) else [whole(f) for f in frames]
         most = self._driver.max_bytes - HEAD_BYTES - 16
@@ -80,10 +88,15 @@ class Appender:
             entries = [(count, wrap(frames, now_ns))]  # type: ignore[arg-type]  # bytes, all of them
         else:
             entries = self._entries(frames, now_ns, most)  # type: ignore[arg-type]
+        first = 0
         for count, data in entries:
             self._enter(count, len(data))
+            of = () if stored is None else handed if len(entries) == 1 else handed[first : first + count]
+            first += count
 
-            def confirm(at: int | None, error: Exception | None, count: int = count, size: int = len(data)) -> None:
+            def confirm(
+                at: int | None, error: Exception | None, count: int = count, size: int = len(data), of: Sequence[Frame] = of
+            ) -> None:
                 with self._guard.mutex:
                     self._frames -= count
                     self._bytes -= size
@@ -93,6 +106,8 @@ class Appender:
                         self._guard.changed.notify_all()
                 if self._stored is not None and at is not None:
                     self._stored(at, count)
+                if stored is not None and at is not None:
+                    stored(of, position(at, 0))
                 if done is not None:
                     done(error)
 
@@ -244,7 +259,7 @@ class BrokerPublisher(Publisher):
         if self._closed or engine.closed or engine.pid != os.getpid():
             self._check()
         if frames:
-            self._appender.append(frames, time.time_ns())
+            self._appender.append(frames, time.time_ns(), None, self.stored)
             self._restraint.wait(len(frames), self._stops)
 
     def _stops(self) -> bool:

@@ -19,7 +19,9 @@ def connect(url: NodeURL) -> Transport:
     from edgeserve.transport.nats.settings import settings_from
 
     driver = NatsDriver(settings_from(url))
-    capabilities = Capabilities(retention_by_size=False, redelivery_delay_precision_ms=driver.precision_ms, holds_senders=False)
+    capabilities = Capabilities(
+        retention_by_size=False, redelivery_delay_precision_ms=driver.precision_ms, holds_senders=False, tells_positions=True
+    )
     return BrokerEngine(url.shown, driver, capabilities)
 
 

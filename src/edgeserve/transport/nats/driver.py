@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 from edgeserve.transport.base import Start
 from edgeserve.transport.broker.driver import Channel, Deliver, Driver, Entry, Extent, Inlet, Outlet, Tail
@@ -101,8 +102,14 @@ class NatsDriver(Driver):
         return Extent(int(state["first_seq"]), int(state["last_seq"]), int(state["bytes"]))
 
     def groups(self, topic: str) -> list[str]:
-        consumers = self._connection.call(lambda: self._admin.consumers(topic))
-        return [str(c["config"].get("description", "")) for c in consumers]
+        return [_group_of(consumer) for consumer in self._consumers(topic)]
+
+    def _consumers(self, topic: str) -> list[dict[str, Any]]:
+        return self._connection.call(lambda: self._admin.consumers(topic))
+
+    def floors(self, topic: str) -> dict[str, int]:
+        self._confirm()
+        return {_group_of(consumer): floor_of(consumer) for consumer in self._consumers(topic)}
 
     def floor(self, topic: str, group: str) -> int:
         self._confirm()
@@ -139,6 +146,10 @@ class NatsDriver(Driver):
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _group_of(consumer: dict[str, Any]) -> str:
+    return str(consumer["config"].get("description", ""))
 
 
 __all__ = ("NatsDriver",)

@@ -16,7 +16,7 @@ def connect(url: NodeURL) -> Transport:
     return BrokerEngine(
         settings.shown,
         driver,
-        Capabilities(retention_by_size=False, redelivery_delay_precision_ms=driver.precision_ms, holds_senders=False),
+        Capabilities(retention_by_size=False, redelivery_delay_precision_ms=driver.precision_ms, holds_senders=False, tells_positions=True),
     )
 
 

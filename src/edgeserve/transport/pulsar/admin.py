@@ -198,14 +198,14 @@ class Admin:
         at = None if cursor is None else _given(cursor.mark_delete_position)
         return 0 if stats is None or at is None else _behind(stats, at)
 
-    def floors(self, full: str) -> list[int]:
+    def floors(self, full: str) -> dict[str, int]:
         """The same of each durable subscription of a topic: a reader's cursor outlives it for a moment."""
         stats = self.internal(full)
         if stats is None:
-            return []
+            return {}
         durable = self.subscriptions(full)
-        positions = [_given(cursor.mark_delete_position) for name, cursor in stats.cursors.items() if name in durable]
-        return [0 if at is None else _behind(stats, at) for at in positions]
+        positions = {name: _given(cursor.mark_delete_position) for name, cursor in stats.cursors.items() if name in durable}
+        return {name: 0 if at is None else _behind(stats, at) for name, at in positions.items()}
 
     def delivered(self, full: str, subscription: str) -> int:
         """The newest entry that was given to anybody."""

@@ -322,10 +322,6 @@ class PulsarDriver(Driver):
     def discard(self, topic: str, before: int) -> None:
         self._keep(topic, before)
 
-    def needed_from(self, topic: str) -> int | None:
-        """Everything below is acknowledged by all of a topic's groups; None: it has none."""
-        return min(self.admin.floors(self.full(topic)), default=None)
-
     def topics(self) -> list[str]:
         return [user_name(self.settings.space, name) for name in self.admin.topics(self.settings.space)]
 
@@ -337,6 +333,9 @@ class PulsarDriver(Driver):
 
     def floor(self, topic: str, group: str) -> int:
         return self.admin.floor(self.full(topic), subscription_name(group))
+
+    def floors(self, topic: str) -> dict[str, int]:
+        return {group_name(name): floor for name, floor in self.admin.floors(self.full(topic)).items() if name != KEEP}
 
     def acknowledged(self, topic: str, group: str) -> list[tuple[int, int]]:
         return self.admin.acknowledged(self.full(topic), subscription_name(group))

@@ -75,7 +75,7 @@ class Parts:
 
     def _oldest(self, topic: str) -> list[int] | None:
         """The parts that the oldest unsettled messages refer to, [] when there are none; None: not found out yet."""
-        floor = self._driver.needed_from(topic)
+        floor = min(self._driver.floors(topic).values(), default=None)
         if floor is None:
             return []
         found: list[int] = []
