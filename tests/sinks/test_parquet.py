@@ -308,7 +308,7 @@ def test_the_columns_are_fixed_by_the_first_file(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path).to_pylist() == [{"n": 1}, {"n": 2}]
 
 
-@pytest.mark.parametrize("value", [1, "row", [1], [{"n": 1}], {1: 2}, pa.array([1])], ids=repr)
+@pytest.mark.parametrize("value", [1, "row", [1], [{"n": 1}], {1: 2}, pa.array([1])], ids=lambda value: str(value).replace("\n", ""))
 def test_what_is_no_row_is_named(tmp_path: Path, value: Any) -> None:
     with ParquetSink(tmp_path) as sink, pytest.raises(UnsupportedType, match=r"is no row: .* gate=|a key that is not a str"):
         sink(value)
