@@ -1,0 +1,213 @@
+"""Payloads of other hosts: each is fetched once for all processes of this one, and lies in shared memory for them to map."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from edgeserve.core.errors import ClosedError, CorruptMessage, FetchError, UsedAfterFork
+from edgeserve.payload.pull import Connections, Origin, Pull
+from edgeserve.payload.reference import Reference
+from edgeserve.payload.shelf import Shelf
+
+BUDGET_BYTES = 256 << 20
+"""How much a host keeps of what it has fetched."""
+
+_THREADS = 4
+_PAUSE_S = (0.0002, 0.005)
+
+
+class Remote(msgspec.Struct, frozen=True, array_like=True):
+    """A payload on another host: where its server listens (`http://host:port`, or https), the token for it, the payload there.
+
+    Shown, it does not tell the token.
+    """
+
+    origin: str
+    token: str
+    reference: Reference
+
+    def __repr__(self) -> str:
+        return f"Remote({self.origin!r}, {self.reference!r})"
+
+    def encode(self) -> bytes:
+        """As it travels."""
+        return _encode(self)
+
+    @classmethod
+    def decode(cls, raw: bytes | memoryview) -> Remote:
+        """Raises `CorruptMessage` when these bytes are none."""
+        try:
+            return _decode(raw)
+        except Exception as exc:  # what a crafted one makes msgspec raise has no common root
+            raise CorruptMessage(f"a payload's place cannot be read: {exc}") from exc
+
+    @property
+    def name(self) -> str:
+        """Of its file on every host that fetches it. Another origin's payload has another, whatever that one says of it."""
+        return hashlib.blake2b(b"%b\n%b" % (self.origin.encode(), self.reference.encode()), digest_size=16).hexdigest()
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Remote).decode
+
+
+class Fetcher:
+    """Fetches payloads into a directory that all processes of this user and host share. Thread-safe; bound to the process that made it.
+
+    Of several that want the same payload at the same time one fetches it, the others wait. What was fetched stays for who comes later,
+    until there is too much, or until the last fetcher of the directory is closed. Views stay good for as long as they are held.
+
+    Args:
+        directory: best in shared memory; made with access for this user only.
+        deadline_s: how long one payload may take in all, with everything that has to be tried again.
+        budget_bytes: how much may lie there; the files that were used longest ago go first. A larger payload is not fetched. What is still
+            looked at takes up memory beyond that.
+        cafile: whose certificates are trusted, a file in PEM; None: the system's.
+
+    Attributes:
+        fetched: how many payloads this one has brought to this host.
+
+    Raises:
+        ConfigurationError: the directory belongs to somebody else, is open to others, or cannot be made, or `cafile` cannot be read.
+    """
+
+    def __init__(self, directory: Path, *, deadline_s: float = 10.0, budget_bytes: int = BUDGET_BYTES, cafile: str | None = None) -> None:
+        self._directory, self._deadline_s, self._budget_bytes = directory, deadline_s, budget_bytes
+        self._pid = os.getpid()
+        self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._connections = Connections(cafile)
+        self._threads: ThreadPoolExecutor | None = None
+        self._busy = 0
+        self._idle = threading.Condition(self._lock)
+        self.fetched = 0
+        self._shelf = Shelf(directory, budget_bytes)
+        _fetchers.add(self)
+
+    def fetch(self, remote: Remote) -> memoryview:
+        """The payload, uint8 and read-only, of `remote.reference.size` bytes.
+
+        Raises:
+            PayloadGone: its origin has it no more.
+            CorruptMessage: what came, twice, does not match its checksum, or has another length.
+            FetchError: it did not come in time, or is not given, or there is no room for it here.
+            ClosedError, UsedAfterFork: this fetcher cannot be used any more, or not here.
+        """
+        self._check()
+        ends = time.monotonic() + self._deadline_s
+        origin, reference = Origin.of(remote.origin), remote.reference
+        if reference.size > self._budget_bytes:
+            raise FetchError(
+                f"a payload of {reference.size} bytes from {origin} is larger than all that may be kept, {self._budget_bytes} bytes"
+            )
+        if not reference.size:
+            return memoryview(b"")
+        with self._lock:
+            self._check()
+            self._busy += 1
+        try:
+            return self._found_or_brought(remote, origin, ends)
+        except FetchError:
+            raise
+        except OSError as exc:
+            raise FetchError(f"a payload of {reference.size} bytes from {origin} cannot be kept in {self._directory}: {exc}") from exc
+        finally:
+            with self._lock:
+                self._busy -= 1
+                self._idle.notify_all()
+
+    def _found_or_brought(self, remote: Remote, origin: Origin, ends: float) -> memoryview:
+        name, reference, pause_s = remote.name, remote.reference, _PAUSE_S[0]
+        while (view := self._shelf.look(name, reference)) is None:
+            claim = self._shelf.claim(name)
+            if claim is not None:
+                try:
+                    view = self._shelf.look(name, reference)  # whoever had it may have brought it
+                    return self._brought(remote, origin, name, ends) if view is None else view
+                finally:
+                    self._shelf.let_go(name, claim)
+            if time.monotonic() >= ends:
+                raise FetchError(f"a payload of {reference.size} bytes from {origin} did not come in time: another process fetches it")
+            self._closing.wait(pause_s)
+            self._check()
+            pause_s = min(2 * pause_s, _PAUSE_S[1])
+        return view
+
+    def _brought(self, remote: Remote, origin: Origin, name: str, ends: float) -> memoryview:
+        part = self._shelf.begin(name, remote.reference.size)
+        try:
+            Pull(self._connections, origin, remote.token, remote.reference, memoryview(part.memory), ends, self._closing).run()
+        except BaseException:
+            self._shelf.drop(part)
+            raise
+        view = self._shelf.publish(part)
+        with self._lock:
+            self.fetched += 1
+        return view
+
+    def prefetch(self, remotes: Iterable[Remote]) -> list[Future[memoryview]]:
+        """Fetches several at a time, in threads of its own; each result is as that of `fetch`, with a deadline from when it begins."""
+        self._check()
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
+            threads = self._threads
+        try:
+            return [threads.submit(self.fetch, remote) for remote in remotes]
+        except RuntimeError:
+            self._check()
+            raise
+
+    def close(self) -> None:
+        """Ends what is under way, and waits for it; the last one of the directory removes what was fetched. Idempotent."""
+        if os.getpid() != self._pid:
+            return
+        with self._lock:
+            if self._closing.is_set():
+                return
+            self._closing.set()
+        self._connections.close()
+        if self._threads is not None:
+            self._threads.shutdown(cancel_futures=True)
+        with self._lock:
+            while self._busy:
+                self._idle.wait()
+        self._shelf.close()
+
+    def __enter__(self) -> Fetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check(self) -> None:
+        if os.getpid() != self._pid:
+            raise UsedAfterFork(f"a fetcher was made by process {self._pid} and used by {os.getpid()}: make one after the fork")
+        if self._closing.is_set():
+            raise ClosedError(f"the fetcher of {self._directory} is closed")
+
+    def _forget(self) -> None:
+        """In a child of fork."""
+        self._connections.forget()
+
+
+_fetchers: weakref.WeakSet[Fetcher] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for fetcher in list(_fetchers):
+        fetcher._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
+
+__all__ = ("BUDGET_BYTES", "Fetcher", "Remote")
