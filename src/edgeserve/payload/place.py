@@ -7,12 +7,17 @@ import re
 import stat
 from pathlib import Path
 
+from xxhash import xxh3_64_hexdigest
+
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.core.process import boot
 from edgeserve.core.settings import state_directory
 
 ORIGIN = "origin"
 """The file that says which store a directory is of."""
+
+BROKER = "broker-"
+"""Begins the name of a broker's store."""
 
 _SHARED_MEMORY = Path("/dev/shm")
 _NAME = re.compile(r"(?P<identity>[0-9a-f]{32})-(?P<device>[0-9a-f]+)-[0-9a-f]+")
@@ -40,8 +45,13 @@ def store_name(identity: str, root: Path) -> str:
     return f"{identity}-{found.st_dev:x}-{found.st_ino:x}"
 
 
-def make_payload_directory(store: str, root: Path) -> Path:
-    """Makes the directory for the payloads of the store at `root`, with access for this user only.
+def broker_name(shown: str) -> str:
+    """Names a broker by its URL as it is shown, without parameters: the store of this host's payloads for it."""
+    return BROKER + xxh3_64_hexdigest(shown.partition("?")[0].encode())
+
+
+def make_payload_directory(store: str, root: Path | None) -> Path:
+    """Makes the directory for the payloads of the store at `root` (None: of a broker), with access for this user only.
 
     Raises:
         ConfigurationError: it belongs to somebody else, or is open to others.
@@ -59,7 +69,8 @@ def make_payload_directory(store: str, root: Path) -> Path:
                 f"{each} is not a directory that only user {os.getuid()} may write to, so payloads are not put there: "
                 "remove it, or name another place with EDGESERVE_PAYLOAD_DIR"
             )
-    _note_origin(directory / ORIGIN, _here() + b"\n" + os.fsencode(root))
+    if root is not None:
+        _note_origin(directory / ORIGIN, _here() + b"\n" + os.fsencode(root))
     return directory
 
 
@@ -109,4 +120,4 @@ def is_gone(directory: Path, store: str, root: Path) -> bool:
         return False
 
 
-__all__ = ("ORIGIN", "is_gone", "make_payload_directory", "payload_base", "store_name")
+__all__ = ("BROKER", "ORIGIN", "broker_name", "is_gone", "make_payload_directory", "payload_base", "store_name")

@@ -15,6 +15,7 @@ from xxhash import xxh3_64_intdigest
 
 from edgeserve.core.errors import CorruptMessage, PayloadGone
 from edgeserve.payload.leases import Table, key_of
+from edgeserve.payload.place import BROKER
 from edgeserve.payload.reference import Reference
 from edgeserve.payload.segment import Segment, is_name
 
@@ -185,4 +186,9 @@ def reader_of(directory: Path) -> PayloadReader:
         return _readers[key]
 
 
-__all__ = ("LEASE_BYTES", "PayloadReader", "reader_of")
+def is_here(base: Path, reference: Reference) -> bool:
+    """Whether this host has, or had, the payload of a broker's message: its file is in a store of a broker below `base`."""
+    return reference.store.startswith(BROKER) and is_name(reference.segment) and (base / reference.store / reference.segment).exists()
+
+
+__all__ = ("LEASE_BYTES", "PayloadReader", "is_here", "reader_of")

@@ -18,8 +18,11 @@ LAZY = "r:"
 _NAME = r"^[0-9a-z.-]{1,100}$"
 
 
-class Reference(msgspec.Struct, frozen=True, array_like=True):
-    """A payload in a store: file `segment` (a name, never a path), number and generation of the slot, the payload's bytes and xxh3_64."""
+class Reference(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True):
+    """A payload in a store: file `segment` (a name, never a path), number and generation of the slot, the payload's bytes and xxh3_64.
+
+    `origin`, `token`: where another host fetches it, and what it has to say there; "": it cannot. Shown, it does not tell the token.
+    """
 
     store: Annotated[str, msgspec.Meta(pattern=_NAME)]
     segment: Annotated[str, msgspec.Meta(pattern=_NAME)]
@@ -27,6 +30,15 @@ class Reference(msgspec.Struct, frozen=True, array_like=True):
     generation: Annotated[int, msgspec.Meta(ge=1, lt=2**62)]
     size: Annotated[int, msgspec.Meta(ge=0, lt=2**48)]
     checksum: int
+    origin: str = ""
+    token: str = ""
+
+    def __repr__(self) -> str:
+        return f"Reference({self.store!r}, {self.segment!r}, {self.slot}, {self.generation}, {self.size}, {self.checksum}, {self.origin!r})"
+
+    def bare(self) -> Reference:
+        """The same, as its own host knows it."""
+        return Reference(self.store, self.segment, self.slot, self.generation, self.size, self.checksum)
 
     def encode(self) -> bytes:
         """As it travels."""

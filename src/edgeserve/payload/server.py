@@ -117,7 +117,7 @@ class PayloadServer:
 
     Args:
         base: where the stores' directories are, see `payload_base`; it need not be there yet.
-        host, port: where to listen; port 0: one that is free.
+        host, port: where to listen; port 0: one that is free. At any other several processes of this user may listen, and share what comes.
         token: 8 to 1024 of letters, digits and `._~+/=-`.
         tls: the server's certificate and key; None: in the clear.
 
@@ -165,8 +165,14 @@ class PayloadServer:
             if self._closed or self._listener is not None:
                 raise ClosedError(f"{self!r} was started before: make another")
             try:
-                family = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-                self._listener = socket.create_server((self._host, self._port), family=family, backlog=MOST_CONNECTIONS)
+                family = (
+                    socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+                    if self._host
+                    else socket.AF_INET
+                )
+                self._listener = socket.create_server(
+                    (self._host, self._port), family=family, backlog=MOST_CONNECTIONS, reuse_port=self._port != 0
+                )
             except OSError as exc:
                 raise TransportError(f"payloads cannot be served on {self._host}, port {self._port}: {exc}") from exc
             self._listener.setblocking(False)

@@ -58,8 +58,10 @@ class Sweep:
     def _is_done(self, name: str, topic: str, entry: Entry, ranges: Ranges) -> bool:
         if entry.position >= 0:
             return is_settled(entry.position, ranges, whole=entry.whole)
-        end = self._ends.setdefault(name, self._end(topic))
-        return not end or is_settled(end - 1, ranges, whole=True)
+        end = self._ends.get(name, -1)
+        if end < 0:
+            end = self._ends[name] = self._end(topic)
+        return end == 0 or (end > 0 and is_settled(end - 1, ranges, whole=True))
 
 
 def remove_orphans(base: Path, is_gone: Callable[[Path], bool]) -> None:

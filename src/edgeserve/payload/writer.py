@@ -43,7 +43,7 @@ Settled: TypeAlias = Callable[[str], Ranges]
 """Takes a topic; the positions [lo, hi), ascending and disjoint, of messages that no group will ask for any more."""
 
 End: TypeAlias = Callable[[str], int]
-"""Takes a topic; the position behind its newest message, 0 where there is none."""
+"""Takes a topic; the position behind its newest message, 0 where there is none, -1 while nobody tells."""
 
 
 class Slot(msgspec.Struct, eq=False):
@@ -80,6 +80,8 @@ class PayloadWriter:
         settled, end: asked when a slot is wanted.
         limit_bytes: how much memory its segments may take.
         sweep: called, with a lock held, when writers before it have left something on its topic: see `Sweep.look`.
+        whole: any message may be stored twice without its being told, so that all before it has to be settled, too.
+        origin, token: see `Reference`.
 
     Attributes:
         refused: how many payloads found no room in time, so that they travel with their messages.
@@ -94,7 +96,11 @@ class PayloadWriter:
         limit_bytes: int = LIMIT_BYTES,
         *,
         sweep: Callable[[], object] = lambda: None,
+        whole: bool = False,
+        origin: str = "",
+        token: str = "",
     ) -> None:
+        self._whole, self._origin, self._token = whole, origin, token
         self._directory, self._topic, self._settled, self._end, self._limit_bytes = directory, topic, settled, end, limit_bytes
         self._sweep = sweep
         self._lock = threading.RLock()
@@ -128,7 +134,7 @@ class PayloadWriter:
         except BaseException:
             self.cancel(slot)
             raise
-        return Reference(self._directory.name, segment.path.name, index, generation, size, checksum), slot
+        return Reference(self._directory.name, segment.path.name, index, generation, size, checksum, self._origin, self._token), slot
 
     # --- what becomes of a frame --------------------------------------------------------------------------------
 
@@ -171,17 +177,18 @@ class PayloadWriter:
         """Frames may have been stored, and will not be again: what the topic has now has to be settled before their slots are free."""
         with self._lock:
             if slots := self._forget(frames):
-                last = max(0, self._end(self._topic) - 1)
+                end = self._end(self._topic)
                 for slot in slots:
                     slot.whole = True
-                    self._place(slot, last)
+                    if end >= 0:
+                        self._place(slot, max(0, end - 1))
 
     def _forget(self, frames: Iterable[object]) -> list[Slot]:
         """Expects these no longer; their slots."""
         return [known[1] for frame in frames if (known := self._unplaced.pop(id(frame), None)) is not None]
 
     def _place(self, slot: Slot, position: int) -> None:
-        slot.position = position
+        slot.position, slot.whole = position, slot.whole or self._whole
         slot.segment.place(slot.index, position, whole=slot.whole)
 
     # --- finding a slot -----------------------------------------------------------------------------------------

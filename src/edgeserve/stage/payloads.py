@@ -11,16 +11,20 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from edgeserve.core.codec import Buffer, decode_frame, encode_frame
-from edgeserve.core.errors import MessageError, PayloadGone, UnknownTopic
+from edgeserve.core.errors import FetchError, MessageError, PayloadGone, TransportError, UnknownTopic
 from edgeserve.core.message import Header
 from edgeserve.payload import (
+    Fetching,
     PayloadReader,
     PayloadWriter,
     Reference,
+    Serving,
     Slot,
     Sweep,
+    broker_name,
     inner_schema,
     is_gone,
+    is_here,
     is_lazy,
     lazy_schema,
     make_payload_directory,
@@ -34,6 +38,7 @@ from edgeserve.stage.files import Files
 from edgeserve.stage.linger import Patience
 from edgeserve.stage.retry import GoesBack
 from edgeserve.transport import Frame, Transport
+from edgeserve.transport.url import without_secrets
 
 _log = logging.getLogger("edgeserve")
 
@@ -70,6 +75,10 @@ class Payloads:
         self._sweep_at = self._again_at = 0.0
         self._told = -_TELL_EVERY_S
         self._make_writer: Callable[[], PayloadWriter] | None = None
+        # Where payloads of other hosts' stores may be, on an engine between hosts.
+        self._base: Path | None = None
+        self._fetching: Fetching | None = None
+        self._serving: Serving | None = None
         self.writer: PayloadWriter | None = None
         self.max_frame_bytes: int | None = None
         self.files: Files | None = None
@@ -77,7 +86,7 @@ class Payloads:
     def open(self, transport: Transport) -> None:
         """To be called before the node's first message."""
         root, self.max_frame_bytes = transport.root, transport.capabilities.max_frame_bytes
-        if root is None or not transport.capabilities.tells_positions:
+        if not (transport.capabilities.tells_positions and transport.capabilities.durable):
             if self._routing == "lazy":
                 _log.info("%s: on %s payloads travel with their messages, routing='lazy' changes nothing", self._who, transport.url)
             return
@@ -87,17 +96,30 @@ class Payloads:
                 return transport.end(topic)
             except UnknownTopic:
                 return 0
+            except TransportError:
+                return -1
 
-        name = store_name(transport.identity, root)
+        def settled(topic: str) -> Sequence[tuple[int, int]]:
+            try:
+                return transport.settled(topic)
+            except TransportError:
+                return ()  # a broker that is away does not tell
+
+        name = broker_name(without_secrets(transport.url)) if root is None else store_name(transport.identity, root)
         self._directory = directory = payload_base() / name
-        self._sweep = sweep = Sweep(directory, transport.settled, end)
+        self._sweep = sweep = Sweep(directory, settled, end)
+        if root is None:
+            self._base, self._fetching = payload_base(), Fetching()
         if self._routing == "lazy" and (topic := self._topic_out) is not None:
+            serving = self._serving = Serving() if root is None else None
 
             def make_writer() -> PayloadWriter:
                 make_payload_directory(name, root)
-                remove_orphans(payload_base(), lambda found: is_gone(found, name, root))
+                if root is not None:
+                    remove_orphans(payload_base(), lambda found: is_gone(found, name, root))
                 sweep.look()
-                return PayloadWriter(directory, topic, transport.settled, end, sweep=sweep.look)
+                origin, token = ("", "") if serving is None else (serving.origin, serving.token)
+                return PayloadWriter(directory, topic, settled, end, sweep=sweep.look, whole=root is None, origin=origin, token=token)
 
             self._make_writer = make_writer
             self._ready_writer()
@@ -178,12 +200,15 @@ class Payloads:
 
         Raises:
             PayloadGone, CorruptMessage: it is not there, or is another.
+            FetchError: its host did not give it in time.
             GoesBack: the node is to end.
         """
         reference = Reference.decode(payload)
         while True:
             try:
-                view = self._reader().open(reference)
+                view = self._open(reference)
+            except FetchError:
+                raise
             except OSError as exc:
                 if not self._patience.wait(exc):
                     raise GoesBack(f"the node was told to end while a payload could not be had: its message goes back ({exc})") from exc
@@ -192,9 +217,24 @@ class Payloads:
                     self._patience.over()
                 return inner_schema(schema), view
 
+    def _open(self, reference: Reference) -> memoryview:
+        if self._base is None or self._fetching is None:
+            return self._reader().open(reference)
+        if is_here(self._base, reference):
+            return reader_of(self._base / reference.store).open(reference)
+        if not reference.origin:
+            raise PayloadGone(
+                f"a payload of {reference.size} bytes is not on this host: it was settled, or its sender's host is another and names no "
+                "address for others (EDGESERVE_ADVERTISE)"
+            )
+        return self._fetching.fetch(reference)
+
     def copy(self, schema: str, payload: bytes | memoryview) -> tuple[str, bytes]:
         """As `fetch`, a copy: for who has no claim on the message."""
-        return inner_schema(schema), self._reader().copy(Reference.decode(payload))
+        reference = Reference.decode(payload)
+        if self._base is None:
+            return inner_schema(schema), self._reader().copy(reference)
+        return inner_schema(schema), bytes(self._open(reference))
 
     def inline(self, frame: Buffer) -> Buffer:
         """The frame with its payload in it, for who will read it when the message is settled. As it is when the payload is gone. Raises
@@ -204,7 +244,7 @@ class Payloads:
             if not is_lazy(header.schema):
                 return frame
             schema, payload = self.fetch(header.schema, payload)
-        except MessageError:
+        except (MessageError, FetchError):
             return frame
         whole = encode_frame(msgspec.structs.replace(header, schema=schema, size=len(payload)), [payload])
         return whole if isinstance(whole, bytes) else b"".join(whole)
@@ -237,6 +277,11 @@ class Payloads:
         self.writer = self._make_writer = None
         self._sweep_at = 0.0
         self.tidy()
+        if self._fetching is not None:
+            self._fetching.close()
+        if self._serving is not None:
+            self._serving.close()
+        self._base = self._fetching = self._serving = None
         if self._known_reader is not None:
             self._known_reader.rest()
         self._sweep = self._directory = self._known_reader = None

@@ -1,0 +1,215 @@
+"""Two cameras on two hosts, a join on a third, 100 Mbit/s between them: what goes over the consumer's link for each result.
+
+    python bench/hosts.py                     lazy beside eager, one run each; exit 1 when a line does not hold
+    python bench/hosts.py --seconds 60 --runs 5 --only lazy
+
+Hosts are network namespaces on a bridge, each with a link of 100 Mbit/s (token bucket) and a payload directory of its own, so that
+nothing is found in another's memory. A NATS server runs on the first. Each camera sends 30 frames/s of 1 MB, different in every 4 KiB
+page; the task takes the newest two every 500 ms and checks every page. Judged from the kernel's counters of the interface and from lines
+that plain functions wrote. Needs root.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeserve.compute import Compute
+from edgeserve.data_source import DataSource
+from notes import lines, note
+
+SIZE, PAGE, RATE, INTERVAL_S = 1_000_000, 4096, 30.0, 0.5
+LINK = "100mbit"
+MOST_BYTES, NEAR = 1.08, 0.05
+WARM_S = 5.0
+HOSTS = ("a", "b", "c")
+PORT = 4222
+
+
+def frame(n: int) -> np.ndarray[Any, Any]:
+    """Frame number `n`: uint8, its number in every page."""
+    made = np.zeros(SIZE, np.uint8)
+    for at in range(0, SIZE, PAGE):
+        made[at : at + 8] = np.frombuffer((n * 1_000 + at // PAGE).to_bytes(8, "little"), np.uint8)[: SIZE - at]
+    return made
+
+
+def number(seen: np.ndarray[Any, Any]) -> int:
+    """Its number if every page has it; else -1."""
+    heads = np.lib.stride_tricks.sliding_window_view(seen, 8)[::PAGE]
+    numbers = heads.copy().view("<u8")[:, 0]
+    first = int(numbers[0]) // 1_000
+    return first if np.array_equal(numbers, first * 1_000 + np.arange(len(numbers))) and seen.size == SIZE else -1
+
+
+def camera(node: str, name: str, routing: Any, seconds: float) -> None:
+    """Sends frames at their rate."""
+
+    def stream() -> Iterator[np.ndarray[Any, Any]]:
+        start = time.monotonic()
+        for n in range(int(seconds * RATE)):
+            made = frame(n)
+            time.sleep(max(0.0, start + n / RATE - time.monotonic()))
+            yield made
+
+    with DataSource(stream(), node, source_id=name, topic="frames", routing=routing) as source:
+        source.run()
+
+
+def consumer(node: str, root: Path) -> None:
+    """Takes the newest pair every 500 ms, and notes it."""
+
+    def pair(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> list[int]:
+        note(root / "pairs", [number(a), number(b), time.monotonic()])
+        return [1]
+
+    with Compute(pair, node, topic_in="frames", topic_out="pairs", min_interval_ms=INTERVAL_S * 1000) as compute:
+        compute.run(until="end")
+
+
+def sh(*command: str) -> str:
+    """Runs a command; its output."""
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+class Network:
+    """Three hosts on a bridge, links of 100 Mbit/s."""
+
+    def __init__(self) -> None:
+        self.mark = f"es{os.getpid() % 10_000}"
+        self.switch = f"{self.mark}-sw"
+        self.hosts = {name: f"{self.mark}-{name}" for name in HOSTS}
+        self.addresses = {name: f"10.77.0.{n}" for n, name in enumerate(HOSTS, 1)}
+
+    def __enter__(self) -> Network:
+        sh("ip", "netns", "add", self.switch)
+        sh("ip", "-n", self.switch, "link", "add", "br0", "type", "bridge")
+        sh("ip", "-n", self.switch, "link", "set", "br0", "up")
+        for name, host in self.hosts.items():
+            sh("ip", "netns", "add", host)
+            sh("ip", "-n", self.switch, "link", "add", f"to-{name}", "type", "veth", "peer", "name", "eth0", "netns", host)
+            sh("ip", "-n", self.switch, "link", "set", f"to-{name}", "master", "br0", "up")
+            sh("ip", "-n", host, "addr", "add", f"{self.addresses[name]}/24", "dev", "eth0")
+            for each, device in ((host, "eth0"), (self.switch, f"to-{name}")):
+                sh("ip", "-n", each, "link", "set", device, "up")
+                sh("tc", "-n", each, "qdisc", "add", "dev", device, "root", "tbf", "rate", LINK, "burst", "64kb", "latency", "100ms")
+            sh("ip", "-n", host, "link", "set", "lo", "up")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in (*self.hosts.values(), self.switch):
+            subprocess.run(["ip", "netns", "delete", each], check=False, capture_output=True)
+
+    def counters(self, name: str) -> tuple[int, int]:
+        """Bytes that came in and went out at a host's interface."""
+        base = "/sys/class/net/eth0/statistics/"
+        found = sh("ip", "netns", "exec", self.hosts[name], "cat", f"{base}rx_bytes", f"{base}tx_bytes").split()
+        return int(found[0]), int(found[1])
+
+    def start(self, name: str, *command: str, env: dict[str, str]) -> subprocess.Popen[bytes]:
+        """A process on a host."""
+        return subprocess.Popen(["ip", "netns", "exec", self.hosts[name], *command], env=os.environ | env)
+
+
+def measure(routing: str, seconds: float) -> dict[str, float]:
+    """One run."""
+    root = Path(tempfile.mkdtemp(prefix="edgeserve-hosts-"))
+    memory = Path(tempfile.mkdtemp(prefix="edgeserve-hosts-", dir="/dev/shm"))
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        with Network() as network:
+            node = f"nats://{network.addresses['a']}:{PORT}"
+
+            def on(host: str, *command: str) -> subprocess.Popen[bytes]:
+                env = {
+                    "EDGESERVE_PAYLOAD_DIR": str(memory / host),
+                    "EDGESERVE_ADVERTISE": network.addresses[host],
+                    "EDGESERVE_STATE_DIR": str(root / f"state-{host}"),
+                }
+                processes.append(network.start(host, *command, env=env))
+                return processes[-1]
+
+            server = shutil.which("nats-server") or str(Path(sys.executable).with_name("nats-server"))
+            broker = on("a", server, "-a", network.addresses["a"], "-p", str(PORT), "-js", "-sd", str(root / "nats"))
+            role = (sys.executable, __file__, "--node", node, "--root", str(root), "--routing", routing, "--seconds", str(seconds))
+            takes = on("c", *role, "--role", "consumer")
+            time.sleep(3.0)
+            cameras = [on(host, *role, "--role", host) for host in "ab"]
+            while not lines(root / "pairs") and takes.poll() is None and any(each.poll() is None for each in cameras):
+                time.sleep(0.1)
+            time.sleep(WARM_S)
+            began, before, first = time.monotonic(), network.counters("c"), len(lines(root / "pairs"))
+            time.sleep(max(1.0, seconds - 2 * WARM_S - 1))
+            took, after, last = time.monotonic() - began, network.counters("c"), len(lines(root / "pairs"))
+            pairs = lines(root / "pairs")
+            for each in (*cameras, takes, broker):
+                each.terminate()
+            for each in processes:
+                each.wait(30)
+            used = max(1, last - first)
+            return {
+                "results": last - first,
+                "hz": used / took,
+                "in_per_result": (after[0] - before[0]) / used / (2 * SIZE),
+                "out_per_result": (after[1] - before[1]) / used / (2 * SIZE),
+                "wrong": sum(a < 0 or b < 0 for a, b, _ in pairs),
+                "age": pairs[-1][0] / RATE if pairs else 0.0,
+                "seconds": took,
+            }
+    finally:
+        for each in processes:
+            each.kill()
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(memory, ignore_errors=True)
+
+
+def main() -> None:
+    """Runs what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--only", choices=["lazy", "eager"])
+    for name in ("--role", "--node", "--root", "--routing"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    if a.role == "consumer":
+        consumer(a.node, Path(a.root))
+    elif a.role:
+        camera(a.node, a.role, a.routing, a.seconds)
+    else:
+        wrong: list[str] = []
+        sys.stdout.write("routing    results      Hz   in / payload   out / payload   wrong\n")
+        for routing in [a.only] if a.only else ["lazy", "eager"]:
+            runs = [measure(routing, a.seconds) for _ in range(a.runs)]
+            for run in runs:
+                sys.stdout.write(
+                    f"{routing:8} {run['results']:9} {run['hz']:7.2f} {run['in_per_result']:14.3f} {run['out_per_result']:15.3f} "
+                    f"{run['wrong']:7}\n"
+                )
+                sys.stdout.flush()
+                if run["wrong"]:
+                    wrong.append(f"{routing}: {run['wrong']} pairs with a wrong page")
+            if routing == "lazy":
+                carried = statistics.median(run["in_per_result"] for run in runs)
+                hz = statistics.median(run["hz"] for run in runs)
+                if carried > MOST_BYTES:
+                    wrong.append(f"lazy: {carried:.3f} bytes for each of the payloads used, not {MOST_BYTES:g}")
+                if abs(hz * INTERVAL_S - 1) > NEAR:
+                    wrong.append(f"lazy: {hz:.2f} results/s, not {1 / INTERVAL_S:g}")
+        if wrong:
+            sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The settings for payloads between hosts."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from edgeserve.cli.brokers.manage import free_port
+from edgeserve.core.errors import ConfigurationError, CorruptMessage
+from edgeserve.payload import Reference, Serving
+from edgeserve.payload.hosts import PORT, Fetching, advertised, tokens_of
+
+
+@pytest.fixture(autouse=True)
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("EDGESERVE_PAYLOAD_DIR", str(tmp_path / "payloads"))
+    monkeypatch.delenv("EDGESERVE_ADVERTISE", raising=False)
+    return tmp_path / "payloads"
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [("cam.lan", ("cam.lan", PORT)), ("10.0.0.1:99", ("10.0.0.1", 99)), ("[::1]:7", ("::1", 7)), ("[fe80::1]", ("fe80::1", PORT))],
+)
+def test_an_address_may_leave_out_the_port(given: str, found: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESERVE_ADVERTISE", given)
+    assert advertised() == found
+
+
+@pytest.mark.parametrize("given", ["http://cam", "cam:x", "cam:0", "cam:70000", ":99", "cam/1", "me@cam", "1:2:3", "cam?x", "a b"])
+def test_what_is_no_address_is_named(given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESERVE_ADVERTISE", given)
+    with pytest.raises(ConfigurationError, match="EDGESERVE_ADVERTISE"):
+        Serving()
+
+
+def test_the_token_is_one_for_all_and_its_owner_s(base: Path) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        tokens = set(threads.map(lambda _: tokens_of(base), range(32)))
+    assert len(tokens) == 1
+    assert len(tokens.pop()) > 40
+    assert [path.name for path in base.iterdir()] == ["token"]
+    os.chmod(base / "token", 0o644)
+    with pytest.raises(ConfigurationError, match="others can read it"):
+        tokens_of(base)
+
+
+def test_nodes_of_a_process_share_a_server_and_processes_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESERVE_ADVERTISE", f"127.0.0.1:{free_port()}")
+    one, two = Serving(), Serving()
+    assert one.origin == two.origin == f"http://{os.environ['EDGESERVE_ADVERTISE']}"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            Serving().close()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    one.close()
+    one.close()
+    with pytest.raises(LookupError):
+        Fetching().fetch(Reference("broker-1", "none", 0, 1, 10, 0, two.origin, two.token))
+    two.close()
+
+
+def test_a_certificate_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("EDGESERVE_ADVERTISE", "127.0.0.1:1")
+    monkeypatch.setenv("EDGESERVE_PAYLOAD_CERT", str(tmp_path / "none.pem"))
+    with pytest.raises(ConfigurationError, match="EDGESERVE_PAYLOAD_CERT"):
+        Serving()
+
+
+def test_a_reference_of_before_has_no_origin_and_one_with_more_is_read() -> None:
+    bare = Reference("broker-1", "segment", 3, 1, 10, 7)
+    assert bare == Reference.decode(bare.encode()) == Reference("broker-1", "segment", 3, 1, 10, 7, "http://h", "secret").bare()
+    full = Reference("broker-1", "segment", 3, 1, 10, 7, "http://h", "secret")
+    assert Reference.decode(full.encode()) == full
+    assert "secret" not in repr(full)
+    with pytest.raises(CorruptMessage):
+        Reference.decode(b"\x93\x01\x02\x03")
