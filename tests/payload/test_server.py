@@ -367,6 +367,7 @@ def test_a_fork_keeps_neither_port_nor_connections(store: Store) -> None:
         sock.sendall(asking(reference))
         assert sock.recv(12) == b"HTTP/1.1 200"
         here, there = os.pipe()
+        told, tells = os.pipe()
         child = os.fork()
         if child == 0:
             os.close(there)
@@ -375,10 +376,14 @@ def test_a_fork_keeps_neither_port_nor_connections(store: Store) -> None:
             except UsedAfterFork:
                 server.close()  # the parent's goes on
                 sock.close()
+                os.write(tells, b"x")
                 os.read(here, 1)
                 os._exit(0)
             os._exit(1)
         os.close(here)
+        os.close(tells)
+        assert os.read(told, 1) == b"x"  # it has run
+        os.close(told)
         with Client(server) as client:
             assert client.get(path_of(reference))[0] == 200
         server.close()
