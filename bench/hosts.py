@@ -36,7 +36,7 @@ LINK = "100mbit"
 MOST_BYTES, NEAR, MOST_MORE = 1.08, 0.05, 0.01
 EVERY = int(RATE * INTERVAL_S)
 MODES = ("lazy", "eager", "one", "two")
-WARM_S = 5.0
+WARM_S, START_S = 5.0, 4.0
 HOSTS = ("a", "b", "c")
 PORT = 4222
 
@@ -57,17 +57,18 @@ def number(seen: np.ndarray[Any, Any]) -> int:
     return first if np.array_equal(numbers, first * 1_000 + np.arange(len(numbers))) and seen.size == SIZE else -1
 
 
-def camera(node: str, name: str, routing: Any, seconds: float) -> None:
+def camera(node: str, name: str, routing: Any, seconds: float, start: float) -> None:
     """Sends frames at their rate."""
 
     def stream() -> Iterator[np.ndarray[Any, Any]]:
-        start = time.monotonic()
         for n in range(int(seconds * RATE)):
             made = frame(n)
             time.sleep(max(0.0, start + n / RATE - time.monotonic()))
             yield made
 
-    with DataSource(stream(), node, source_id=name, topic="frames", routing=routing, event_time=lambda made: stamp(number(made))) as source:
+    # They come in order: what has found no partner by then is not waited for.
+    options: dict[str, Any] = {"event_time": lambda made: stamp(number(made)), "max_lateness_ms": 0}
+    with DataSource(stream(), node, source_id=name, topic="frames", routing=routing, **options) as source:
         source.run()
 
 
@@ -76,16 +77,15 @@ def stamp(n: int) -> int:
     return round(n / RATE * 1e9)
 
 
-def ticker(node: str, seconds: float) -> None:
+def ticker(node: str, seconds: float, start: float) -> None:
     """Names every 15th frame."""
 
     def stream() -> Iterator[int]:
-        start = time.monotonic()
         for n in range(0, int(seconds * RATE), EVERY):
             time.sleep(max(0.0, start + n / RATE - time.monotonic()))
             yield n
 
-    with DataSource(stream(), node, source_id="tick", topic="frames", event_time=stamp) as source:
+    with DataSource(stream(), node, source_id="tick", topic="frames", event_time=stamp, max_lateness_ms=0) as source:
         source.run()
 
 
@@ -178,9 +178,10 @@ def measure(mode: str, seconds: float) -> dict[str, float]:
 
             server = shutil.which("nats-server") or str(Path(sys.executable).with_name("nats-server"))
             broker = on("a", server, "-a", network.addresses["a"], "-p", str(PORT), "-js", "-sd", str(root / "nats"))
-            role = (sys.executable, __file__, "--node", node, "--root", str(root), "--routing", routing, "--seconds", str(seconds))
+            role = [sys.executable, __file__, "--node", node, "--root", str(root), "--routing", routing, "--seconds", str(seconds)]
             takes = [on("c", *role, "--role", task) for task in tasks]
             time.sleep(3.0)
+            role += ["--at", str(time.monotonic() + START_S)]
             cameras = [on(host, *role, "--role", host) for host in "ab"]
             if mode in ("one", "two"):
                 cameras.append(on("a", *role, "--role", "ticker"))
@@ -192,10 +193,11 @@ def measure(mode: str, seconds: float) -> dict[str, float]:
             took, after, last = time.monotonic() - began, network.counters("c"), len(lines(root / "pairs"))
             pairs = lines(root / "pairs")
             others = [lines(root / f"pairs{task.removeprefix('chosen')}") for task in tasks[1:]]
-            for each in (*cameras, *takes, broker):
-                each.terminate()
-            for each in processes:
-                each.wait(30)
+            for some in (cameras, takes, [broker]):  # who ends after its broker waits for it
+                for each in some:
+                    each.terminate()
+                for each in some:
+                    each.wait(60)
             used = max(1, last - first)
             return {
                 "results": last - first,
@@ -219,17 +221,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--only", choices=MODES, action="append")
+    parser.add_argument("--at", type=float, help=argparse.SUPPRESS)
     for name in ("--role", "--node", "--root", "--routing"):
         parser.add_argument(name, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.role == "consumer":
         consumer(a.node, Path(a.root))
     elif a.role == "ticker":
-        ticker(a.node, a.seconds)
+        ticker(a.node, a.seconds, a.at)
     elif a.role and a.role.startswith("chosen"):
         chosen(a.node, Path(a.root), a.role.removeprefix("chosen"))
     elif a.role:
-        camera(a.node, a.role, a.routing, a.seconds)
+        camera(a.node, a.role, a.routing, a.seconds, a.at)
     else:
         wrong, carried = list[str](), dict[str, float]()
         sys.stdout.write("mode     results      Hz   in / payload   out / payload   wrong\n")
