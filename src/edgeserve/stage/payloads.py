@@ -221,7 +221,9 @@ class Payloads:
         if self._base is None or self._fetching is None:
             return self._reader().open(reference)
         if is_here(self._base, reference):
-            return reader_of(self._base / reference.store).open(reference)
+            # A store of another name is of the same broker by another URL.
+            own = self._directory is not None and reference.store == self._directory.name
+            return (self._reader() if own else reader_of(self._base / reference.store)).open(reference)
         if not reference.origin:
             raise PayloadGone(
                 f"a payload of {reference.size} bytes is not on this host: it was settled, or its sender's host is another and names no "
