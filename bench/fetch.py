@@ -25,10 +25,11 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edgeserve.payload import PayloadWriter, Reference
-from edgeserve.payload.fetch import Fetcher, Remote
+from edgeserve.payload.fetch import Fetcher
 from edgeserve.payload.server import PayloadServer
 
 CASES = ((1_000_000, 200), (6_000_000, 60))
@@ -76,7 +77,7 @@ def ours(folder: Path, directory: Path) -> Iterator[Callable[[int], float]]:
             assert origin.stdin is not None and origin.stdout is not None
             origin.stdin.write(f"{size}\n")
             origin.stdin.flush()
-            remote = Remote(url, TOKEN, Reference.decode(bytes.fromhex(origin.stdout.readline())))
+            remote = msgspec.structs.replace(Reference.decode(bytes.fromhex(origin.stdout.readline())), origin=url, token=TOKEN)
             began = time.perf_counter()
             view = fetcher.fetch(remote)
             took = time.perf_counter() - began

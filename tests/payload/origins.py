@@ -6,10 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edgeserve.payload import PayloadWriter, Reference
-from edgeserve.payload.fetch import Remote
 from edgeserve.payload.writer import slot_bytes_for
 
 TOKEN = "a-token-for-tests"
@@ -86,9 +86,10 @@ sys.stdin.readline()
 FETCH = """
 import sys
 from pathlib import Path
-from edgeserve.payload.fetch import Fetcher, Remote
+from edgeserve.payload.fetch import Fetcher
+from edgeserve.payload.reference import Reference
 fetcher = Fetcher(Path(sys.argv[1]), deadline_s=60)
-remote = Remote.decode(bytes.fromhex(sys.argv[2]))
+remote = Reference.decode(bytes.fromhex(sys.argv[2]))
 print("ready", flush=True)
 sys.stdin.readline()
 import xxhash
@@ -100,5 +101,5 @@ sys.stdin.readline()
 """
 
 
-def remote_at(url: str, reference: Reference, token: str = TOKEN) -> Remote:
-    return Remote.decode(Remote(url, token, reference).encode())
+def remote_at(url: str, reference: Reference, token: str = TOKEN) -> Reference:
+    return Reference.decode(msgspec.structs.replace(reference, origin=url, token=token).encode())

@@ -25,7 +25,7 @@ from xxhash import xxh3_64_intdigest
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, CorruptMessage, FetchError, PayloadGone, UsedAfterFork
 from edgeserve.payload import Reference, pull, shelf
-from edgeserve.payload.fetch import Fetcher, Remote
+from edgeserve.payload.fetch import Fetcher
 from edgeserve.payload.leases import Table
 from edgeserve.payload.server import PayloadServer
 
@@ -467,7 +467,7 @@ def test_a_reference_cannot_leave_the_stores(store: Store, relay: Relay, directo
     with pytest.raises(CorruptMessage):
         remote_at(relay.url, msgspec.structs.replace(reference, **{field: "../../x"}))
     with pytest.raises(CorruptMessage):
-        Remote.decode(b"\x93\xa1a")
+        Reference.decode(b"\x93\xa1a")
 
 
 def test_another_origin_cannot_put_its_own_in_a_payloads_place(scripted: Callable[..., Scripted], fetcher: Fetcher) -> None:
@@ -553,14 +553,15 @@ LOOK = """
 import random, sys
 from pathlib import Path
 from xxhash import xxh3_64_intdigest
-from edgeserve.payload.fetch import Fetcher, Remote
-remotes = [Remote.decode(bytes.fromhex(each)) for each in sys.argv[3:]]
+from edgeserve.payload.fetch import Fetcher
+from edgeserve.payload.reference import Reference
+remotes = [Reference.decode(bytes.fromhex(each)) for each in sys.argv[3:]]
 chance, held = random.Random(int(sys.argv[2])), []
 with Fetcher(Path(sys.argv[1]), deadline_s=60, budget_bytes=1_500_000) as fetcher:
     for _ in range(150):
         remote = chance.choice(remotes)
         held = [*held[-2:], (remote, fetcher.fetch(remote))]
-        wrong = [each for each, view in held if xxh3_64_intdigest(view) != each.reference.checksum]
+        wrong = [each for each, view in held if xxh3_64_intdigest(view) != each.checksum]
         if wrong:
             sys.exit(f"wrong: {wrong}")
 print("right", flush=True)

@@ -11,7 +11,7 @@ import pytest
 from edgeserve.cli.brokers.manage import free_port
 from edgeserve.core.errors import ConfigurationError, CorruptMessage
 from edgeserve.payload import Reference, Serving
-from edgeserve.payload.hosts import PORT, Fetching, advertised, tokens_of
+from edgeserve.payload.hosts import PORT, Fetching, advertised, token_of
 
 
 @pytest.fixture(autouse=True)
@@ -39,13 +39,13 @@ def test_what_is_no_address_is_named(given: str, monkeypatch: pytest.MonkeyPatch
 
 def test_the_token_is_one_for_all_and_its_owner_s(base: Path) -> None:
     with ThreadPoolExecutor(8) as threads:
-        tokens = set(threads.map(lambda _: tokens_of(base), range(32)))
+        tokens = set(threads.map(lambda _: token_of(base), range(32)))
     assert len(tokens) == 1
     assert len(tokens.pop()) > 40
     assert [path.name for path in base.iterdir()] == ["token"]
     os.chmod(base / "token", 0o644)
     with pytest.raises(ConfigurationError, match="others can read it"):
-        tokens_of(base)
+        token_of(base)
 
 
 def test_nodes_of_a_process_share_a_server_and_processes_a_port(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
 import time
@@ -11,9 +10,7 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
-
-from edgeserve.core.errors import ClosedError, CorruptMessage, FetchError, UsedAfterFork
+from edgeserve.core.errors import ClosedError, FetchError, UsedAfterFork
 from edgeserve.payload.pull import Connections, Origin, Pull
 from edgeserve.payload.reference import Reference
 from edgeserve.payload.shelf import Shelf
@@ -23,41 +20,6 @@ BUDGET_BYTES = 256 << 20
 
 _THREADS = 4
 _PAUSE_S = (0.0002, 0.005)
-
-
-class Remote(msgspec.Struct, frozen=True, array_like=True):
-    """A payload on another host: where its server listens (`http://host:port`, or https), the token for it, the payload there.
-
-    Shown, it does not tell the token.
-    """
-
-    origin: str
-    token: str
-    reference: Reference
-
-    def __repr__(self) -> str:
-        return f"Remote({self.origin!r}, {self.reference!r})"
-
-    def encode(self) -> bytes:
-        """As it travels."""
-        return _encode(self)
-
-    @classmethod
-    def decode(cls, raw: bytes | memoryview) -> Remote:
-        """Raises `CorruptMessage` when these bytes are none."""
-        try:
-            return _decode(raw)
-        except Exception as exc:  # what a crafted one makes msgspec raise has no common root
-            raise CorruptMessage(f"a payload's place cannot be read: {exc}") from exc
-
-    @property
-    def name(self) -> str:
-        """Of its file on every host that fetches it. Another origin's payload has another, whatever that one says of it."""
-        return hashlib.blake2b(b"%b\n%b" % (self.origin.encode(), self.reference.encode()), digest_size=16).hexdigest()
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Remote).decode
 
 
 class Fetcher:
@@ -93,8 +55,8 @@ class Fetcher:
         self._shelf = Shelf(directory, budget_bytes)
         _fetchers.add(self)
 
-    def fetch(self, remote: Remote) -> memoryview:
-        """The payload, uint8 and read-only, of `remote.reference.size` bytes.
+    def fetch(self, reference: Reference) -> memoryview:
+        """The payload, uint8 and read-only, of `reference.size` bytes.
 
         Raises:
             PayloadGone: its origin has it no more.
@@ -104,7 +66,7 @@ class Fetcher:
         """
         self._check()
         ends = time.monotonic() + self._deadline_s
-        origin, reference = Origin.of(remote.origin), remote.reference
+        origin = Origin.of(reference.origin)
         if reference.size > self._budget_bytes:
             raise FetchError(
                 f"a payload of {reference.size} bytes from {origin} is larger than all that may be kept, {self._budget_bytes} bytes"
@@ -115,7 +77,7 @@ class Fetcher:
             self._check()
             self._busy += 1
         try:
-            return self._found_or_brought(remote, origin, ends)
+            return self._found_or_brought(reference, origin, ends)
         except FetchError:
             raise
         except OSError as exc:
@@ -125,14 +87,14 @@ class Fetcher:
                 self._busy -= 1
                 self._idle.notify_all()
 
-    def _found_or_brought(self, remote: Remote, origin: Origin, ends: float) -> memoryview:
-        name, reference, pause_s = remote.name, remote.reference, _PAUSE_S[0]
+    def _found_or_brought(self, reference: Reference, origin: Origin, ends: float) -> memoryview:
+        name, pause_s = reference.name, _PAUSE_S[0]
         while (view := self._shelf.look(name, reference)) is None:
             claim = self._shelf.claim(name)
             if claim is not None:
                 try:
                     view = self._shelf.look(name, reference)  # whoever had it may have brought it
-                    return self._brought(remote, origin, name, ends) if view is None else view
+                    return self._brought(reference, origin, name, ends) if view is None else view
                 finally:
                     self._shelf.let_go(name, claim)
             if time.monotonic() >= ends:
@@ -142,10 +104,10 @@ class Fetcher:
             pause_s = min(2 * pause_s, _PAUSE_S[1])
         return view
 
-    def _brought(self, remote: Remote, origin: Origin, name: str, ends: float) -> memoryview:
-        part = self._shelf.begin(name, remote.reference.size)
+    def _brought(self, reference: Reference, origin: Origin, name: str, ends: float) -> memoryview:
+        part = self._shelf.begin(name, reference.size)
         try:
-            Pull(self._connections, origin, remote.token, remote.reference, memoryview(part.memory), ends, self._closing).run()
+            Pull(self._connections, origin, reference.token, reference, memoryview(part.memory), ends, self._closing).run()
         except BaseException:
             self._shelf.drop(part)
             raise
@@ -154,7 +116,7 @@ class Fetcher:
             self.fetched += 1
         return view
 
-    def prefetch(self, remotes: Iterable[Remote]) -> list[Future[memoryview]]:
+    def prefetch(self, references: Iterable[Reference]) -> list[Future[memoryview]]:
         """Fetches several at a time, in threads of its own; each result is as that of `fetch`, with a deadline from when it begins."""
         self._check()
         with self._lock:
@@ -162,7 +124,7 @@ class Fetcher:
                 self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
             threads = self._threads
         try:
-            return [threads.submit(self.fetch, remote) for remote in remotes]
+            return [threads.submit(self.fetch, reference) for reference in references]
         except RuntimeError:
             self._check()
             raise
@@ -210,4 +172,4 @@ def _after_fork_in_child() -> None:
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
-__all__ = ("BUDGET_BYTES", "Fetcher", "Remote")
+__all__ = ("BUDGET_BYTES", "Fetcher")

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from edgeserve.core.errors import ConfigurationError
-from edgeserve.payload.fetch import Fetcher, Remote
+from edgeserve.payload.fetch import Fetcher
 from edgeserve.payload.place import payload_base
 from edgeserve.payload.reference import Reference
 from edgeserve.payload.server import PayloadServer
@@ -44,14 +44,23 @@ def advertised() -> tuple[str, int] | None:
     raise ConfigurationError(f"EDGESERVE_ADVERTISE={given!r}: the address of this machine for others is wanted, host or host:port")
 
 
-def tokens_of(base: Path) -> str:
+def token_of(base: Path) -> str:
     """What the servers of this user and host ask for: made once, kept in a file that only this user can read.
 
     Raises:
         ConfigurationError: others can read or write it.
     """
     path = base / _TOKEN
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not path.exists():
+        _make_token(path)
+    found = os.lstat(path)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ConfigurationError(f"{path} has the token for this host's payloads, and others can read it: remove it")
+    return path.read_text(encoding="ascii")
+
+
+def _make_token(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     new = path.with_name(f"{_TOKEN}.{secrets.token_hex(8)}.new")
     try:
         fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -63,21 +72,6 @@ def tokens_of(base: Path) -> str:
             pass
     finally:
         new.unlink(missing_ok=True)
-    found = os.lstat(path)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ConfigurationError(f"{path} has the token for this host's payloads, and others can read it: remove it")
-    return path.read_text(encoding="ascii")
-
-
-def make_server(host: str, port: int) -> PayloadServer:
-    """A server of all payloads of this user and host, which others reach at that address. Several processes may serve at one port.
-
-    Raises:
-        ConfigurationError: the certificate cannot be used.
-    """
-    return PayloadServer(
-        payload_base(), host=host if host.startswith(_LOOPBACK) else "", port=port, token=tokens_of(payload_base()), tls=_certificate()
-    )
 
 
 def _certificate() -> ssl.SSLContext | None:
@@ -133,16 +127,18 @@ class Serving:
         if address is None:
             _log.warning("EDGESERVE_ADVERTISE is not set: payloads of routing='lazy' can be read on this machine only")
             return
-        host, port = address
+        (host, port), token = address, token_of(payload_base())
         with _hosts.lock:
             server, nodes = _hosts.servers.get(address, (None, 0))
             if server is None:
-                server = make_server(host, port)
+                # Others of this user and host may serve at the same port.
+                bind = host if host.startswith(_LOOPBACK) else ""
+                server = PayloadServer(payload_base(), host=bind, port=port, token=token, tls=_certificate())
                 server.start()
             _hosts.servers[address] = server, nodes + 1
         shown = f"[{host}]" if ":" in host else host
         self.origin = f"{'https' if os.environ.get('EDGESERVE_PAYLOAD_CERT') else 'http'}://{shown}:{port}"
-        self.token = tokens_of(payload_base())
+        self.token = token
 
     def close(self) -> None:
         """Idempotent. The last one in the process ends its server."""
@@ -166,7 +162,7 @@ class Fetching:
 
     def fetch(self, reference: Reference) -> memoryview:
         """See `Fetcher.fetch`."""
-        return self._ready().fetch(Remote(reference.origin, reference.token, reference.bare()))
+        return self._ready().fetch(reference)
 
     def _ready(self) -> Fetcher:
         hosts = self._hosts
@@ -191,4 +187,4 @@ class Fetching:
             fetcher.close()
 
 
-__all__ = ("PORT", "Fetching", "Serving", "advertised", "make_server", "tokens_of")
+__all__ = ("PORT", "Fetching", "Serving", "advertised", "token_of")

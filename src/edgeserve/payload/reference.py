@@ -6,6 +6,7 @@ by name, as any tag that it does not know.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated
 
 import msgspec
@@ -39,6 +40,11 @@ class Reference(msgspec.Struct, frozen=True, array_like=True, omit_defaults=True
     def bare(self) -> Reference:
         """The same, as its own host knows it."""
         return Reference(self.store, self.segment, self.slot, self.generation, self.size, self.checksum)
+
+    @property
+    def name(self) -> str:
+        """Of its file on every host that fetches it. Another origin's payload has another, whatever that one says of it."""
+        return hashlib.blake2b(b"%b\n%b" % (self.origin.encode(), self.bare().encode()), digest_size=16).hexdigest()
 
     def encode(self) -> bytes:
         """As it travels."""
