@@ -20,9 +20,9 @@ from edgeserve.transport.broker.places import Places
 MOST_WAITING = 64
 _MOST_UNDER_WAY = 192
 """Recorded, and not known to count yet. A fence lets go of decisions older than the newest few hundred."""
-LINGER_S = 0.05
-_MOST_LINGERS = 4
-"""Every member reads what every one writes down: of many, each writes less often, half as many times as long as there are members."""
+LINGER_S, _IDLE_S = 0.2, 0.05
+"""To write it down costs the broker as much as a message, and every member reads what every one has written: so much is gathered that some
+time has passed since the last time, or since the newest came."""
 
 _MANY_IDS = SEND_WINDOW // 4
 """So many are written down at once: it may be for these that a source waits which may be no further ahead."""
@@ -76,7 +76,7 @@ class Settlements:
         self._flushing = self._ids_waiting = 0
         # Whether the owner waits for no longer than until the first of them is to be recorded.
         self._awaited = False
-        self._last = 0.0
+        self._last = self._newest = 0.0
         self.error: Exception | None = None
 
     def wait_for_room(self) -> None:
@@ -106,6 +106,7 @@ class Settlements:
         for desk, positions in claims:
             one.take_out(desk, positions)
         self._waiting.append(one)
+        self._newest = time.monotonic()
         self._ids_waiting += len(one.ids)
 
     def sent(self, one: Settlement, error: Exception | None) -> None:
@@ -145,10 +146,7 @@ class Settlements:
         self._awaited = bool(self._waiting) and not self._waiting[0].outputs and self.error is None
         if not self._awaited:
             return None
-        if self._hurries:
-            return self._last
-        members = len(self._places.first.log.members)
-        return self._last + LINGER_S * min(max(members / 2, 1), _MOST_LINGERS)
+        return self._last if self._hurries else min(self._last + LINGER_S, self._newest + _IDLE_S)
 
     @property
     def _hurries(self) -> bool:
