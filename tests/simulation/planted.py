@@ -87,6 +87,9 @@ PLANTED: dict[str, dict[str, Any]] = {
     },
     "a partition goes on before the end is published": {"edgeserve.stage.partition:Partition.goes_on": lambda self, position: True},
     "an end that comes again counts once more": {"edgeserve.stage.ends:Ends.has_recorded": lambda self, entry: False},
+    "what is stored once more behind an end begins a source anew": {
+        "edgeserve.stage.sources:_Producer.comes_again": lambda self, header, position: False,
+    },
     "who takes over does not know a source's producers": {"edgeserve.stage.sources:SourceClock.restore": lambda self, known: None},
     "a partition is given away while its holder goes on": {"edgeserve.stage.partition:Partition.halt": lambda self: None},
     "a checkpoint misses ids": {"edgeserve.transport.broker.grouplog:GroupLog.snapshot": _snapshot_without_ids},

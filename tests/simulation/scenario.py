@@ -94,7 +94,8 @@ def _frame(source: str, producer: str, number: int, kind: Kind = Kind.DATA, *, m
     now = int(1e18)
     mark = WATERMARK_END if kind is Kind.END else number if mark is None else mark
     key = None if kind is Kind.END else number % _KEYS
-    header = Header(id_, source, producer, number + 1, number, now, schema, size, watermark_ns=mark, key=key, kind=int(kind))
+    sequence = 2 * number + (kind is not Kind.END)  # an end has its own, between those of the messages around it
+    header = Header(id_, source, producer, sequence, number, now, schema, size, watermark_ns=mark, key=key, kind=int(kind))
     return bytes(encode_frame(header, payload))
 
 
@@ -119,12 +120,15 @@ def _send(outlet: Any, frames: list[bytes], *, twice: bool = False) -> None:
     stored.wait()
 
 
-def _feed(source: str, producer: str, numbers: list[int], begin: _Barrier, go_on: _Barrier) -> None:
-    """A producer that is never killed; it may send a message twice. One that sends nothing more once another of its source has begun is
-    taken for replaced by it, and what one promises before another begins is the promise of all: so each begins, and then each goes on."""
+def _feed(source: str, producer: str, numbers: list[int], begin: _Barrier, go_on: _Barrier) -> Callable[[], None]:
+    """A producer that is never killed; it may send a message twice. Returns what sends its newest message and its end once more, as a
+    client does whose connection broke.
+
+    One that sends nothing more once another of its source has begun is taken for replaced by it, and what one promises before another
+    begins is the promise of all: so each begins, and then each goes on."""
     random = world().random
     outlet = SimDriver(_broker[0], here()).outlet("in")
-    end = numbers[-1] + 1
+    newest, end = numbers[-1], numbers[-1] + 1
     first, second, *numbers = numbers
     _send(outlet, [_frame(source, producer, first, mark=0)])
     begin.wait()
@@ -134,7 +138,14 @@ def _feed(source: str, producer: str, numbers: list[int], begin: _Barrier, go_on
         some, numbers = numbers[: (n := random.randint(1, 4))], numbers[n:]
         _send(outlet, [_frame(source, producer, number) for number in some], twice=random.random() < 0.1)
         world().sleep(random.choice((0.0, 0.001, 0.05, 0.5)) * random.random())
-    _send(outlet, [_frame(source, producer, end, Kind.END)])
+    last = [_frame(source, producer, newest)], [_frame(source, producer, end, Kind.END)]
+    _send(outlet, last[1])
+
+    def again() -> None:
+        for frames in last:
+            _send(outlet, frames)
+
+    return again
 
 
 class Schedule:
@@ -205,8 +216,12 @@ class Schedule:
     def _feed(self, source: str, number: int, rounds: list[tuple[_Barrier, _Barrier, _Barrier]]) -> None:
         for round_, (begin, go_on, end) in enumerate(rounds):
             numbers = range(round_ * self.pairs, (round_ + 1) * self.pairs)[number :: self._producers[source]]
-            _feed(source, f"{source}{number}.{0 if self._same else round_}", list(numbers), begin, go_on)
+            again = _feed(source, f"{source}{number}.{0 if self._same else round_}", list(numbers), begin, go_on)
             end.wait()
+            if self.world.random.random() < 0.2 and end is not rounds[-1][2]:
+                # Perhaps when the others have begun the next round.
+                self.world.sleep(self.world.random.choice((0.0, 0.5, 2.0)) * self.world.random.random())
+                again()
         self._feeding -= 1
 
     def _process(self, name: str) -> Process:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from edgeserve.core.message import WATERMARK_END, Header, Kind
-from edgeserve.stage.sources import SourceClock
+from edgeserve.stage.sources import SourceClock, restored, telling
 
 
 def header(producer: str, number: int, kind: Kind = Kind.DATA) -> Header:
@@ -28,3 +30,47 @@ def test_an_end_that_comes_again_does_not_end_a_producer_that_has_sent_since() -
     assert not clock.ended
     assert not clock.end(header("only", 2, Kind.END), 2)
     assert clock.end(header("only", 4, Kind.END), 4)
+
+
+def test_what_is_stored_once_more_behind_an_end_is_no_new_beginning() -> None:
+    clock = SourceClock()
+    clock.observe(header("only", 1), 1, 0)
+    assert clock.end(header("only", 2, Kind.END), 2)
+    assert clock.observe(header("only", 1), 3, 0) is None
+    assert clock.ended
+    clock.ended = False  # a new round has begun, with a message of another source
+    assert clock.observe(header("only", 1), 4, 0) is None
+    assert not clock.end(header("only", 2, Kind.END), 5)
+    assert clock.observe(header("only", 3), 6, 0) == 3
+    assert not clock.end(header("only", 2, Kind.END), 7)
+    assert not clock.ended
+    assert clock.end(header("only", 4, Kind.END), 8)
+
+
+def test_who_comes_next_knows_it_too_and_reads_an_end_that_is_not_settled() -> None:
+    clock = SourceClock()
+    clock.observe(header("only", 1), 1, 0)
+    for _ in range(2):  # brought twice
+        assert clock.end(header("only", 2, Kind.END), 2)
+    before, after = (restored("a", telling("a", clock, upto)) for upto in (1, 2))
+    assert before.end(header("only", 2, Kind.END), 2)
+    assert after.observe(header("only", 1), 3, 0) is None
+    assert not after.end(header("only", 2, Kind.END), 4)
+    assert after.observe(header("only", 3), 5, 0) == 3
+    assert after.end(header("only", 4, Kind.END), 6)
+
+
+def test_an_end_that_is_recorded_tells_what_comes_again() -> None:
+    clock = SourceClock()
+    clock.observe(header("only", 1), 1, 0)
+    clock.pass_end(header("only", 2, Kind.END), 2)
+    assert clock.observe(header("only", 3), 3, 0) == 3
+    assert not clock.end(header("only", 2, Kind.END), 4)
+    assert clock.end(header("only", 4, Kind.END), 5)
+
+
+def test_what_a_version_before_has_told_of_producers_can_be_read() -> None:
+    raw = msgspec.msgpack.encode([("only", 1, 2, 0, True)])
+    clock = restored("a", {"producers:a": raw})
+    assert clock.seen
+    assert clock.observe(header("only", 3), 5, 0) == 3

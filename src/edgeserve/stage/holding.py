@@ -433,7 +433,9 @@ class Holding:
         entry = (topic, position, header.source_id)
         if entry not in self.ends.held:
             self.ends.hold(*entry)
-            if not self.ends.has_recorded(entry) and clock.end(header, position):
+            if self.ends.has_recorded(entry):
+                clock.pass_end(header, position)
+            elif clock.end(header, position):
                 self._gone.add(header.source_id)
                 self._mark(header.source_id, WATERMARK_END)
             self.at_end = self._run_set.part is not None and all(clock.ended for clock in self._clocks.values())

@@ -3,12 +3,14 @@
 A source may have several producers: replicas, or one that was restarted and has a new name. A producer whose last message lies before
 the first message of a newer one is taken for replaced until it sends again; for its watermark only after it was silent for a while, by
 the messages' publish times. So both depend on what is stored and not on when it is read.
+
+A producer whose connection broke sends again what was not confirmed, its end too: that may be stored when the end was read long before, or
+when a new round of the sources has begun. It is told from a new beginning by its sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeAlias
 
 import msgspec
 
@@ -17,8 +19,18 @@ from edgeserve.core.message import WATERMARK_END, Header, TimeKind
 SILENT_NS = 10_000_000_000
 _MOST_PRODUCERS = 64
 
-Known: TypeAlias = tuple[str, int, int, int, bool]
-"""Of a producer: name, positions of its first and last message, when that was published, whether it has ended."""
+
+class Known(msgspec.Struct, frozen=True, array_like=True):
+    """Of a producer: name, positions of its first and last message, when that was published, whether it has ended, and the sequence of its
+    newest end, also where it has begun again; -1: it never has ended, or that is not known."""
+
+    name: str
+    first: int
+    last: int
+    seen_ns: int
+    ended: bool
+    ended_with: int = -1
+
 
 _PREFIX = "producers:"
 _encode = msgspec.msgpack.Encoder().encode
@@ -26,13 +38,19 @@ _decode = msgspec.msgpack.Decoder(list[Known]).decode
 
 
 class _Producer:
-    __slots__ = ("ended", "ended_at", "first", "last", "seen_ns", "watermark_ns")
+    __slots__ = ("ended", "ended_at", "ended_before", "ended_with", "first", "last", "seen_ns", "watermark_ns")
 
     def __init__(self, position: int) -> None:
         self.first = self.last = position
         self.seen_ns = 0
         self.watermark_ns: int | None = None
         self.ended, self.ended_at = False, -1
+        # The sequence of its newest end, and of the end before that.
+        self.ended_with = self.ended_before = -1
+
+    def comes_again(self, header: Header, position: int) -> bool:
+        """Whether this is what was sent before its newest end, or that end, stored once more behind it."""
+        return header.sequence <= self.ended_with and position > self.ended_at
 
 
 class SourceClock:
@@ -74,6 +92,8 @@ class SourceClock:
         producer = self._current
         if producer is None or header.producer != self._name:
             producer = self._switch(header.producer, position)
+        if producer.comes_again(header, position):
+            return self._together(published_ns) if len(self._producers) > 1 else None if producer.ended else producer.watermark_ns
         if self.ended and position > self._ended_at:
             self.ended = False
         if producer.ended and position > producer.last:
@@ -97,31 +117,46 @@ class SourceClock:
     def told(self, upto: int) -> list[Known]:
         """What whoever comes next must know, who will read all ends behind `upto` again."""
         self.changed = False
-        return [(name, p.first, p.last, p.seen_ns, p.ended and p.ended_at <= upto) for name, p in self._producers.items()]
+        return [
+            Known(name, p.first, p.last, p.seen_ns, p.ended and p.ended_at <= upto, p.ended_with if p.ended_at <= upto else p.ended_before)
+            for name, p in self._producers.items()
+        ]
 
     def restore(self, known: Iterable[Known]) -> None:
         """What another member has told. What a producer has promised is known again when it sends."""
-        for name, first, last, seen_ns, ended in known:
-            producer = self._producers[name] = _Producer(first)
-            producer.last, producer.seen_ns, producer.ended = last, seen_ns, ended
-            producer.watermark_ns = WATERMARK_END if ended else None
-            self._newest_first = max(self._newest_first, first)
+        for one in known:
+            producer = self._producers[one.name] = _Producer(one.first)
+            producer.last, producer.seen_ns, producer.ended, producer.ended_with = one.last, one.seen_ns, one.ended, one.ended_with
+            producer.watermark_ns = WATERMARK_END if one.ended else None
+            self._newest_first = max(self._newest_first, one.first)
 
     def end(self, header: Header, position: int) -> bool:
         """Notes that a producer has ended; returns whether the source has.
 
         One member's end of a Compute is the end of all: it comes when the whole group has settled all of its inputs.
         """
-        producer, self._only = self._switch(header.producer, position), None
+        producer = self._switch(header.producer, position)
+        if producer.comes_again(header, position):
+            return self.ended
+        self._only = None
         producer.last = max(producer.last, position)
         producers = self._producers.values()
         # One that has sent since has not ended: its end came again.
         over = [p for p in producers if p.last <= position and (p is producer or header.time_kind == TimeKind.COMPUTED)]
         for each in over:
             each.ended, each.ended_at, each.watermark_ns = True, position, WATERMARK_END
+            if each is producer and header.sequence != each.ended_with:
+                each.ended_before, each.ended_with = each.ended_with, header.sequence
         self.ended = all(p.ended for p in producers if p.last >= self._newest_first)
         self._ended_at = max(self._ended_at, position)
         return self.ended
+
+    def pass_end(self, header: Header, position: int) -> None:
+        """Notes an end that the group has recorded, whether the source has begun again or not: by it is known what comes again."""
+        producer, self._only = self._switch(header.producer, position), None
+        if header.sequence > producer.ended_with:
+            producer.ended_before, producer.ended_with = producer.ended_with, header.sequence
+            producer.ended_at = max(producer.ended_at, position)
 
     def _switch(self, name: str, position: int) -> _Producer:
         producer = self._producers.get(name)
