@@ -93,11 +93,16 @@ class Reception:
                 inlet = self._driver.inlet(topic, self._group, self._start, exclusive=self._exclusive)
                 place = self._places.of[topic]
                 with self._guard.mutex:
-                    if place.alone:
+                    wanted = not self.closed and self.desks[topic] is desk
+                    if wanted and place.alone:
                         # Nobody else has entries of it, unless one that died is not gone for the broker.
                         desk.follow(place.came, place.log.doubt.get(topic, -1))
-                    desk.inlet = inlet
-                    self._guard.changed.notify_all()
+                    if wanted:
+                        desk.inlet = inlet
+                        self._guard.changed.notify_all()
+                if not wanted:  # closed meanwhile, which found none to close: what it is given would be nobody's
+                    inlet.close()
+                    return
                 if self._only is None:
                     threading.Thread(target=self._pump, args=(desk, inlet), name=f"edgeserve-pump-{topic[:40]}", daemon=True).start()
         self.attached = True
