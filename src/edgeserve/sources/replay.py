@@ -95,7 +95,7 @@ class Replay(FileSource):
             if not self._loop or place.first_ns is None:
                 self._closed = True
                 raise StopIteration
-            self._cursor.place = place.again()
+            self._cursor.place = self._cursor.place.again()
 
     def _tell_other_file(self) -> None:
         _log.warning("%s of %s: not the file that was read before: it is replayed from its start", self._kind, self.path)
