@@ -1,0 +1,134 @@
+"""`examples/room_ar` on three hosts, 100 Mbit/s between them: what goes over each link, and how good the track is; lazy beside eager.
+
+    python bench/room.py                      both once; exit 1 when a line does not hold
+    python bench/room.py --seconds 60 --only lazy
+
+Hosts are the network namespaces of `hosts.py`. The broker (NATS), two cameras and the motion sensor are on the first host, the third camera on the
+second one; the third one looks for the ball in all pictures and tracks it. Bytes are the kernel's counters of each interface. The track is
+judged by the example itself. Needs root and the extra `video`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from hosts import HOSTS, PORT, Network
+
+EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "room_ar"
+SHARE, NEAR, MOST_CM, LEAST_HZ = 0.2, 0.05, 5.0, 2.0
+START_S = 8.0
+"""Until the sources begin: ten processes have to start before."""
+
+PLACES = {
+    "c": [("sink",), ("track",), *(("detect", "--index", str(n)) for n in range(3))],
+    "a": [("camera", "--index", "0"), ("camera", "--index", "1"), ("imu",)],
+    "b": [("camera", "--index", "2")],
+}
+
+
+def measure(routing: str, join: str, room: Path, limit_s: float) -> dict[str, Any]:
+    """One run: the example's report, with the bytes in and out of each host."""
+    root = Path(tempfile.mkdtemp(prefix="edgeserve-room-"))
+    memory = Path(tempfile.mkdtemp(prefix="edgeserve-room-", dir="/dev/shm"))
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        with Network() as network:
+            node = f"nats://{network.addresses['a']}:{PORT}"
+
+            def on(host: str, *command: str) -> subprocess.Popen[bytes]:
+                env = {
+                    "EDGESERVE_PAYLOAD_DIR": str(memory / host),
+                    "EDGESERVE_ADVERTISE": network.addresses[host],
+                    "EDGESERVE_STATE_DIR": str(root / f"state-{host}"),
+                }
+                processes.append(network.start(host, *command, env=env))
+                return processes[-1]
+
+            server = shutil.which("nats-server") or str(Path(sys.executable).with_name("nats-server"))
+            broker = on("a", server, "-a", network.addresses["a"], "-p", str(PORT), "-js", "-sd", str(root / "nats"))
+            time.sleep(1.0)
+            options = ["--node", node, "--room", str(room), "--out", str(root / "out"), "--routing", routing, "--join", join]
+            options += ["--at", str(time.time() + START_S)]
+            before = {host: network.counters(host) for host in HOSTS}
+            stages = [on(host, sys.executable, str(EXAMPLE), *each, *options) for host, some in PLACES.items() for each in some]
+            began, ends = time.monotonic(), time.monotonic() + limit_s
+            while any(each.poll() is None for each in stages) and time.monotonic() < ends:
+                if broker.poll() is not None or any(each.returncode for each in stages):
+                    raise SystemExit("a stage has failed: what it said is above")
+                time.sleep(0.1)
+            over = all(each.poll() is not None for each in stages)
+            after = {host: network.counters(host) for host in HOSTS}
+            for some in (stages, [broker]):
+                for each in some:
+                    each.terminate()
+                for each in some:
+                    each.wait(60)
+            found: dict[str, Any] = json.loads((root / "out" / "report.json").read_text())
+            found["bytes"] = {host: [b - a for a, b in zip(before[host], after[host], strict=True)] for host in HOSTS}
+            return found | {"over": over, "seconds": time.monotonic() - began - START_S}
+    finally:
+        for each in processes:
+            each.kill()
+        shutil.rmtree(root, ignore_errors=True)
+        shutil.rmtree(memory, ignore_errors=True)
+
+
+def judge(found: dict[str, dict[str, Any]]) -> list[str]:
+    """What does not hold."""
+    wrong = list[str]()
+    for routing, run in found.items():
+        if not run["results"] or run["median_cm"] > MOST_CM:
+            wrong.append(f"{routing}: a median error of {run['median_cm']} cm, not at most {MOST_CM:g}")
+    lazy, eager = found.get("lazy"), found.get("eager")
+    if lazy and lazy["hz"] < LEAST_HZ:
+        wrong.append(f"lazy: {lazy['hz']:.2f} results/s, not {LEAST_HZ:g}")
+    if lazy and eager and eager["results"]:
+        share = total(lazy) / total(eager)
+        if share > SHARE:
+            wrong.append(f"lazy moves {share:.3f} of the bytes of eager, not under {SHARE:g}")
+        if abs(lazy["median_cm"] / eager["median_cm"] - 1) > NEAR:
+            wrong.append(f"the errors differ: {lazy['median_cm']} cm lazy, {eager['median_cm']} cm eager")
+    return wrong
+
+
+def total(run: dict[str, Any]) -> int:
+    """All that went into a link."""
+    return sum(out for _, out in run["bytes"].values())
+
+
+def main() -> None:
+    """Runs what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of the recording")
+    parser.add_argument("--join", choices=("exact", "latest"), default="exact")
+    parser.add_argument("--only", choices=("lazy", "eager"), action="append")
+    parser.add_argument("--json", type=Path, help="writes the figures there")
+    a = parser.parse_args()
+    found = dict[str, dict[str, Any]]()
+    with tempfile.TemporaryDirectory(prefix="edgeserve-room-") as folder:
+        room = Path(folder)
+        subprocess.run([sys.executable, str(EXAMPLE), "record", "--room", folder, "--seconds", str(a.seconds)], check=True)
+        print("routing  results  of     Hz  median cm  p95 cm  seconds    a in MB  a out   b in  b out   c in  c out")
+        for routing in a.only or ("lazy", "eager"):
+            run = found[routing] = measure(routing, a.join, room, 60 + 15 * a.seconds)
+            moved = "".join(f"{each / 1e6:7.1f}" for host in HOSTS for each in run["bytes"][host])
+            figures = f"{run['hz']:7.2f} {run['median_cm'] or 0:10.3f} {run['p95_cm'] or 0:7.3f} {run['seconds']:8.1f}"
+            print(f"{routing:8} {run['results']:7} {run['asked']:3}{figures}    {moved}{'' if run['over'] else '   not done in time'}", flush=True)
+    if "lazy" in found and "eager" in found:
+        print(f"lazy moves {total(found['lazy']) / total(found['eager']):.3f} of the bytes of eager")
+    if a.json:
+        a.json.write_text(json.dumps(found, indent=1) + "\n")
+    if wrong := judge(found):
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
