@@ -35,7 +35,7 @@ from edgeserve.cli.app import root as command_line
 from edgeserve.core import errors, metrics
 from edgeserve.core._pack import ACCEPTED
 from edgeserve.core.message import Header, Kind, TimeKind
-from edgeserve.sources import CsvReplay, JsonLinesTail, ParquetReplay, Source
+from edgeserve.sources import Camera, CsvReplay, JsonLinesTail, ParquetReplay, Source, Video
 from edgeserve.stage.deadletter import DeadLetter
 from edgeserve.transport import connect
 
@@ -171,7 +171,7 @@ def rows(text: str) -> dict[str, str]:
 
 
 NODES = [edgeserve.DataSource, edgeserve.Compute, edgeserve.Materialize]
-SOURCES = [CsvReplay, JsonLinesTail, ParquetReplay]
+SOURCES = [Camera, CsvReplay, JsonLinesTail, ParquetReplay, Video]
 
 
 @pytest.mark.parametrize(("page", "node"), [*(("nodes.md", each) for each in NODES), *(("sources.md", each) for each in SOURCES)])

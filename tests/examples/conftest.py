@@ -6,4 +6,5 @@ import sys
 from pathlib import Path
 
 NETWORK_SECURITY = Path(__file__).resolve().parents[2] / "examples" / "network_security"
-sys.path.insert(0, str(NETWORK_SECURITY))
+ROOM_AR = NETWORK_SECURITY.parent / "room_ar"
+sys.path[:0] = [str(NETWORK_SECURITY), str(ROOM_AR)]

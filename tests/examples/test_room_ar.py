@@ -1,0 +1,89 @@
+"""The room example: the ball is found to a fraction of a pixel, the track is right, and the whole of it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.examples.conftest import ROOM_AR
+
+av = pytest.importorskip("av")
+
+import room  # noqa: E402
+import vision  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four seconds of the room."""
+    folder = tmp_path_factory.mktemp("room")
+    room.record(folder, 4)
+    return folder
+
+
+def test_the_ball_is_found_to_a_fraction_of_a_pixel() -> None:
+    for camera in room.cameras():
+        eye = room.Eye(camera, 1)
+        for seconds in (0.0, 1.1, 2.7):
+            ball = room.position(seconds)
+            found = vision.detect(eye.picture(ball))
+            assert found is not None
+            assert np.hypot(*(np.array(found) - camera.project(ball))) < 0.7
+
+
+def test_no_ball_is_none() -> None:
+    camera = room.cameras()[0]
+    behind = camera.place - 2 * (np.array([3, 2.5, 1.1]) - camera.place)
+    assert vision.detect(np.full((480, 640, 3), 120, np.uint8)) is None
+    assert vision.detect(room.Eye(camera, 1).picture(behind)) is None
+
+
+def test_two_cameras_give_a_point_and_three_agree_on_it() -> None:
+    cameras, ball = room.cameras(), np.array([2.0, 3.1, 0.7])
+    for some in (cameras, cameras[1:]):
+        pixels = [tuple(each.project(ball)) for each in some]
+        point, wrong = vision.triangulate([each.matrix for each in some], pixels)  # type: ignore[arg-type]
+        assert np.linalg.norm(point - ball) < 1e-6 and wrong < 1e-6
+
+
+def test_the_sensor_leads_on_while_nobody_sees_the_ball() -> None:
+    track, step, errors = vision.Track(), 0.4, []
+    for n in range(12):
+        at = n * step
+        fine = np.linspace(at - step, at, 41)[:-1] + step / 80
+        pulls = np.array([room.acceleration(each) for each in fine])
+        turned = pulls.sum(0) * step / 40
+        moved = (pulls * (at - fine)[:, None]).sum(0) * step / 40
+        seen = room.position(at) if n not in (8, 9) else None
+        place = track.step(at, step if n else 0.0, turned, moved, seen)
+        assert place is not None
+        errors.append(float(np.linalg.norm(place - room.position(at))))
+    assert max(errors[3:]) < 0.05
+
+
+def test_the_recording_is_what_the_truth_says(folder: Path) -> None:
+    truth, cameras = list(room.load_truth(folder).values()), room.load_cameras(folder)
+    with av.open(str(folder / "camera-1.mp4")) as film:
+        frames = list(film.decode(video=0))
+    assert len(frames) == len(truth) == 100
+    found = vision.detect(frames[60].to_ndarray(format="rgb24"))
+    assert found is not None and np.hypot(*(np.array(found) - cameras[1].project(truth[60]))) < 1.5
+
+
+@pytest.mark.parametrize("options", [[], ["--routing", "eager", "--join", "latest"]])
+def test_the_whole_of_it_gives_a_track(folder: Path, tmp_path: Path, options: list[str]) -> None:
+    command = [sys.executable, str(ROOM_AR), "--room", str(folder), "--out", str(tmp_path / "out"), "--json", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, env=os.environ | {"HOME": str(tmp_path)})
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["median_cm"] <= 5.0, done.stderr
+    assert (report["results"], report["asked"]) == (10, 10)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "track.jsonl").read_text().splitlines()]
+    assert [line["ns"] for line in lines] == [room.frame_ns(n * room.EVERY) for n in range(10)]
+    with av.open(str(tmp_path / "out" / "track.mp4")) as film:
+        assert len(list(film.decode(video=0))) == 10
