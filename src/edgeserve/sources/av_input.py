@@ -18,6 +18,10 @@ FORMATS = ("rgb24", "bgr24", "gray")
 MAX_PIXELS = 1 << 26
 """A picture of more pixels than this (8192 x 8192) is refused before memory is taken for it."""
 
+_LISTS = {"concat", "concatf", "dash", "hls", "image2", "imf", "lavfi", "rtp", "rtsp", "sap", "sdp", "webm_dash_manifest"}
+"""What FFmpeg reads that names other files or hosts."""
+
+_BACK_S = (0, 2, 10)
 _PASSWORD = re.compile(r"(?<=://)[^/@]*@")
 _ATTACHED_PICTURE = 1 << 10
 
@@ -94,9 +98,14 @@ def shown(url: str) -> str:
     return repr(_PASSWORD.sub("", url))
 
 
-def why(error: Exception) -> str:
+def why(error: BaseException) -> str:
     """What FFmpeg says of an error, without the URL."""
     return str(getattr(error, "strerror", None) or error)
+
+
+def alone(av: Any) -> dict[str, str]:
+    """Options with which FFmpeg reads a file and nothing else. No file of Python's: what a signal's handler raises within one would be lost."""
+    return {"protocol_whitelist": "file", "format_whitelist": ",".join(sorted(av.formats_available - _LISTS))}
 
 
 def video_of(kind: str, container: Any, where: str) -> Any:
@@ -131,15 +140,14 @@ class Decoder:
         av: the module.
         container: an open container.
         stream: one of its streams.
-        file: what the container reads, if it is a file; closed with it.
 
     Attributes:
         watch: is shown each packet before it is decoded.
         lost: nothing more can be read, and its end was not reached.
     """
 
-    def __init__(self, av: Any, container: Any, stream: Any, file: Any = None) -> None:
-        self._av, self.container, self.stream, self._file = av, container, stream, file
+    def __init__(self, av: Any, container: Any, stream: Any) -> None:
+        self._av, self.container, self.stream = av, container, stream
         self._packets: Iterator[Any] | None = container.demux(stream)
         self._frames = deque[Any]()
         self._broken = self.lost = False
@@ -153,11 +161,6 @@ class Decoder:
         self._packets, self._broken = None, False
         self._frames.clear()
         self.container.close()
-        if self._file is not None:
-            self._file.close()
-
-    def __del__(self) -> None:
-        self.close()
 
     def __next__(self) -> Any:
         while not self._frames:
@@ -192,19 +195,28 @@ class Decoder:
         return packet
 
     def seek(self, pts: int) -> bool:
-        """Goes behind the frame of that time; returns False where that is not certain to be exact: make a new one then."""
-        try:
-            self.container.seek(pts, stream=self.stream, backward=True)
-            self._packets = self.container.demux(self.stream)
-            first = next(self)
-            # What a key frame refers to lies before it in this order: all that is shown after it is decoded as it was.
-            if not first.key_frame or first.pts is None or first.pts > pts:
-                return False
-            frame = first
-            while frame.pts is not None and frame.pts < pts:
-                frame = next(self)
-        except (Damaged, StopIteration, self._av.FFmpegError, ValueError):
+        """Goes behind the frame of that time; returns False where that is not certain to be exact: make a new one then.
+
+        Formats without an index land somewhere before the time, and not at a key frame, so it is tried from further back, too.
+        """
+        for back_s in _BACK_S:
+            try:
+                if self._seek(pts, back_s * self.stream.time_base.denominator // self.stream.time_base.numerator):
+                    return True
+            except (Damaged, StopIteration, self._av.FFmpegError, ValueError):
+                pass
+        return False
+
+    def _seek(self, pts: int, back: int) -> bool:
+        self._frames.clear()
+        self.container.seek(pts - back, stream=self.stream, backward=True)
+        self._packets, self._broken, self.lost = self.container.demux(self.stream), False, False
+        frame = next(self)
+        # What a key frame refers to lies before it in this order: all that is shown after it is decoded as it was.
+        if not frame.key_frame or frame.pts is None or frame.pts > pts:
             return False
+        while frame.pts is not None and frame.pts < pts:
+            frame = next(self)
         return bool(frame.pts == pts)
 
 
@@ -214,6 +226,7 @@ __all__ = (
     "Damaged",
     "Decoder",
     "Look",
+    "alone",
     "checked_every",
     "checked_start",
     "checked_timeout",

@@ -85,7 +85,7 @@ class RtcpClock(Clock):
         self._offset_ns: int | None = None
 
     def packet(self, packet: Any) -> None:
-        if packet is None or packet.pts is None or not packet.has_sidedata("prft"):
+        if packet.pts is None or not packet.has_sidedata("prft"):
             return
         (wallclock_us,) = _PRFT.unpack_from(bytes(packet.get_sidedata("prft")))
         self._offset_ns = wallclock_us * 1000 - ns_of(packet.pts, self._base)
@@ -245,7 +245,8 @@ class Live(Source):
                 return
             except Damaged as exc:
                 if decoder.lost:
-                    raise FetchError(f"{self._kind}: {self._place.shown} was lost: {exc}") from self._cause(exc)
+                    why = self._why(exc.__cause__ or exc)
+                    raise FetchError(f"{self._kind}: {self._place.shown} was lost: {why}") from self._cause(exc)
                 _log.debug("%s of %s: a frame is left out: %s", self._kind, self._place.shown, exc)
                 continue
             event_ns = None if clock is None else clock.ns(frame)
@@ -264,7 +265,7 @@ class Live(Source):
                 "clock='arrival' takes the time at which they are sent on"
             )
 
-    def _why(self, exc: Exception) -> str:
+    def _why(self, exc: BaseException) -> str:
         if isinstance(exc, self._av.error.ExitError):
             return f"nothing came for {self._timeout_s:g} s"
         return why(exc)

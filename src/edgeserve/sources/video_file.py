@@ -10,7 +10,7 @@ import msgspec
 from xxhash import xxh3_128
 
 from edgeserve.core.errors import BadRow, ConfigurationError
-from edgeserve.sources.av_input import MAX_PIXELS, Damaged, Decoder, Look, ns_of, pyav, video_of, why
+from edgeserve.sources.av_input import MAX_PIXELS, Damaged, Decoder, Look, alone, ns_of, pyav, video_of, why
 from edgeserve.sources.file_source import Step, open_file
 from edgeserve.sources.replay import Place, Replay
 from edgeserve.sources.timer import Timer
@@ -80,30 +80,22 @@ class VideoFile(Replay):
 
     def _fresh(self) -> Decoder:
         """A decoder at the first frame."""
-        file = self._file()
-        options = {"protocol_whitelist": "none", "max_pixels": str(MAX_PIXELS)}
+        self._file().close()
+        most = {"max_pixels": str(MAX_PIXELS)}
         try:
-            container = self._av.open(file, "r", options=options, io_open=self._refuse)
+            container = self._av.open(self._path, "r", options={**alone(self._av), **most})
         except (self._av.FFmpegError, ValueError) as exc:
-            file.close()
             raise ConfigurationError(
                 f"{self._kind}: {self.path!r} cannot be read as a video: {why(exc)}. Where it was cut off before its index was written, its "
-                "recorder has to end it; Matroska and MPEG-TS need no index"
+                "recorder has to end it (Matroska and MPEG-TS need no index); where it is a list of other files, name one of these"
             ) from exc
-        except BaseException:
-            file.close()
-            raise
         try:
             stream = video_of(self._kind, container, repr(self.path))
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+            stream.codec_context.options = most
         except BaseException:
             container.close()
-            file.close()
             raise
-        return Decoder(self._av, container, stream, file)
-
-    def _refuse(self, url: str, *_: Any) -> Any:
-        raise ConfigurationError(f"{self._kind}: {self.path!r} is a list of other files: name the video itself")
+        return Decoder(self._av, container, stream)
 
     def _decoder_at(self, place: Place) -> Decoder:
         """A decoder behind the frames that are before a place."""
