@@ -60,9 +60,10 @@ def http(chunks: Callable[[], Iterable[bytes]]) -> Server:
         asked = b""
         while b"\r\n\r\n" not in asked and (more := connection.recv(4096)):
             asked += more
-        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nConnection: close\r\n\r\n")
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
         for chunk in chunks():
-            connection.sendall(chunk)
+            connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+        connection.sendall(b"0\r\n\r\n")
 
     return Server(serve)
 

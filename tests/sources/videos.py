@@ -49,7 +49,8 @@ def encode(
     with av.open(str(path) if isinstance(path, Path) else path, "w", format=format, options=container_options or {}) as container:
         container.metadata.update(metadata or {})
         stream = container.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        kind = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, kind
         stream.codec_context.gop_size = gop
         base = Fraction(1, rate) if times is None else Fraction(1, 1000)
         stream.codec_context.time_base = base
@@ -57,7 +58,7 @@ def encode(
             stream.codec_context.options = options
         stamps = iter(times) if times is not None else None
         for index, each in enumerate(numbers):
-            frame = av.VideoFrame.from_ndarray(picture(each), format="gray").reformat(format="yuv420p")
+            frame = av.VideoFrame.from_ndarray(picture(each), format="gray").reformat(format=kind)
             frame.pts, frame.time_base = (index if stamps is None else next(stamps)), base
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

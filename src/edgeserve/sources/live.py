@@ -234,7 +234,7 @@ class Live(Source):
         Raises:
             FetchError: it was lost.
         """
-        clock, count, began_ns = self._clock, 0, self._timer.monotonic_ns()
+        clock, count, began_ns, lost = self._clock, 0, self._timer.monotonic_ns(), None
         if clock is not None:
             clock.begin(decoder.stream)
             decoder.watch = clock.packet
@@ -242,11 +242,12 @@ class Live(Source):
             try:
                 frame = next(decoder)
             except StopIteration:
+                if lost is not None:
+                    raise FetchError(f"{self._kind}: {self._place.shown} was lost: {self._why(lost)}") from self._cause(lost)
                 return
             except Damaged as exc:
-                if decoder.lost:
-                    why = self._why(exc.__cause__ or exc)
-                    raise FetchError(f"{self._kind}: {self._place.shown} was lost: {why}") from self._cause(exc)
+                if decoder.lost and lost is None:
+                    lost = exc.__cause__ or exc  # the decoder may have some frames yet
                 _log.debug("%s of %s: a frame is left out: %s", self._kind, self._place.shown, exc)
                 continue
             event_ns = None if clock is None else clock.ns(frame)
@@ -270,7 +271,7 @@ class Live(Source):
             return f"nothing came for {self._timeout_s:g} s"
         return why(exc)
 
-    def _cause(self, exc: Exception) -> Exception | None:
+    def _cause(self, exc: BaseException) -> BaseException | None:
         """What an error came from; not where it would show a password."""
         return None if "@" in self._place.url else exc
 
