@@ -121,7 +121,10 @@ def main() -> None:
             run = found[routing] = measure(routing, a.join, room, 60 + 15 * a.seconds)
             moved = "".join(f"{each / 1e6:7.1f}" for host in HOSTS for each in run["bytes"][host])
             figures = f"{run['hz']:7.2f} {run['median_cm'] or 0:10.3f} {run['p95_cm'] or 0:7.3f} {run['seconds']:8.1f}"
-            print(f"{routing:8} {run['results']:7} {run['asked']:3}{figures}    {moved}{'' if run['over'] else '   not done in time'}", flush=True)
+            print(
+                f"{routing:8} {run['results']:7} {run['asked']:3}{figures}    {moved}{'' if run['over'] else '   not done in time'}",
+                flush=True,
+            )
     if "lazy" in found and "eager" in found:
         print(f"lazy moves {total(found['lazy']) / total(found['eager']):.3f} of the bytes of eager")
     if a.json:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import stages
+
 from room import CAMERAS, record
 
 MOST_CM, LEAST_HZ = 5.0, 2.0

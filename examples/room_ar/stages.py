@@ -1,10 +1,10 @@
 """The stages, each a function that runs until its inputs have ended: a process of its own, on whatever host.
 
-    camera 0..2   Video of camera-N.mp4          -> frames-N          every picture, at its pace
-    imu           motion, 2.5 readings a second  -> frames-0..2, seen each names a picture by its time
-    detect 0..2   frame and imu, exact           -> seen              where the ball is in the picture that was named
-    track         cam0, cam1, cam2, imu          -> track             where it is in the room
-    sink          track                          -> files, a film, the report
+camera 0..2   Video of camera-N.mp4          -> frames-N          every picture, at its pace
+imu           motion, 2.5 readings a second  -> frames-0..2, seen each names a picture by its time
+detect 0..2   frame and imu, exact           -> seen              where the ball is in the picture that was named
+track         cam0, cam1, cam2, imu          -> track             where it is in the room
+sink          track                          -> files, a film, the report
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from room import CAMERAS, EVERY, FPS, IMU_HZ, load_cameras
 from view import Report
 from vision import Track, detect, triangulate
 
@@ -25,6 +24,7 @@ import edgeserve
 from edgeserve import Compute, DataSource, Materialize
 from edgeserve.sinks import JsonLinesSink
 from edgeserve.sources import CsvReplay, Video, time_ns
+from room import CAMERAS, EVERY, FPS, IMU_HZ, load_cameras
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import av
 import numpy as np
 import numpy.typing as npt
+
 from room import EVERY, FPS, SIZE, load_cameras, load_truth, summary
 
 _SCALE = 80

@@ -15,8 +15,9 @@ from tests.examples.conftest import ROOM_AR
 
 av = pytest.importorskip("av")
 
-import room  # noqa: E402
 import vision  # noqa: E402
+
+import room  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Servers of live streams for tests: RTSP with real RTP and RTCP (interleaved in TCP, as FFmpeg's muxer writes them), and bytes over HTTP."""
+"""Servers of live streams for tests: RTSP with real RTP and RTCP (interleaved in TCP, as FFmpeg's muxer writes them), bytes over HTTP."""
 
 from __future__ import annotations
 

@@ -313,7 +313,9 @@ def scheme_of(url: Any) -> str:
 def clock_of(kind: str, given: Any, url: str, *, start_ns: int | None) -> str:
     """Which clock tells the times: 'device' or 'arrival'."""
     if given not in (None, "device", "arrival"):
-        raise ConfigurationError(f"{kind}: clock={given!r}: it is 'device', 'arrival', or None for the device's where it sends its time along")
+        raise ConfigurationError(
+            f"{kind}: clock={given!r}: it is 'device', 'arrival', or None for the device's where it sends its time along"
+        )
     sends = scheme_of(url) in ("", "rtsp", "rtsps") or start_ns is not None
     if given == "device" and not sends:
         raise ConfigurationError(f"{kind}: {shown(url)} does not say when its frames were taken: give start=, or clock='arrival'")

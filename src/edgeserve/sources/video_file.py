@@ -147,7 +147,9 @@ class VideoFile(Replay):
         self._cursor.place = place  # behind frames that were left out, too: a turn is as long as the file
         if missing:
             self._told = True
-            raise BadRow(f"{self.path}, behind frame {place.row}: it was cut off here, its index names more. Copy it again, or do with these")
+            raise BadRow(
+                f"{self.path}, behind frame {place.row}: it was cut off here, its index names more. Copy it again, or do with these"
+            )
 
     def _broken(self, where: str, why: str, after: Place) -> BadRow:
         self._cursor.place = after
