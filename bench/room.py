@@ -3,8 +3,9 @@
     python bench/room.py                      both once; exit 1 when a line does not hold
     python bench/room.py --seconds 60 --only lazy
 
-Hosts are the network namespaces of `hosts.py`. The broker (NATS), two cameras and the motion sensor are on the first host, the third camera on the
-second one; the third one looks for the ball in all pictures and tracks it. Bytes are the kernel's counters of each interface. The track is
+Hosts are the network namespaces of `hosts.py`. The broker (NATS), two cameras and the motion sensor are on the first host, the third
+camera on the second one; the third one looks for the ball in all pictures and tracks it.
+Bytes are the kernel's counters of each interface. The track is
 judged by the example itself. Needs root and the extra `video`.
 """
 

@@ -1,4 +1,4 @@
-"""The room, and its recordings: three cameras' films and a motion sensor's readings of a ball that flies around, with the truth beside them.
+"""The room, and its recordings: three cameras' films and a motion sensor's readings of a ball that flies around, and the truth.
 
 Films are real H.264 files. What is in them is rendered here: rays from each pixel to the ball, a floor of tiles, grey walls, sensor noise.
 """

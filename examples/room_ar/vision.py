@@ -38,8 +38,8 @@ def detect(picture: npt.NDArray[np.uint8]) -> tuple[float, float] | None:
 
 
 def triangulate(matrices: Sequence[Array], pixels: Sequence[tuple[float, float]]) -> tuple[Array, float]:
-    """The point that is nearest to what two or more cameras see (linear least squares, the direct linear transform), and how many pixels the
-    cameras disagree (root mean square).
+    """The point that is nearest to what two or more cameras see (linear least squares, the direct linear transform), and how many
+    pixels the cameras disagree (root mean square).
 
     Args:
         matrices: 3 x 4, one per camera.

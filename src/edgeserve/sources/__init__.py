@@ -1,4 +1,4 @@
-"""Streams for a `DataSource` or a loop of your own: recordings replayed at their own pace, logs followed while they grow, videos, cameras."""
+"""Streams for a `DataSource` or a loop of your own: recordings at their own pace, logs while they grow, videos, cameras."""
 
 from edgeserve.sources.base import Source
 from edgeserve.sources.camera import Camera

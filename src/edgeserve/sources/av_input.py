@@ -104,7 +104,7 @@ def why(error: BaseException) -> str:
 
 
 def alone(av: Any) -> dict[str, str]:
-    """Options with which FFmpeg reads a file and nothing else. No file of Python's: what a signal's handler raises within one would be lost."""
+    """Options with which FFmpeg reads one file only. It opens it itself: what a signal raises within a file object of Python's is lost."""
     return {"protocol_whitelist": "file", "format_whitelist": ",".join(sorted(av.formats_available - _LISTS))}
 
 

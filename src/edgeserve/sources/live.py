@@ -1,4 +1,4 @@
-"""Pictures that are there once: of a camera, or of a stream over the network. A thread of its own reads them, so that nothing waits for it."""
+"""Pictures that are there once: of a camera, or of a stream over the network. A thread reads them, so that nothing waits for it."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class SinceClock(Clock):
 
 
 class RtcpClock(Clock):
-    """The camera's own clock, which it sends along in RTCP sender reports; FFmpeg puts what they say beside packets ("prft", microseconds)."""
+    """The camera's own clock, which it sends in RTCP sender reports; FFmpeg puts what they say beside packets ("prft", microseconds)."""
 
     def begin(self, stream: Any) -> None:
         self._base = stream.time_base
@@ -162,8 +162,8 @@ class Live(Source):
 
     @property
     def event_time(self) -> Callable[[Any], int] | None:
-        """Tells when the item that was handed out last was taken, ns since the epoch, for `DataSource(event_time=...)`. None: nothing does, and
-        a `DataSource` stamps what it sends. Of another item it raises `ConfigurationError`."""
+        """Tells when the item that was handed out last was taken, ns since the epoch, for `DataSource(event_time=...)`. None: nothing
+        does, and a `DataSource` stamps what it sends. Of another item it raises `ConfigurationError`."""
         return None if self._clock is None else self._event_time
 
     def _event_time(self, item: Any) -> int:

@@ -15,11 +15,11 @@ from edgeserve.sources.video_file import VideoFile
 
 
 class Video(Source):
-    """The pictures of a video, as NumPy arrays: a file's at the pace at which they were recorded, a URL's as they come. Needs PyAV, the extra
-    `video`.
+    """The pictures of a video, as NumPy arrays: a file's at the pace at which they were recorded, a URL's as they come. Needs PyAV, the
+    extra `video`.
 
     A picture is uint8, of shape (height, width, 3), or (height, width) for 'gray'. It is due as long after the first one as its time in the
-    file (PTS) says, divided by `speed`; delays do not add up. All pictures are handed out, in order. For the newest of a camera take a `Camera`.
+    file (PTS) says, divided by `speed`; delays do not add up. All are handed out, in order. For the newest of a camera take a `Camera`.
 
     Args:
         path: a file in whatever format FFmpeg reads; or a URL, 'rtsp://host/path' for example. A URL's pace is its sender's, `speed` has no
@@ -32,7 +32,7 @@ class Video(Source):
         every: of so many pictures one is handed out, beginning with the first.
         loop: begins again at the end, for ever. Times go on: the file's length is added to them with each turn.
         position: a file that keeps the place behind the last picture that a `DataSource` has sent, so that a new start goes on there.
-        clock: for a URL: which clock tells the event times: 'device': what an RTSP server says in RTCP sender reports, or the stream's times
+        clock: for a URL: which clock tells the times: 'device': what an RTSP server says in RTCP sender reports, or the stream's times
             from `start` on; 'arrival': none, and `event_time` is None, so that a `DataSource` stamps what it sends. None: 'device' for
             RTSP, and where there is a `start`.
         timeout_s: for a URL: how long connecting may take, and how long nothing may come.
@@ -89,14 +89,14 @@ class Video(Source):
 
     @property
     def event_time(self) -> Callable[[Any], int] | None:
-        """Tells the event time of the picture that was handed out last, ns since the epoch, for `DataSource(event_time=...)`. None for a URL
-        with clock='arrival'. Of another picture it raises `ConfigurationError`."""
+        """Tells the event time of the picture that was handed out last, ns since the epoch, for `DataSource(event_time=...)`. None for a
+        URL with clock='arrival'. Of another picture it raises `ConfigurationError`."""
         return self._source.event_time
 
     @property
     def message_id(self) -> Callable[[Any], bytes] | None:
-        """Tells an id of the picture that was handed out last, the same after every restart, for `DataSource(message_id=...)`. None for a URL.
-        Of another picture it raises `ConfigurationError`."""
+        """Tells an id of the picture that was handed out last, the same after every restart, for `DataSource(message_id=...)`. None for
+        a URL. Of another picture it raises `ConfigurationError`."""
         return self._source.message_id if isinstance(self._source, VideoFile) else None
 
     @property

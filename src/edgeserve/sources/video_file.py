@@ -86,8 +86,8 @@ class VideoFile(Replay):
             container = self._av.open(self._path, "r", options={**alone(self._av), **most})
         except (self._av.FFmpegError, ValueError) as exc:
             raise ConfigurationError(
-                f"{self._kind}: {self.path!r} cannot be read as a video: {why(exc)}. Where it was cut off before its index was written, its "
-                "recorder has to end it (Matroska and MPEG-TS need no index); where it is a list of other files, name one of these"
+                f"{self._kind}: {self.path!r} cannot be read as a video: {why(exc)}. Where it was cut off before its index was written, "
+                "its recorder has to end it (Matroska and MPEG-TS need no index); where it is a list of other files, name one of these"
             ) from exc
         try:
             stream = video_of(self._kind, container, repr(self.path))
