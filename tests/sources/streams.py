@@ -86,7 +86,9 @@ class _Interleaved:
 
     def write(self, packet: bytes) -> int:
         report = 192 <= packet[1] <= 223
-        if self._reports or not report:
+        with suppress(OSError):  # who has left needs no more
+            if not self._reports and report:
+                return len(packet)
             self._connection.sendall(b"$" + bytes([report]) + len(packet).to_bytes(2, "big") + bytes(packet))
         return len(packet)
 

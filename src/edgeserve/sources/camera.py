@@ -93,8 +93,7 @@ def _place(device: Any, size: Any, rate_hz: Any) -> Place:
     if scheme_of(device):
         if rate_hz is not None:
             raise ConfigurationError("Camera: rate_hz is for devices: a network camera has its rate in its own settings")
-        place = network(device)
-        return place._replace(options={**place.options, "fflags": "nobuffer", "flags": "low_delay"})
+        return network(device)
     options = {"timestamps": "abs"}
     if size is not None:
         options["video_size"] = f"{size[0]}x{size[1]}"
