@@ -207,10 +207,13 @@ class Live(Source):
     def _connect(self) -> Decoder:
         place, limit = self._place, self._timeout_s
         options = {"max_pixels": str(MAX_PIXELS), **place.options}
+        began_ns = self._timer.monotonic_ns()
         try:
             container = self._av.open(place.url, "r", format=place.format, options=options, timeout=(limit, limit))
         except (self._av.FFmpegError, ValueError) as exc:
-            why = f"{self._kind}: {place.shown} cannot be opened: {self._why(exc)}. {place.missing}"
+            # Of a connection that was cut short by the limit some protocols say that its data is invalid.
+            late = self._timer.monotonic_ns() - began_ns >= limit * SECOND
+            why = f"{self._kind}: {place.shown} cannot be opened: {self._silence() if late else self._why(exc)}. {place.missing}"
             raise ConfigurationError(why) from self._cause(exc)
         try:
             stream = video_of(self._kind, container, place.shown)
@@ -268,8 +271,11 @@ class Live(Source):
 
     def _why(self, exc: BaseException) -> str:
         if isinstance(exc, self._av.error.ExitError):
-            return f"nothing came for {self._timeout_s:g} s"
+            return self._silence()
         return why(exc)
+
+    def _silence(self) -> str:
+        return f"nothing came for {self._timeout_s:g} s"
 
     def _cause(self, exc: BaseException) -> BaseException | None:
         """What an error came from; not where it would show a password."""
