@@ -32,9 +32,16 @@ def detect(picture: npt.NDArray[np.uint8]) -> tuple[float, float] | None:
     fine = picture[y0 : y + reach, x0 : x + reach].astype(float)
     weight = ((fine[..., 0] - fine[..., 2]) / _ORANGE - 0.5).clip(0, 1)
     total = weight.sum()
-    if total < _LEAST:
+    if total < _LEAST or _cut_off(weight, y0, x0, picture.shape):
         return None
     return float(weight.sum(0) @ np.arange(weight.shape[1]) / total + x0), float(weight.sum(1) @ np.arange(weight.shape[0]) / total + y0)
+
+
+def _cut_off(weight: Array, y0: int, x0: int, shape: tuple[int, ...]) -> bool:
+    """Whether the ball reaches over the picture's edge: the middle of what is left of it is not its own."""
+    height, width = weight.shape
+    edges = ((y0 == 0, weight[0]), (x0 == 0, weight[:, 0]), (y0 + height == shape[0], weight[-1]), (x0 + width == shape[1], weight[:, -1]))
+    return any(at and bool(edge.any()) for at, edge in edges)
 
 
 def triangulate(matrices: Sequence[Array], pixels: Sequence[tuple[float, float]]) -> tuple[Array, float]:
