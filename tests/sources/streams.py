@@ -18,10 +18,10 @@ SDP = (
 
 
 class Server:
-    """Serves each connection in a thread of its own. `address`: where; `asked`: how many connections there were."""
+    """Serves each connection in a thread of its own, some of which may wait for `rest`. `asked`: how many connections there were."""
 
-    def __init__(self, serve: Callable[[socket.socket], None]) -> None:
-        self._serve, self.asked = serve, 0
+    def __init__(self, serve: Callable[[socket.socket], None], rest: threading.Event | None = None) -> None:
+        self._serve, self._rest, self.asked = serve, rest, 0
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self._connections: list[socket.socket] = []
@@ -45,6 +45,8 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._rest is not None:
+            self._rest.set()
         for each in (self._socket, *self._connections):
             with suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
@@ -53,8 +55,8 @@ class Server:
             thread.join(20)
 
 
-def http(chunks: Callable[[], Iterable[bytes]]) -> Server:
-    """Answers each request with these bytes; a live stream has no length."""
+def http(chunks: Callable[[], Iterable[bytes]], rest: threading.Event | None = None) -> Server:
+    """Answers each request with these bytes; a live stream has no length. `rest`: what they may wait for."""
 
     def serve(connection: socket.socket) -> None:
         asked = b""
@@ -65,7 +67,7 @@ def http(chunks: Callable[[], Iterable[bytes]]) -> Server:
             connection.sendall(b"%x\r\n%b\r\n" % (len(chunk), chunk))
         connection.sendall(b"0\r\n\r\n")
 
-    return Server(serve)
+    return Server(serve, rest)
 
 
 def encoded(numbers: Iterable[int], **options: Any) -> bytes:
@@ -116,7 +118,7 @@ def rtsp(numbers: Iterable[int], *, reports: bool = True, rest: threading.Event 
                     rest.wait(60)
                 return
 
-    return Server(serve)
+    return Server(serve, rest)
 
 
 def _requests(connection: socket.socket) -> Iterator[tuple[str, str]]:

@@ -64,7 +64,7 @@ def stalled(data: bytes, resting: threading.Event) -> Server:
         yield data
         resting.wait(60)
 
-    return http(chunks)
+    return http(chunks, resting)
 
 
 def url(server: Server, scheme: str = "http") -> str:
