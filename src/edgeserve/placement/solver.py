@@ -1,0 +1,397 @@
+"""`solve`, and what it is compared with: greed, local search alone. All take the same arguments."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from edgeserve.placement.bound import ascend, prices_of
+from edgeserve.placement.branch import Search, site_lists
+from edgeserve.placement.errors import Unplaceable
+from edgeserve.placement.evaluation import Assignment, Routing, read_assignment, read_routing, report
+from edgeserve.placement.model import TOLERANCE, Model, Site
+from edgeserve.placement.plan import Plan, make_plan
+from edgeserve.placement.problem import Problem
+from edgeserve.placement.queueing import Array
+from edgeserve.placement.relaxation import FAR, Prices, Relaxation, Restriction, Solution, worth
+from edgeserve.placement.search import Pricer, flip_modes, greedy_state, improve, place, settle
+from edgeserve.placement.state import State
+
+Heuristic: TypeAlias = Callable[[Problem], Assignment | tuple[Assignment, Routing]]
+"""A way of your own to place a problem: from the problem to an assignment, or to an assignment and a routing."""
+
+_ROUNDS = 400
+_TRY_EVERY = 6
+_SMALL = 40
+
+
+class Run:
+    """One call: the problem in numbers, the clock, the best placement so far."""
+
+    def __init__(
+        self,
+        problem: Problem,
+        time_limit_s: float,
+        seed: int,
+        incumbent: Plan | Assignment | None,
+        previous: Plan | Assignment | None,
+        move_cost: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.clock, self.began, self.time_limit_s = clock, clock(), time_limit_s
+        self.rng = random.Random(seed)
+        self.model = Model(problem)
+        self.move_cost = move_cost
+        self.previous = None if previous is None else self._known(previous)
+        self.pricer = Pricer(self.model)
+        self.best: State | None = None
+        self.nearest: State | None = None
+        check_room(self.model)
+        if incumbent is not None:
+            self.take(self.read(incumbent, incumbent.routing if isinstance(incumbent, Plan) else "lazy"))
+
+    def elapsed(self) -> float:
+        return self.clock() - self.began
+
+    def late(self, part: float = 1.0) -> bool:
+        return self.elapsed() > self.time_limit_s * part
+
+    def _known(self, previous: Plan | Assignment) -> list[Site]:
+        """The sites of before, as far as their nodes are still there."""
+        model, given = self.model, previous.assignment if isinstance(previous, Plan) else previous
+        sites: list[Site] = [()] * len(model.groups)
+        for number, task in enumerate(model.tasks):
+            names = given.get(task.name, ())
+            names = (names,) if isinstance(names, str) else names
+            site = tuple(sorted(model.node_number[name] for name in names if name in model.node_number))
+            sites[model.group_of[number]] = sites[model.group_of[number]] or site
+        return sites
+
+    def read(self, given: Plan | Assignment, routing: Routing) -> State:
+        assignment = given.assignment if isinstance(given, Plan) else given
+        sites, _ = read_assignment(self.model, assignment)
+        return self.make(sites, read_routing(self.model, routing))
+
+    def make(self, sites: Sequence[Site], lazy: Sequence[bool]) -> State:
+        return State(self.model, sites, lazy, previous=self.previous, move_cost=self.move_cost)
+
+    def greedy(self) -> State:
+        return greedy_state(self.model, previous=self.previous, move_cost=self.move_cost)
+
+    def kept(self, routing: Routing) -> State:
+        """What was before, with what has lost its node placed anew."""
+        model, before = self.model, self.previous or []
+        lazy = [True] * len(model.edges)
+        if not isinstance(routing, str):
+            for key, mode in routing.items():
+                if key in model.edge_number:
+                    lazy[model.edge_number[key]] = mode == "lazy"
+        state = self.make([self._usable(group, site) for group, site in enumerate(before)], lazy)
+        for component in model.components:
+            for task in component.tasks:
+                if not state.sites[model.group_of[task]]:
+                    place(state, self.pricer, model.group_of[task])
+        return state
+
+    def _usable(self, group: int, site: Site) -> Site:
+        return site if len(site) >= self.model.groups[group].least and all(self.model.allowed[group, node] for node in site) else ()
+
+    def take(self, state: State) -> None:
+        """Keeps it if it is the best so far."""
+        if self.nearest is None or (state.excess, state.cost) < (self.nearest.excess, self.nearest.cost):
+            self.nearest = state.copy()
+        if state.feasible and (self.best is None or state.cost < self.best.cost - 1e-12 * abs(self.best.cost)):
+            self.best = state.copy()
+
+    def plan(self, bound: float, method: str, proven_none: bool = False) -> Plan:
+        if self.best is None:
+            raise self._unplaceable(proven_none)
+        return make_plan(self.best, bound, method, self.elapsed())
+
+    def _unplaceable(self, proven: bool) -> Unplaceable:
+        assert self.nearest is not None
+        found = report(self.nearest).violations
+        worst = max(found, key=lambda v: (v.used - v.limit) / max(v.limit, 1.0))
+        short = worst.used - worst.limit
+        how = "no placement keeps within all capacities" if proven else f"no placement was found within {self.time_limit_s:g} s"
+        return Unplaceable(
+            f"{how}; the nearest one breaks: {'; '.join(str(v) for v in found[:5])}. "
+            f"{worst.name} of {worst.where} is short by {short:g}: add as much, or take away a wish or a task",
+            capacity=f"{worst.name} of {worst.where}",
+            short_by=short,
+            proven=proven,
+        )
+
+
+def check_room(model: Model) -> None:
+    """Raises `Unplaceable` for what no search is needed to see: a task that fits nowhere, or demands that exceed all there is."""
+    for number, group in enumerate(model.groups):
+        names = ", ".join(model.tasks[task].name for task in group.tasks)
+        wished = np.array(model.wished[number])
+        if int(model.allowed[number].sum()) >= group.least:
+            continue
+        if int(wished.sum()) < group.least:
+            short = group.least - int(wished.sum())
+            raise Unplaceable(
+                f"{names}: pins and zones leave {int(wished.sum())} nodes, and {group.least} are needed: allow {short} more",
+                capacity=f"nodes for {names}",
+                short_by=short,
+                proven=True,
+            )
+        lacking = model.shortage(number)[:, wished & ~model.allowed[number]]
+        scale = np.array([1.0, 1e9, *([1.0] * len(model.kinds))])[:, None]
+        nearest = int((lacking / scale).max(axis=0).argmin())
+        node = np.flatnonzero(wished & ~model.allowed[number])[nearest]
+        what = int((lacking[:, nearest] / scale[:, 0]).argmax())
+        kind = ["cpu", "memory", *(f"accelerator {kind}" for kind in model.kinds)][what]
+        unit = ["cores", "bytes"][what] if what < 2 else "of them"
+        short = float(lacking[what, nearest])
+        raise Unplaceable(
+            f"{names} fits on {int(model.allowed[number].sum())} nodes, and {group.least} are needed: the nearest other one, "
+            f"{model.nodes[node]!r}, is short of {kind} by {short:g} {unit}",
+            capacity=f"{kind} of {model.nodes[node]}",
+            short_by=short,
+            proven=True,
+        )
+    _check_total(model)
+
+
+def _check_total(model: Model) -> None:
+    totals = [
+        ("cpu", "cores", sum(g.cpu for g in model.groups) / float(model.speed.max()), float((model.cores * model.cpu_limit).sum())),
+        ("memory", "bytes", sum(g.memory * g.least for g in model.groups), float(model.memory.sum())),
+    ]
+    least = np.array([group.least for group in model.groups], dtype=float)
+    for kind, name in enumerate(model.kinds):
+        totals.append((f"accelerator {name}", "of them", float(model.demand[:, kind] @ least), float(model.accelerators[kind].sum())))
+    for name, unit, wanted, there in totals:
+        if wanted > there * (1 + TOLERANCE):
+            raise Unplaceable(
+                f"all tasks together need {wanted:g} {unit} of {name}, and all nodes together have {there:g}: add {wanted - there:g}",
+                capacity=f"{name} of all nodes",
+                short_by=wanted - there,
+                proven=True,
+            )
+
+
+def solve(
+    problem: Problem,
+    *,
+    time_limit_s: float = 10.0,
+    seed: int = 0,
+    incumbent: Plan | Assignment | None = None,
+    previous: Plan | Assignment | None = None,
+    move_cost: float = 0.0,
+    gap: float = 1e-6,
+    heuristics: Sequence[Heuristic] = (),
+    clock: Callable[[], float] = time.monotonic,
+) -> Plan:
+    """Places a problem as well as it can be told in the time, and says how far from the best that may be.
+
+    Args:
+        problem: what to place.
+        time_limit_s: when to stop; what has been found by then is returned.
+        seed: the same seed gives the same plan, unless the time limit cuts in.
+        incumbent: a plan to begin with.
+        previous: where tasks run now. Those whose node is still there stay unless a move pays for `move_cost`.
+        move_cost: what each replica that has to start on another node costs, in units of the objective.
+        gap: stop when the plan is proven to be within this part of the best.
+        heuristics: your own ways to place; what they return is improved and competes.
+        clock: seconds, for the time limit.
+
+    Raises:
+        Unplaceable: capacities or wishes cannot be kept; it names which, and by how much.
+
+    Example:
+        >>> from edgeserve.placement import Link, Node, Problem, Sink, Source, Task
+        >>> problem = Problem(
+        ...     nodes=(Node(name="camera", speed=0.2), Node(name="server", cores=8)),
+        ...     links=(Link(name="wifi", ends=("camera", "server"), bandwidth_bytes_s=2.5e6, latency_ms=3),),
+        ...     broker="server",
+        ...     sources=(Source(name="frames", node="camera", rate_hz=10, bytes=100_000),),
+        ...     tasks=(Task(name="detect", inputs=("frames",), cpu_s=0.01, output_bytes=500),),
+        ...     sinks=(Sink(name="alarm", input="detect", node="server"),),
+        ... )
+        >>> plan = solve(problem)
+        >>> plan.assignment["detect"], plan.routing["frames", "detect"], plan.gap < 1e-6
+        (('server',), 'eager', True)
+    """
+    run = Run(problem, time_limit_s, seed, incumbent, previous, move_cost, clock)
+    _first(run, previous, heuristics)
+    small = len(run.model.groups) * len(run.model.nodes) <= _SMALL * _SMALL
+    relaxation = Relaxation(run.model, previous=run.previous, move_cost=move_cost)
+    bound, prices = _ascend(run, relaxation, gap, small)
+    _mend(run, relaxation, bound, gap)
+    none_left = False
+    if run.best is None or run.best.cost - bound > gap * abs(run.best.cost):
+        bound, none_left = _finish(run, relaxation, prices, bound)
+    return run.plan(bound, "solve", none_left)
+
+
+def _first(run: Run, previous: Plan | Assignment | None, heuristics: Sequence[Heuristic]) -> None:
+    """The placements to begin with."""
+    starts: list[State] = [] if run.best is None else [run.best.copy()]
+    if previous is not None:
+        starts.append(run.kept(previous.routing if isinstance(previous, Plan) else "lazy"))
+    for heuristic in heuristics:
+        given = heuristic(run.model.problem)
+        assignment, routing = given if isinstance(given, tuple) else (given, "lazy")
+        starts.append(run.read(assignment, routing))  # type: ignore[arg-type]
+    if not starts:
+        starts.append(run.greedy())
+    for state in starts:
+        run.take(state)
+        settle(state, run.rng, stop=run.late, pricer=run.pricer)
+        run.take(state)
+
+
+def _ascend(run: Run, relaxation: Relaxation, gap: float, small: bool) -> tuple[float, Prices]:
+    """The bound, and placements on the way to it."""
+    model = run.model
+
+    def seen(solution: Solution, at: list[int], number: int) -> float:
+        if number % _TRY_EVERY == _TRY_EVERY - 1 and not run.late(0.6):
+            state = run.make([_widened(model, row, node) for row, node in enumerate(at)], _full_modes(model, solution, at))
+            improve(state, run.rng, stop=run.late, pricer=run.pricer)
+            run.take(state)
+        return run.best.cost if run.best is not None else (run.nearest.cost if run.nearest is not None else 1.0) * 1.5
+
+    start = run.best or run.nearest
+    assert start is not None
+    return ascend(relaxation, prices_of(model, start), start.cost, _ROUNDS, stop=lambda: run.late(0.8), seen=seen, enough=gap)
+
+
+def _widened(model: Model, group: int, node: int) -> Site:
+    """A site of the least size around a node."""
+    others = [int(other) for other in np.flatnonzero(model.allowed[group]) if other != node]
+    return tuple(sorted([node, *others[: model.groups[group].least - 1]]))
+
+
+def _full_modes(model: Model, solution: Solution, at: Sequence[int]) -> list[bool]:
+    modes = solution.modes(at)
+    return [modes.get(edge.number, True) for edge in model.edges]
+
+
+def _mend(run: Run, relaxation: Relaxation, bound: float, gap: float) -> None:
+    """Places whole applications anew, each as is best at the prices that the others make."""
+    model = run.model
+    if run.best is None:
+        return
+    state = run.best.copy()
+    parts = [Relaxation(model, c.groups, previous=run.previous, move_cost=run.move_cost) for c in model.components if len(c.groups) > 1]
+    better = True
+    while better and not run.late(0.9) and state.cost - bound > gap * abs(state.cost):
+        better = False
+        run.rng.shuffle(parts)
+        for part in parts:
+            if run.late(0.9):
+                break
+            before = state.cost
+            tried = rebuilt(run, state, part)
+            if tried.feasible and tried.cost < before - 1e-9 * abs(before):
+                state, better = tried, True
+                run.take(state)
+
+
+def rebuilt(run: Run, state: State, part: Relaxation) -> State:
+    """A placement with one application taken out and put back."""
+    model = run.model
+    tried = run.make(state.sites, state.lazy)
+    tried.apply(tried.trial({group: () for group in part.groups}, {}))
+    solution = part.solve(prices_of(model, tried), Restriction(_room(tried, part.groups), np.zeros(len(model.edges)), np.zeros(len(model.edges))))
+    at = solution.at
+    sites = {group: _widened(model, group, at[row]) for row, group in enumerate(part.groups)}
+    tried.apply(tried.trial(sites, solution.modes(at)))
+    improve(tried, run.rng, stop=run.late, groups=part.groups, pricer=run.pricer)
+    return tried
+
+
+def _room(state: State, groups: Sequence[int]) -> Array:
+    """Nodes that have no room left for a group are far away."""
+    model = state.model
+    room = np.zeros((len(model.groups), len(model.nodes)))
+    free = model.cores * model.cpu_limit - np.array(state.cpu)
+    memory = model.memory - np.array(state.memory)
+    for group in groups:
+        demand = model.groups[group]
+        full = (demand.cpu / (demand.most * model.speed) > free + TOLERANCE) | (demand.memory > memory * (1 + TOLERANCE) + TOLERANCE)
+        for kind in range(len(model.kinds)):
+            full |= model.demand[group, kind] > model.accelerators[kind] - np.array(state.accelerators[kind]) + TOLERANCE
+        room[group, full] = FAR
+    return room
+
+
+def _finish(run: Run, relaxation: Relaxation, prices: Prices, bound: float) -> tuple[float, bool]:
+    """Takes out what cannot be in a better placement, and searches the rest; the bound, and whether nothing at all was left."""
+    model = run.model
+    solution = relaxation.solve(prices)
+    marginals = solution.marginals() - worth(model, prices)[0]
+    upper = run.best.cost if run.best is not None else math.inf
+    replicas = np.array([group.most for group in model.groups], dtype=float)[:, None]
+    least = solution.bound()
+    keep = model.allowed & (least + (marginals - least) / replicas <= upper + 1e-9 * abs(upper) if math.isfinite(upper) else model.allowed)
+    lists = site_lists(model, keep.astype(float))
+    if lists is None:
+        return bound, False
+    search = Search(relaxation, prices, lists, run.best)
+    search.run(run.late, run.make)
+    if search.best is not None:
+        run.take(search.best)
+    return max(bound, search.bound), not math.isfinite(search.bound) and search.bound > 0
+
+
+def greedy(
+    problem: Problem,
+    *,
+    time_limit_s: float = 10.0,
+    seed: int = 0,
+    incumbent: Plan | Assignment | None = None,
+    previous: Plan | Assignment | None = None,
+    move_cost: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Plan:
+    """Each task in order of flow where it costs least at that moment; proves nothing. Arguments and errors as `solve`."""
+    run = Run(problem, time_limit_s, seed, incumbent, previous, move_cost, clock)
+    run.take(run.greedy())
+    return run.plan(-math.inf, "greedy")
+
+
+def local_search(
+    problem: Problem,
+    *,
+    time_limit_s: float = 10.0,
+    seed: int = 0,
+    incumbent: Plan | Assignment | None = None,
+    previous: Plan | Assignment | None = None,
+    move_cost: float = 0.0,
+    clock: Callable[[], float] = time.monotonic,
+) -> Plan:
+    """`greedy`, then moves of one task at a time, from random placements too; proves nothing. Arguments and errors as `solve`."""
+    run = Run(problem, time_limit_s, seed, incumbent, previous, move_cost, clock)
+    state = run.kept("lazy") if run.previous is not None else run.greedy()
+    stale = 0
+    while True:
+        settle(state, run.rng, stop=run.late, pricer=run.pricer)
+        before = run.best.cost if run.best is not None else math.inf
+        run.take(state)
+        stale = 0 if run.best is not None and run.best.cost < before else stale + 1
+        if run.late() or stale >= 5:
+            return run.plan(-math.inf, "local search")
+        state = _shaken(run)
+
+
+def _shaken(run: Run) -> State:
+    """The best placement with a tenth of the groups somewhere else."""
+    start = run.best or run.nearest
+    assert start is not None
+    state = start.copy()
+    for group in run.rng.sample(range(len(state.sites)), max(len(state.sites) // 10, 1)):
+        options = np.flatnonzero(run.model.allowed[group]).tolist()
+        state.apply(state.trial({group: tuple(sorted(run.rng.sample(options, run.model.groups[group].least)))}, {}))
+    flip_modes(state, range(len(run.model.edges)))
+    return state
