@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -189,8 +190,10 @@ def _waits(state: State) -> tuple[list[tuple[float, float]], list[tuple[float, f
     links = [_wait(load, limit, 2.0, count) for load, limit, count in zip(loads, model.link_limit_of, messages, strict=True)]
     nodes = []
     for n, busy in enumerate(state.cpu):
-        load = busy / model.cores_of[n] if model.cores_of[n] else float(busy > 0)
-        nodes.append(_wait(load, model.cpu_limit_of[n], model.cpu_power_of[n], runs[n]))
+        if model.cores_of[n]:
+            nodes.append(_wait(busy / model.cores_of[n], model.cpu_limit_of[n], model.cpu_power_of[n], runs[n]))
+        else:
+            nodes.append((0.0, math.inf if busy else 0.0))
     return links, nodes
 
 
@@ -198,7 +201,7 @@ def _wait(load: float, limit: float, power: float, rate: float) -> tuple[float, 
     kept = min(load, limit)
     counted = 0.5 * kept**power / (1.0 - kept)
     if load >= 1.0:
-        return counted, float("inf")
+        return counted, math.inf
     return counted, 0.5 * load**power / (1.0 - load) / rate if rate > 0 else 0.0
 
 

@@ -224,6 +224,7 @@ class Model:
                     self.fraction[edge] = 1.0 / len(rates) if task.trigger == ALL else float(name == task.trigger)
             if task.trigger == ALL and len(rates) > 1:
                 self.latest.append(number)
+        self.parts: list[float] = self.fraction.tolist()
         self.waits_for_all = set(self.latest)
 
     def _add_edge(self, name: str, consumer: str, task: int, group: int, node: int, share: float) -> int:
@@ -339,8 +340,8 @@ class Model:
             if task in self.waits_for_all:
                 came = max(ways)
             else:
-                came = sum(way * self.fraction[e] for way, e in zip(ways, self.inputs[task], strict=True))
-            done[task] = float(came) + service[task]
+                came = sum(way * self.parts[e] for way, e in zip(ways, self.inputs[task], strict=True) if self.parts[e])
+            done[task] = came + service[task]
         return done
 
     def latency_cost(self, component: Component, delay: Sequence[float], service: Sequence[float]) -> float:

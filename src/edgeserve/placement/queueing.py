@@ -38,7 +38,8 @@ def waiting_all(load: Array, power: Array) -> Array:
 
 
 def slope(load: Array, power: Array) -> Array:
-    """Derivative of `waiting` by the load."""
+    """Derivative of `waiting` by the load; what rounding has brought below 0 is 0."""
+    load = np.maximum(load, 0.0)
     rest = 1.0 - load
     result: Array = 0.5 * load ** (power - 1.0) * (power * rest + load) / (rest * rest)
     return result

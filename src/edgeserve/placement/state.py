@@ -228,7 +228,7 @@ def cpu_cost(model: Model, node: int, busy: float) -> tuple[float, float]:
     """Objective and excess of a node with so many busy cores."""
     cores = model.cores_of[node]
     if cores == 0:
-        return 0.0, max(busy, 0.0)
+        return busy * model.core_price_of[node], max(busy, 0.0)
     return _busy_cost(model, busy / cores, model.cpu_limit_of[node], model.cpu_power_of[node], busy * model.core_price_of[node])
 
 
