@@ -145,15 +145,15 @@ def cluster(seed: int, *, nodes: int = 1000, tasks: int = 100, latest: float = 0
         parts["nodes"].append(Node(name=f"hub{h}", cores=8, memory_bytes=32e9, speed=1.5, cost_per_core_s=0.01))
         parts["links"].append(_link(f"wan{h}", f"hub{h}", "cloud", rng.uniform(20e6, 40e6), rng.uniform(8, 15)))
     for s in range(sites):
-        parts["nodes"].append(Node(name=f"site{s}", cores=rng.choice([2, 3]), memory_bytes=rng.choice([8e9, 12e9]), speed=1.0))
-        parts["links"].append(_link(f"up{s}", f"site{s}", f"hub{s % hubs}", rng.uniform(1.5e6, 3e6), rng.uniform(2, 5)))
+        parts["nodes"].append(Node(name=f"site{s}", cores=rng.choice([4, 6]), memory_bytes=rng.choice([16e9, 24e9]), speed=1.0))
+        parts["links"].append(_link(f"up{s}", f"site{s}", f"hub{s % hubs}", rng.uniform(3e6, 5e6), rng.uniform(2, 5)))
     devices: dict[int, list[str]] = {s: [] for s in range(sites)}
     for d in range(nodes - 1 - hubs - sites):
         s = d % sites
         devices[s].append(f"dev{d}")
         parts["nodes"].append(Node(name=f"dev{d}", cores=1, memory_bytes=1e9, speed=rng.choice([0.15, 0.25, 0.4])))
         parts["links"].append(_link(f"radio{d}", f"dev{d}", f"site{s}", rng.uniform(3e6, 6e6), rng.uniform(1, 3)))
-    crowded = rng.sample(range(0, sites, hubs), max(min(len(range(0, sites, hubs)), tasks // 25), 1))
+    crowded = rng.sample(range(0, sites, hubs), max(min(len(range(0, sites, hubs)), tasks // 50), 1))
     made = _applications(rng, tasks, crowded, devices, latest)
     return Problem(
         nodes=tuple(parts["nodes"]),

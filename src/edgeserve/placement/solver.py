@@ -27,7 +27,8 @@ Heuristic: TypeAlias = Callable[[Problem], Assignment | tuple[Assignment, Routin
 
 _ROUNDS = 400
 _TRY_EVERY = 6
-_SMALL = 40
+_STALE = 12
+_MENDED = 0.97
 
 
 class Run:
@@ -223,10 +224,9 @@ def solve(
     """
     run = Run(problem, time_limit_s, seed, incumbent, previous, move_cost, clock)
     _first(run, previous, heuristics)
-    small = len(run.model.groups) * len(run.model.nodes) <= _SMALL * _SMALL
     relaxation = Relaxation(run.model, previous=run.previous, move_cost=move_cost)
-    bound, prices = _ascend(run, relaxation, gap, small)
-    _mend(run, relaxation, bound, gap)
+    bound, prices = _ascend(run, relaxation, gap)
+    _mend(run, prices, bound, gap)
     none_left = False
     if run.best is None or run.best.cost - bound > gap * abs(run.best.cost):
         bound, none_left = _finish(run, relaxation, prices, bound)
@@ -250,12 +250,12 @@ def _first(run: Run, previous: Plan | Assignment | None, heuristics: Sequence[He
         run.take(state)
 
 
-def _ascend(run: Run, relaxation: Relaxation, gap: float, small: bool) -> tuple[float, Prices]:
+def _ascend(run: Run, relaxation: Relaxation, gap: float) -> tuple[float, Prices]:
     """The bound, and placements on the way to it."""
     model = run.model
 
     def seen(solution: Solution, at: list[int], number: int) -> float:
-        if number % _TRY_EVERY == _TRY_EVERY - 1 and not run.late(0.6):
+        if number % _TRY_EVERY == _TRY_EVERY - 1 and not run.late(0.4):
             state = run.make([_widened(model, row, node) for row, node in enumerate(at)], _full_modes(model, solution, at))
             improve(state, run.rng, stop=run.late, pricer=run.pricer)
             run.take(state)
@@ -263,7 +263,7 @@ def _ascend(run: Run, relaxation: Relaxation, gap: float, small: bool) -> tuple[
 
     start = run.best or run.nearest
     assert start is not None
-    return ascend(relaxation, prices_of(model, start), start.cost, _ROUNDS, stop=lambda: run.late(0.8), seen=seen, enough=gap)
+    return ascend(relaxation, prices_of(model, start), start.cost, _ROUNDS, stop=lambda: run.late(0.6), seen=seen, enough=gap)
 
 
 def _widened(model: Model, group: int, node: int) -> Site:
@@ -277,37 +277,56 @@ def _full_modes(model: Model, solution: Solution, at: Sequence[int]) -> list[boo
     return [modes.get(edge.number, True) for edge in model.edges]
 
 
-def _mend(run: Run, relaxation: Relaxation, bound: float, gap: float) -> None:
-    """Places whole applications anew, each as is best at the prices that the others make."""
+def _mend(run: Run, prices: Prices, bound: float, gap: float) -> None:
+    """Places a few applications anew together, over and over: large neighbourhood search (Shaw, CP 1998), with the prices as its guide."""
     model = run.model
     if run.best is None:
         return
-    state = run.best.copy()
-    parts = [Relaxation(model, c.groups, previous=run.previous, move_cost=run.move_cost) for c in model.components if len(c.groups) > 1]
-    better = True
-    while better and not run.late(0.9) and state.cost - bound > gap * abs(state.cost):
-        better = False
-        run.rng.shuffle(parts)
-        for part in parts:
-            if run.late(0.9):
-                break
-            before = state.cost
-            tried = rebuilt(run, state, part)
-            if tried.feasible and tried.cost < before - 1e-9 * abs(before):
-                state, better = tried, True
-                run.take(state)
+    parts = [Relaxation(model, c.groups, previous=run.previous, move_cost=run.move_cost) for c in model.components]
+    state, stale = run.best.copy(), 0
+    while stale < _STALE * len(parts) and not run.late(_MENDED) and state.cost - bound > gap * abs(state.cost):
+        tried = rebuilt(run, state, _neighbours(run, state, parts), prices)
+        better = tried.feasible and tried.cost < state.cost - 1e-9 * abs(state.cost)
+        stale = 0 if better else stale + 1
+        if better:
+            state = tried
+            run.take(state)
 
 
-def rebuilt(run: Run, state: State, part: Relaxation) -> State:
-    """A placement with one application taken out and put back."""
+def _neighbours(run: Run, state: State, parts: Sequence[Relaxation]) -> list[Relaxation]:
+    """An application, and at most three that share nodes or links with it."""
+    first = run.rng.randrange(len(parts))
+    wanted = run.rng.choice((0, 1, 1, 2, 3))
+    if not wanted:
+        return [parts[first]]
+    touched = [_touched(state, part) for part in parts]
+    others = [number for number in range(len(parts)) if number != first and touched[first] & touched[number]]
+    run.rng.shuffle(others)
+    return [parts[number] for number in (first, *others[:wanted])]
+
+
+def _touched(state: State, part: Relaxation) -> set[int]:
+    """Nodes that run something of an application, and links (as negative numbers) that carry its streams and are busy."""
+    model = state.model
+    nodes = {node for group in part.groups for node in state.sites[group] if state.cpu[node] > 0.3 * model.cores_of[node]}
+    links = {link for group in part.groups for stream in model.groups[group].streams for link in state.flows[stream]}
+    return nodes | {-1 - link for link in links if state.links[link] * model.per_byte_of[link] > 0.3}
+
+
+def rebuilt(run: Run, state: State, parts: Sequence[Relaxation], prices: Prices) -> State:
+    """A placement with some applications taken out and put back, one after the other."""
     model = run.model
     tried = run.make(state.sites, state.lazy)
-    tried.apply(tried.trial({group: () for group in part.groups}, {}))
-    solution = part.solve(prices_of(model, tried), Restriction(_room(tried, part.groups), np.zeros(len(model.edges)), np.zeros(len(model.edges))))
-    at = solution.at
-    sites = {group: _widened(model, group, at[row]) for row, group in enumerate(part.groups)}
-    tried.apply(tried.trial(sites, solution.modes(at)))
-    improve(tried, run.rng, stop=run.late, groups=part.groups, pricer=run.pricer)
+    tried.apply(tried.trial({group: () for part in parts for group in part.groups}, {}))
+    zero = np.zeros(len(model.edges))
+    for part in run.rng.sample(parts, len(parts)):
+        here = prices_of(model, tried)
+        here.fraction = prices.fraction
+        solution = part.solve(here.mixed(prices, run.rng.choice((0.0, 0.5, 1.0))), Restriction(_room(tried, part.groups), zero, zero))
+        sites = {group: _widened(model, group, node) for group, node in zip(part.groups, solution.at, strict=True)}
+        tried.apply(tried.trial(sites, solution.modes([site[0] for site in sites.values()])))
+    groups = [group for part in parts for group in part.groups]
+    improve(tried, run.rng, stop=run.late, groups=groups, pricer=run.pricer)
     return tried
 
 
