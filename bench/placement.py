@@ -23,15 +23,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"))  # before NumPy is loaded
 
-from edgeserve.placement import Node, Plan, Problem, Unplaceable, greedy, local_search, milp, solve
 from tests.placement.instances import brute_force, cluster, small
 
+from edgeserve.placement import Node, Plan, Problem, Unplaceable, greedy, local_search, milp, solve
+
 GAP, OFF, REPLAN_S, SEARCH_S, HUGE_S, MOVE_COST = 0.01, 1.10, 0.5, 10.0, 60.0, 1.0
-FULL = 0.97
+FULL = 0.95
 """A link is used to its limit above this part of it: the next stream would not fit."""
 
 
@@ -53,7 +53,10 @@ def exact(count: int) -> dict[str, Any]:
         unproven += plan.gap > 1e-6
         if best is None or abs(plan.objective - best.cost) > 1e-9 * max(abs(best.cost), 1.0):
             wrong.append(seed)
-    print(f"small: {count - len(wrong)} of {count} equal brute force ({impossible} impossible, {unproven} not proven to be the best); ", end="")
+    print(
+        f"small: {count - len(wrong)} of {count} equal brute force ({impossible} impossible, {unproven} not proven to be the best); ",
+        end="",
+    )
     print(f"median {1e3 * statistics.median(took):.0f} ms, at most {max(took):.1f} s; wrong: {wrong}")
     return {"count": count, "wrong": wrong, "impossible": impossible, "unproven": unproven, "median_s": statistics.median(took)}
 
@@ -121,7 +124,8 @@ def show(row: dict[str, Any]) -> None:
     text += f"  greedy {row['greedy']:6.3f} ({row['greedy_s']:.1f} s)"
     if "local" in row:
         text += "".join(
-            f"  {name} " + (f"{row[name]:.3f} ({row[f'{name}_s']:.1f} s)" if row[name] else f"none: {row[f'{name}_says']}") for name in ("local", "milp")
+            f"  {name} " + (f"{row[name]:.3f} ({row[f'{name}_s']:.1f} s)" if row[name] else f"none: {row[f'{name}_says']}")
+            for name in ("local", "milp")
         )
         text += f"  loss: {row['replan_s']:.2f} s, {row['moved']} moved for {row['fewest']}"
     print(text if row["counts"] else text + "  does not count", flush=True)
@@ -155,8 +159,10 @@ def clusters(count: int) -> dict[str, Any]:
         "moves": max(row["moved"] / max(row["fewest"], 1) for row in counted),
         "rows": rows,
     }
-    print(f"  median: gap {100 * result['gap']:.2f} %, {result['solve_s']:.1f} s; greedy {result['greedy']:.3f}, local search {result['local']:.3f}; ", end="")
-    print(f"{100 * result['full']:.0f} % with a full shared link; new plan after a loss: at most {result['replan_s']:.2f} s, {result['moves']:.1f} x moves")
+    print(f"  median: gap {100 * result['gap']:.2f} %, {result['solve_s']:.1f} s; ", end="")
+    print(f"greedy {result['greedy']:.3f}, local search {result['local']:.3f}; ", end="")
+    print(f"{100 * result['full']:.0f} % with a full shared link; ", end="")
+    print(f"new plan after a loss: at most {result['replan_s']:.2f} s, {result['moves']:.1f} x the fewest moves")
     return result
 
 

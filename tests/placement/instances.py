@@ -68,7 +68,10 @@ def _small(rng: random.Random) -> Problem:
         _task(rng, "t2", rng.choice([("t0", "t1"), ("t1",), ("t1", "s1")])),
     )
     if all("t0" not in task.inputs for task in tasks):
-        sinks: tuple[Sink, ...] = (Sink(name="out", input="t2", node=rng.choice(names)), Sink(name="side", input="t0", node=rng.choice(names)))
+        sinks: tuple[Sink, ...] = (
+            Sink(name="out", input="t2", node=rng.choice(names)),
+            Sink(name="side", input="t0", node=rng.choice(names)),
+        )
     else:
         sinks = (Sink(name="out", input="t2", node=rng.choice(names), weight=rng.choice([1.0, 3.0])),)
     wish = rng.choice(["colocate", "separate", "none", "separate"])
@@ -140,20 +143,23 @@ def cluster(seed: int, *, nodes: int = 1000, tasks: int = 100, latest: float = 0
     rng = random.Random(seed)
     hubs = max(nodes // 200, 1)
     sites = max(nodes // 50, 2)
-    parts: dict[str, list[Any]] = {"nodes": [Node(name="cloud", cores=64, memory_bytes=512e9, speed=2.0, cost_per_core_s=0.02)], "links": []}
+    parts: dict[str, list[Any]] = {
+        "nodes": [Node(name="cloud", cores=64, memory_bytes=512e9, speed=2.0, cost_per_core_s=0.02)],
+        "links": [],
+    }
     for h in range(hubs):
         parts["nodes"].append(Node(name=f"hub{h}", cores=8, memory_bytes=32e9, speed=1.5, cost_per_core_s=0.01))
         parts["links"].append(_link(f"wan{h}", f"hub{h}", "cloud", rng.uniform(20e6, 40e6), rng.uniform(8, 15)))
     for s in range(sites):
-        parts["nodes"].append(Node(name=f"site{s}", cores=rng.choice([4, 6]), memory_bytes=rng.choice([16e9, 24e9]), speed=1.0))
-        parts["links"].append(_link(f"up{s}", f"site{s}", f"hub{s % hubs}", rng.uniform(3e6, 5e6), rng.uniform(2, 5)))
+        parts["nodes"].append(Node(name=f"site{s}", cores=rng.choice([8, 10]), memory_bytes=rng.choice([32e9, 48e9]), speed=1.0))
+        parts["links"].append(_link(f"up{s}", f"site{s}", f"hub{s % hubs}", rng.uniform(6e6, 9e6), rng.uniform(2, 5)))
     devices: dict[int, list[str]] = {s: [] for s in range(sites)}
     for d in range(nodes - 1 - hubs - sites):
         s = d % sites
         devices[s].append(f"dev{d}")
         parts["nodes"].append(Node(name=f"dev{d}", cores=1, memory_bytes=1e9, speed=rng.choice([0.15, 0.25, 0.4])))
         parts["links"].append(_link(f"radio{d}", f"dev{d}", f"site{s}", rng.uniform(3e6, 6e6), rng.uniform(1, 3)))
-    crowded = rng.sample(range(0, sites, hubs), max(min(len(range(0, sites, hubs)), tasks // 50), 1))
+    crowded = rng.sample(range(0, sites, hubs), max(min(len(range(0, sites, hubs)), tasks // 100), 1))
     made = _applications(rng, tasks, crowded, devices, latest)
     return Problem(
         nodes=tuple(parts["nodes"]),
@@ -170,9 +176,7 @@ def _link(name: str, a: str, b: str, bandwidth: float, latency: float) -> Link:
     return Link(name=name, ends=(a, b), bandwidth_bytes_s=bandwidth, latency_ms=latency, max_utilisation=0.7)
 
 
-def _applications(
-    rng: random.Random, count: int, crowded: list[int], devices: dict[int, list[str]], latest: float
-) -> dict[str, list[Any]]:
+def _applications(rng: random.Random, count: int, crowded: list[int], devices: dict[int, list[str]], latest: float) -> dict[str, list[Any]]:
     sources: list[Source] = []
     tasks: list[Task] = []
     sinks: list[Sink] = []

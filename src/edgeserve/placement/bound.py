@@ -1,7 +1,7 @@
 """Prices that make the lower bound large: ascent along subgradients of the dual.
 
-The step is Polyak's, with the best known placement for the unknown optimum; the direction carries a part of the one before (Camerini, Fratta
-and Maffioli, On improving relaxation methods by modified gradient techniques, Mathematical Programming Study 3, 1975).
+The step is Polyak's, with the best known placement for the unknown optimum; the direction carries a part of the one before (Camerini,
+Fratta and Maffioli, On improving relaxation methods by modified gradient techniques, Mathematical Programming Study 3, 1975).
 """
 
 from __future__ import annotations

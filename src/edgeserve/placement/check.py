@@ -6,7 +6,15 @@ import math
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
-from edgeserve.placement.errors import BadValue, CyclicGraph, DuplicateName, InvalidProblem, MissingValue, UnknownName, UnsupportedProblemVersion
+from edgeserve.placement.errors import (
+    BadValue,
+    CyclicGraph,
+    DuplicateName,
+    InvalidProblem,
+    MissingValue,
+    UnknownName,
+    UnsupportedProblemVersion,
+)
 from edgeserve.placement.problem import ALL, ANY, FORMAT_VERSION, Problem, Task
 
 _POSITIVE = ("bandwidth_bytes_s", "rate_hz", "speed", "replicas_min", "replicas_max")
@@ -58,7 +66,7 @@ def _names(problem: Problem) -> None:
 def _number(value: float, where: str, positive: bool = False) -> None:
     if not math.isfinite(value):
         raise BadValue(f"{where} is {value}: give a finite number")
-    if value < 0 or positive and value == 0:
+    if value < 0 or (positive and value == 0):
         raise BadValue(f"{where} is {value}: give a {'positive number' if positive else 'number that is not negative'}")
 
 
@@ -163,7 +171,9 @@ def _sets(problem: Problem) -> None:
     for number, names in enumerate(problem.separate):
         classes = [together[name] for name in names]
         if len(set(classes)) < len(classes):
-            raise InvalidProblem(f"separate[{number}]: two of {', '.join(names)} are to run together by `colocate`; drop one of the two wishes")
+            raise InvalidProblem(
+                f"separate[{number}]: two of {', '.join(names)} are to run together by `colocate`; drop one of the two wishes"
+            )
 
 
 def _zones(problem: Problem) -> None:
@@ -172,11 +182,14 @@ def _zones(problem: Problem) -> None:
     bound = {stream.name: stream.stays_in for stream in (*problem.sources, *problem.tasks) if stream.stays_in is not None}
     for source in problem.sources:
         if source.stays_in not in (None, zone[source.node]):
-            raise BadValue(f"sources[{source.name!r}] stands in zone {zone[source.node]!r} and stays_in is {source.stays_in!r}; make them one")
+            raise BadValue(
+                f"sources[{source.name!r}] stands in zone {zone[source.node]!r} and stays_in is {source.stays_in!r}; make them one"
+            )
     for sink in problem.sinks:
         if bound.get(sink.input) not in (None, zone[sink.node]):
             raise BadValue(
-                f"sinks[{sink.name!r}] stands in zone {zone[sink.node]!r}, and {sink.input!r} may not leave {bound[sink.input]!r}; move the sink"
+                f"sinks[{sink.name!r}] stands in zone {zone[sink.node]!r}, and {sink.input!r} may not leave {bound[sink.input]!r}: "
+                f"move the sink"
             )
 
 

@@ -1,8 +1,8 @@
 """The whole problem as a mixed-integer linear program, for HiGHS: what `solve` is compared with.
 
-A binary variable says which site a group has; a variable per edge, pair of sites and mode says how the edge travels (the standard
-linearisation of a product, Adams and Sherali, 1986). The number waiting is convex in the load, so tangents bound it from below: the program's
-bound is one of the problem, and what it finds is priced by `evaluate`'s model.
+A binary variable says which site a group has; a variable per edge, pair of sites and mode says how the edge travels (the
+standard linearisation of a product, Adams and Sherali, 1986). The number waiting is convex in the load, so tangents bound it from below:
+the program's bound is one of the problem, and what it finds is priced by `evaluate`'s model.
 """
 
 from __future__ import annotations
@@ -65,7 +65,13 @@ class _Program:
         """Values of the variables, if any were found, and the bound."""
         module = highs()
         solver = module.Highs()
-        for option, value in (("output_flag", False), ("time_limit", time_limit_s), ("random_seed", seed), ("threads", 1), ("mip_rel_gap", 1e-7)):
+        for option, value in (
+            ("output_flag", False),
+            ("time_limit", time_limit_s),
+            ("random_seed", seed),
+            ("threads", 1),
+            ("mip_rel_gap", 1e-7),
+        ):
             solver.setOptionValue(option, value)
         program = module.HighsLp()
         program.num_col_, program.num_row_ = len(self.cost), len(self.rows)
@@ -247,12 +253,12 @@ class _Builder:
                     users[node].append((column, number))
         for node, using in enumerate(users):
             hard.append(({c: model.groups[g].memory for c, g in using if model.groups[g].memory}, model.memory_of[node]))
-            for kind in range(len(model.kinds)):
-                hard.append(({c: float(model.demand[g, kind]) for c, g in using if model.demand[g, kind]}, float(model.accelerators[kind, node])))
-            for g, group in enumerate(model.groups):
-                for other in group.apart:
-                    if g < other:
-                        hard.append(({c: 1.0 for c, h in using if h in (g, other)}, 1.0))
+            hard.extend(
+                ({c: float(model.demand[g, kind]) for c, g in using if model.demand[g, kind]}, float(model.accelerators[kind, node]))
+                for kind in range(len(model.kinds))
+            )
+            pairs = [(g, other) for g, group in enumerate(model.groups) for other in group.apart if g < other]
+            hard.extend(({c: 1.0 for c, h in using if h in pair}, 1.0) for pair in pairs)
         for terms, capacity in hard:
             if terms:
                 program.row(terms, upper=capacity)
@@ -302,7 +308,8 @@ def _fixed(edge: Edge) -> Edge:
 def pair_count(model: Model, lists: Sequence[Sequence[Site]]) -> int:
     """How many pairs of sites the program has a variable for."""
     return sum(
-        (len(lists[e.maker_group]) if e.maker_group >= 0 else 1) * (len(lists[e.taker_group]) if e.taker_group >= 0 else 1) for e in model.edges
+        (len(lists[e.maker_group]) if e.maker_group >= 0 else 1) * (len(lists[e.taker_group]) if e.taker_group >= 0 else 1)
+        for e in model.edges
     )
 
 

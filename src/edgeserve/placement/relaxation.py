@@ -1,12 +1,12 @@
 """Every task by itself: what is left of a problem when capacities and waiting have prices instead of bounds.
 
-With a price for each load the objective falls apart into numbers per task and per edge, and what remains is a choice of a node for each
-task of an application: a tree of tasks, solved exactly by dynamic programming. Its value, less what the prices are worth at most (the convex
-conjugate of the cost of load), is a lower bound of every placement's objective (Lagrangian duality; Fenchel's for the convex terms).
+With a price for each load the objective falls apart into numbers per task and per edge, and what remains is a choice of a node for
+each task of an application: a tree of tasks, solved exactly by dynamic programming. Its value, less what the prices are worth at most (the
+convex conjugate of the cost of load), is a lower bound of every placement's objective (Lagrangian duality; Fenchel's for the convex terms).
 
-What does not fit this form is relaxed, so that the bound holds: an edge that would close a circle of tasks costs its headers only; what several
-takers of a stream share is charged to each in part; replicas count as one that runs on the cheapest of their nodes; tasks that have to be
-apart are not; a join of the latest of its inputs pays for a mixture of them.
+What does not fit this form is relaxed, so that the bound holds: an edge that would close a circle of tasks costs its headers only; what
+several takers of a stream share is charged to each in part; replicas count as one that runs on the cheapest of their nodes; tasks that
+have to be apart are not; a join of the latest of its inputs pays for a mixture of them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class Prices:
 def no_prices(model: Model) -> Prices:
     """All zero."""
     nodes = len(model.nodes)
-    return Prices(np.zeros(nodes), np.zeros(nodes), np.zeros((len(model.kinds), nodes)), np.zeros(model.routes.links), model.fraction.copy())
+    return Prices(
+        np.zeros(nodes), np.zeros(nodes), np.zeros((len(model.kinds), nodes)), np.zeros(model.routes.links), model.fraction.copy()
+    )
 
 
 @dataclass(slots=True)
@@ -88,7 +90,9 @@ class Relaxation:
         self._set_fields()
 
     def _sort_edges(self) -> None:
-        edges = [e for e in self.model.edges if e.maker_group in self.row or e.taker_group in self.row or len(self.row) == len(self.model.groups)]
+        edges = [
+            e for e in self.model.edges if e.maker_group in self.row or e.taker_group in self.row or len(self.row) == len(self.model.groups)
+        ]
         self.edges = edges
         self.numbers = np.array([edge.number for edge in edges], dtype=np.int64)
         self._from_fixed = [k for k, e in enumerate(edges) if e.maker_group < 0 and e.taker_group >= 0]

@@ -64,7 +64,7 @@ class Routes(ABC):
 
     @abstractmethod
     def spread(self, first: Array, fields: Array, sums: Array, parts: Array, reverse: bool = False) -> Array:
-        """`[K, nodes]`: for each end b the least of `first[k, a]` plus the way from a to b by `parts[k] @ fields`; `reverse`: from b to a."""
+        """`[K, nodes]`: for each end b the least of `first[k, a]` plus the way from a to b by `parts[k] @ fields`; `reverse`: b to a."""
 
 
 class TreeRoutes(Routes):

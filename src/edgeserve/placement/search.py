@@ -13,7 +13,7 @@ from edgeserve.placement.relaxation import FAR
 from edgeserve.placement.state import Change, State
 
 _OVER = 1e4
-_TRIES = 8
+_TRIES = 5
 
 
 class Pricer:
@@ -103,7 +103,11 @@ class Pricer:
             return headers + eager @ self._up + eager @ self._down, headers
         making = edge.maker_group == group
         mine, theirs = (self._up, self._down) if making else (self._down, self._up)
-        others = model.site(edge.taker_group, edge.taker_node, state.sites) if making else model.site(edge.maker_group, edge.maker_node, state.sites)
+        others = (
+            model.site(edge.taker_group, edge.taker_node, state.sites)
+            if making
+            else model.site(edge.maker_group, edge.maker_node, state.sites)
+        )
         if not others:
             return None
         headers = head @ mine[:3] + float(np.mean(head @ theirs[:3][:, list(others)]))
@@ -123,9 +127,11 @@ def best_of(changes: Iterable[Change], state: State) -> Change | None:
     """The best change that is better than nothing."""
     best: Change | None = None
     for change in changes:
-        if better(change, state) and (best is None or (change.excess + TOLERANCE * 0.1 < best.excess) or (
-            change.excess <= best.excess + TOLERANCE * 0.1 and change.cost < best.cost
-        )):
+        if better(change, state) and (
+            best is None
+            or (change.excess + TOLERANCE * 0.1 < best.excess)
+            or (change.excess <= best.excess + TOLERANCE * 0.1 and change.cost < best.cost)
+        ):
             best = change
     return best
 
@@ -174,8 +180,6 @@ def move_group(state: State, pricer: Pricer, group: int, *, tries: int = _TRIES)
     for site in _sites(state.model, state, group, cost, tries):
         modes = {edge: bool(row[site[0]]) for edge, row in lazy.items() if bool(row[site[0]]) != state.lazy[edge]}
         changes.append(state.trial({group: site}, modes))
-        if modes:
-            changes.append(state.trial({group: site}, {}))
     best = best_of(changes, state)
     if best is None:
         return False
@@ -194,7 +198,9 @@ def flip_modes(state: State, edges: Iterable[int]) -> bool:
     return turned
 
 
-def improve(state: State, rng: random.Random, *, stop: Callable[[], bool], groups: Iterable[int] | None = None, pricer: Pricer | None = None) -> None:
+def improve(
+    state: State, rng: random.Random, *, stop: Callable[[], bool], groups: Iterable[int] | None = None, pricer: Pricer | None = None
+) -> None:
     """Moves one group at a time until none gets better by itself."""
     model = state.model
     pricer = pricer or Pricer(model)
@@ -225,7 +231,9 @@ def settle(state: State, rng: random.Random, *, stop: Callable[[], bool], pricer
             return
 
 
-def greedy_state(model: Model, *, previous: list[Site] | None = None, move_cost: float = 0.0, keep: Mapping[int, Site] | None = None) -> State:
+def greedy_state(
+    model: Model, *, previous: list[Site] | None = None, move_cost: float = 0.0, keep: Mapping[int, Site] | None = None
+) -> State:
     """Each task in order of flow where it costs least at that moment."""
     sites: list[Site] = [(keep or {}).get(group, ()) for group in range(len(model.groups))]
     state = State(model, sites, [True] * len(model.edges), previous=previous, move_cost=move_cost)
@@ -240,7 +248,7 @@ def greedy_state(model: Model, *, previous: list[Site] | None = None, move_cost:
 
 def place(state: State, pricer: Pricer, group: int) -> None:
     """Places a group that is not, with its least number of replicas, where it is cheapest and breaks least."""
-    model, demand = state.model, state.model.groups[group]
+    demand = state.model.groups[group]
     pricer.refresh(state)
     cost, lazy = pricer.costs(state, group, fractions(state, group))
     ranked = [int(node) for node in np.argsort(cost, kind="stable")[: _TRIES + demand.most]]
@@ -250,8 +258,10 @@ def place(state: State, pricer: Pricer, group: int) -> None:
         for site in (tuple(sorted(ranked[start : start + replicas])) for start in starts):
             modes = {edge: bool(row[site[0]]) for edge, row in lazy.items() if bool(row[site[0]]) != state.lazy[edge]}
             change = state.trial({group: site}, modes)
-            if best is None or (change.excess, change.cost) < (best.excess - TOLERANCE, best.cost) or (
-                abs(change.excess - best.excess) <= TOLERANCE and change.cost < best.cost
+            if (
+                best is None
+                or (change.excess, change.cost) < (best.excess - TOLERANCE, best.cost)
+                or (abs(change.excess - best.excess) <= TOLERANCE and change.cost < best.cost)
             ):
                 best = change
         if best is not None and best.excess <= state.excess - demand.least + TOLERANCE:

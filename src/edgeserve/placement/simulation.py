@@ -15,6 +15,7 @@ from bisect import insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from edgeserve.placement.errors import BadValue
@@ -30,7 +31,7 @@ class Simulation:
     """What a simulated run showed, its beginning left out.
 
     Attributes:
-        latency_ms: per sink, probability (0.5, 0.9, 0.99) to the latency from event to result that so many stay within; NaN without results.
+        latency_ms: per sink, probability (0.5, 0.9, 0.99) to the latency from event to result that so many stay within; NaN without any.
         mean_ms: per sink the mean.
         results: per sink how many results came.
         link_bytes_s: per link the bytes per second.
@@ -105,7 +106,7 @@ class _World:
         self.link_free[link] = done
         if self.now >= self.from_s:
             self.link_bytes[link] += size
-        self.after(done + float(self.model.latency[link]) - self.now, lambda: self.send(path[1:], size, then))
+        self.after(done + float(self.model.latency[link]) - self.now, partial(self.send, path[1:], size, then))
 
     def compute(self, node: int, seconds: float, then: Then) -> None:
         """A run on one of a node's cores."""
@@ -160,18 +161,20 @@ class _World:
         """From the broker to one taker; replicas take turns."""
         edge = self.model.edges[number]
         if edge.task < 0:
-            node, then = edge.taker_node, lambda node=edge.taker_node: self._at_sink(number, message, node)
+            node, then = edge.taker_node, partial(self._at_sink, number, message, edge.taker_node)
         else:
-            # A join is one for all replicas: its header goes to whoever will have the run, as far as that can be told.
-            site, box = self.sites[edge.taker_group], self.boxes[edge.task]
-            if len(self.model.inputs[edge.task]) == 1:
-                box.turn += 1
-                node = site[box.turn % len(site)]
-            else:
-                node = site[message.number % len(site)]
-            then = lambda node=node: self._at_task(edge.task, number, message, node)  # noqa: E731
+            node = self._replica(edge.task, edge.taker_group, message)
+            then = partial(self._at_task, edge.task, number, message, node)
         size = self.model.header + (0.0 if self.lazy[number] else edge.bytes)
         self.send(self.model.routes.path(self.model.broker, node), size, then)
+
+    def _replica(self, task: int, group: int, message: _Message) -> int:
+        """The node that takes a message: in turn, and for a join by the message's number, so that what belongs together meets."""
+        site, box = self.sites[group], self.boxes[task]
+        if len(self.model.inputs[task]) > 1:
+            return site[message.number % len(site)]
+        box.turn += 1
+        return site[box.turn % len(site)]
 
     def _at_sink(self, number: int, message: _Message, node: int) -> None:
         def done() -> None:
@@ -277,7 +280,9 @@ def simulate(
     """
     warmup_s = duration_s / 10 if warmup_s is None else warmup_s
     if not 0 <= warmup_s < duration_s < math.inf or arrivals not in ("poisson", "periodic"):
-        raise BadValue(f"duration_s={duration_s}, warmup_s={warmup_s}, arrivals={arrivals!r}: use 0 <= warmup_s < duration_s, and poisson or periodic")
+        raise BadValue(
+            f"duration_s={duration_s}, warmup_s={warmup_s}, arrivals={arrivals!r}: use 0 <= warmup_s < duration_s, and poisson or periodic"
+        )
     model = Model(problem)
     sites, _ = read_assignment(model, assignment)
     world = _World(model, sites, read_routing(model, routing), seed, arrivals == "poisson")

@@ -6,6 +6,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -26,9 +27,10 @@ Heuristic: TypeAlias = Callable[[Problem], Assignment | tuple[Assignment, Routin
 """A way of your own to place a problem: from the problem to an assignment, or to an assignment and a routing."""
 
 _ROUNDS = 400
-_TRY_EVERY = 6
+_TRY_EVERY = 10
 _STALE = 12
 _MENDED = 0.97
+_ASCENDED = 0.6
 
 
 class Run:
@@ -52,6 +54,7 @@ class Run:
         self.pricer = Pricer(self.model)
         self.best: State | None = None
         self.nearest: State | None = None
+        self._parts: list[Relaxation] | None = None
         check_room(self.model)
         if incumbent is not None:
             self.take(self.read(incumbent, incumbent.routing if isinstance(incumbent, Plan) else "lazy"))
@@ -101,6 +104,13 @@ class Run:
 
     def _usable(self, group: int, site: Site) -> Site:
         return site if len(site) >= self.model.groups[group].least and all(self.model.allowed[group, node] for node in site) else ()
+
+    def parts(self) -> list[Relaxation]:
+        """The relaxed problem of each application."""
+        if self._parts is None:
+            make = partial(Relaxation, self.model, previous=self.previous, move_cost=self.move_cost)
+            self._parts = [make(component.groups) for component in self.model.components]
+        return self._parts
 
     def take(self, state: State) -> None:
         """Keeps it if it is the best so far."""
@@ -255,15 +265,13 @@ def _ascend(run: Run, relaxation: Relaxation, gap: float) -> tuple[float, Prices
     model = run.model
 
     def seen(solution: Solution, at: list[int], number: int) -> float:
-        if number % _TRY_EVERY == _TRY_EVERY - 1 and not run.late(0.4):
-            state = run.make([_widened(model, row, node) for row, node in enumerate(at)], _full_modes(model, solution, at))
-            improve(state, run.rng, stop=run.late, pricer=run.pricer)
-            run.take(state)
+        if number % _TRY_EVERY == _TRY_EVERY - 1 and not run.late(_ASCENDED / 2):
+            run.take(rebuilt(run, start, run.parts(), solution.prices))
         return run.best.cost if run.best is not None else (run.nearest.cost if run.nearest is not None else 1.0) * 1.5
 
     start = run.best or run.nearest
     assert start is not None
-    return ascend(relaxation, prices_of(model, start), start.cost, _ROUNDS, stop=lambda: run.late(0.6), seen=seen, enough=gap)
+    return ascend(relaxation, prices_of(model, start), start.cost, _ROUNDS, stop=lambda: run.late(_ASCENDED), seen=seen, enough=gap)
 
 
 def _widened(model: Model, group: int, node: int) -> Site:
@@ -272,21 +280,14 @@ def _widened(model: Model, group: int, node: int) -> Site:
     return tuple(sorted([node, *others[: model.groups[group].least - 1]]))
 
 
-def _full_modes(model: Model, solution: Solution, at: Sequence[int]) -> list[bool]:
-    modes = solution.modes(at)
-    return [modes.get(edge.number, True) for edge in model.edges]
-
-
 def _mend(run: Run, prices: Prices, bound: float, gap: float) -> None:
     """Places a few applications anew together, over and over: large neighbourhood search (Shaw, CP 1998), with the prices as its guide."""
-    model = run.model
-    if run.best is None:
-        return
-    parts = [Relaxation(model, c.groups, previous=run.previous, move_cost=run.move_cost) for c in model.components]
-    state, stale = run.best.copy(), 0
-    while stale < _STALE * len(parts) and not run.late(_MENDED) and state.cost - bound > gap * abs(state.cost):
+    state, parts, stale = run.best or run.nearest, run.parts(), 0
+    assert state is not None
+    while stale < _STALE * len(parts) and not run.late(_MENDED) and not (state.feasible and state.cost - bound <= gap * abs(state.cost)):
         tried = rebuilt(run, state, _neighbours(run, state, parts), prices)
-        better = tried.feasible and tried.cost < state.cost - 1e-9 * abs(state.cost)
+        less = tried.excess < state.excess - TOLERANCE
+        better = less or (tried.excess <= state.excess + TOLERANCE * 0.01 and tried.cost < state.cost - 1e-9 * abs(state.cost))
         stale = 0 if better else stale + 1
         if better:
             state = tried
@@ -374,9 +375,15 @@ def greedy(
     move_cost: float = 0.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> Plan:
-    """Each task in order of flow where it costs least at that moment; proves nothing. Arguments and errors as `solve`."""
+    """Each task in order of flow where it costs least at that moment; proves nothing. Arguments and errors as `solve`.
+
+    If that breaks a capacity, tasks are moved until nothing does.
+    """
     run = Run(problem, time_limit_s, seed, incumbent, previous, move_cost, clock)
-    run.take(run.greedy())
+    state = run.greedy()
+    if not state.feasible:
+        improve(state, run.rng, stop=lambda: run.late() or state.feasible, pricer=run.pricer)
+    run.take(state)
     return run.plan(-math.inf, "greedy")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from edgeserve.placement.model import TOLERANCE, Edge, Model, Site
 
+T = TypeVar("T")
 Flow = dict[int, float]
 """Bytes per second by link."""
 
@@ -107,8 +109,7 @@ class State:
         for group, site in sites.items():
             self._try_nodes(change, group, site)
         self._try_apart(change, sites, new_sites)
-        for kinds in (change.cpu, change.memory, change.accelerators):
-            self._settle_nodes(change, kinds)
+        self._settle_nodes(change)
         delay, spent = self.delay.copy(), self.service
         for number in edges:
             edge = model.edges[number]
@@ -166,19 +167,17 @@ class State:
             before = len(set(self.sites[one]) & set(self.sites[other]))
             change.excess += len(set(new_sites[one]) & set(new_sites[other])) - before
 
-    def _settle_nodes(self, change: Change, found: dict[int, float] | dict[tuple[int, int], float]) -> None:
+    def _settle_nodes(self, change: Change) -> None:
         model = self.model
-        for key, after in found.items():
-            if isinstance(key, tuple):
-                kind, node = key
-                capacity = float(model.accelerators[kind, node])
-                change.excess += over(capacity, after) - over(capacity, self.accelerators[kind][node])
-            elif found is change.memory:
-                change.excess += over(model.memory_of[key], after) - over(model.memory_of[key], self.memory[key])
-            else:
-                (cost, excess), (old_cost, old_excess) = cpu_cost(model, key, after), cpu_cost(model, key, self.cpu[key])
-                change.cost += cost - old_cost
-                change.excess += excess - old_excess
+        for node, after in change.cpu.items():
+            (cost, excess), (old_cost, old_excess) = cpu_cost(model, node, after), cpu_cost(model, node, self.cpu[node])
+            change.cost += cost - old_cost
+            change.excess += excess - old_excess
+        for node, after in change.memory.items():
+            change.excess += over(model.memory_of[node], after) - over(model.memory_of[node], self.memory[node])
+        for (kind, node), after in change.accelerators.items():
+            capacity = float(model.accelerators[kind, node])
+            change.excess += over(capacity, after) - over(capacity, self.accelerators[kind][node])
 
     def apply(self, change: Change) -> None:
         """Makes a change that was tried in this very state."""
@@ -186,18 +185,12 @@ class State:
             self.sites[group] = site
         for edge, mode in change.lazy.items():
             self.lazy[edge] = mode
-        for target, found in (
-            (self.flows, change.flows),
-            (self.links, change.links),
-            (self.cpu, change.cpu),
-            (self.memory, change.memory),
-            (self.delay, change.delay),
-            (self.service, change.service),
-            (self.latency, change.latency),
-            (self.leaving, change.leaving),
-        ):
-            for key, value in found.items():  # type: ignore[attr-defined]
-                target[key] = value  # type: ignore[index]
+        for numbers, found in ((self.links, change.links), (self.cpu, change.cpu), (self.memory, change.memory)):
+            _put(numbers, found)
+        for numbers, found in ((self.delay, change.delay), (self.service, change.service), (self.latency, change.latency)):
+            _put(numbers, found)
+        _put(self.flows, change.flows)
+        _put(self.leaving, change.leaving)
         for (kind, node), value in change.accelerators.items():
             self.accelerators[kind][node] = value
         self.cost, self.excess = change.cost, change.excess
@@ -210,6 +203,11 @@ class State:
     def feasible(self) -> bool:
         """Whether it keeps within all capacities and wishes."""
         return self.excess <= TOLERANCE
+
+
+def _put(target: list[T], found: Mapping[int, T]) -> None:
+    for key, value in found.items():
+        target[key] = value
 
 
 def over(capacity: float, used: float) -> float:
