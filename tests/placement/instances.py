@@ -151,8 +151,8 @@ def cluster(seed: int, *, nodes: int = 1000, tasks: int = 100, latest: float = 0
         parts["nodes"].append(Node(name=f"hub{h}", cores=8, memory_bytes=32e9, speed=1.5, cost_per_core_s=0.01))
         parts["links"].append(_link(f"wan{h}", f"hub{h}", "cloud", rng.uniform(20e6, 40e6), rng.uniform(8, 15)))
     for s in range(sites):
-        parts["nodes"].append(Node(name=f"site{s}", cores=rng.choice([8, 10]), memory_bytes=rng.choice([32e9, 48e9]), speed=1.0))
-        parts["links"].append(_link(f"up{s}", f"site{s}", f"hub{s % hubs}", rng.uniform(6e6, 9e6), rng.uniform(2, 5)))
+        parts["nodes"].append(Node(name=f"site{s}", cores=rng.choice([4, 6]), memory_bytes=rng.choice([32e9, 48e9]), speed=1.0))
+        parts["links"].append(_link(f"up{s}", f"site{s}", f"hub{s % hubs}", rng.uniform(4e6, 6e6), rng.uniform(2, 5)))
     devices: dict[int, list[str]] = {s: [] for s in range(sites)}
     for d in range(nodes - 1 - hubs - sites):
         s = d % sites
@@ -184,11 +184,11 @@ def _applications(rng: random.Random, count: int, crowded: list[int], devices: d
         app = len(sinks)
         site = crowded[app % len(crowded)]
         width = min(rng.choice([2, 3, 4]), max((count - len(tasks)) // 2, 1))
-        rate = rng.choice([5.0, 10.0, 15.0])
+        rate = rng.choice([5.0, 8.0, 10.0])
         level = []
         for k in range(width):
             name, heavy = f"a{app}s{k}", rng.random() < 0.6
-            size = rng.uniform(2e4, 8e4) if heavy else rng.uniform(200, 4e3)
+            size = rng.uniform(2e4, 5e4) if heavy else rng.uniform(200, 4e3)
             sources.append(Source(name=name, node=rng.choice(devices[site]), rate_hz=rate, bytes=size))
             cpu = rng.uniform(0.01, 0.04) if heavy else rng.uniform(0.001, 0.005)
             tasks.append(_step(rng, f"a{app}t{k}", (name,), cpu, latest))

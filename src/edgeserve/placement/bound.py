@@ -1,7 +1,7 @@
 """Prices that make the lower bound large: ascent along subgradients of the dual.
 
-The step is Polyak's, with the best known placement for the unknown optimum; the direction carries a part of the one before (Camerini,
-Fratta and Maffioli, On improving relaxation methods by modified gradient techniques, Mathematical Programming Study 3, 1975).
+Loads of nodes and of links differ in how far they swing, so each price has a step of its own: the mean direction over the root of its mean
+square (RMSProp, Tieleman and Hinton, 2012), and all steps shrink geometrically.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from edgeserve.placement.queueing import Array, slope
 from edgeserve.placement.relaxation import Prices, Relaxation, Solution, no_prices, worth
 from edgeserve.placement.state import State
 
-_PATIENCE = 8
-_CARRIED = 0.6
-_LEAST_STEP = 0.01
+_FIRST_STEP = 0.012
+_SHRINK = 0.975
+_MEAN, _SQUARE = 0.5, 0.95
+"""How much of the means over past directions and their squares is kept each round."""
 
 
 def prices_of(model: Model, state: State) -> Prices:
@@ -46,38 +47,27 @@ def ascend(
     """
     model = relaxation.model
     best, best_prices = -math.inf, prices
-    step, stale = 1.0, 0
-    direction: Prices | None = None
+    mean = square = np.zeros(0)
     for number in range(rounds):
         solution = relaxation.solve(prices)
         value, loads = worth(model, prices)
-        bound = solution.value - value
         at = solution.at
-        if bound > best + 1e-12 * abs(best) or best == -math.inf:
-            stale = 0 if bound > best + 1e-5 * abs(upper - best) else stale + 1
-            best, best_prices = bound, prices
-        else:
-            stale += 1
+        if solution.value - value > best:
+            best, best_prices = solution.value - value, prices
         if seen is not None:
             upper = seen(solution, at, number)
         if stop() or upper - best <= enough * abs(upper):
             break
-        if stale >= _PATIENCE:
-            step, stale = step / 2, 0
-            prices, direction = best_prices, None
-            if step < _LEAST_STEP:
-                break
-            continue
         used, ways = relaxed_loads(solution, at)
-        gradient = _less(used, loads, prices)
-        direction = gradient if direction is None else gradient.mixed(direction, _CARRIED)
-        size = direction.norm()
-        if size <= 1e-18 and not model.latest:
-            break
-        if size > 1e-18:
-            prices = prices.moved(step * max(upper - bound, 1e-9 * abs(upper)) / size, direction)
-        if model.latest:
-            prices = Prices(prices.cpu, prices.memory, prices.accelerators, prices.links, _tilted(model, prices.fraction, ways, step))
+        direction = _less(used, loads, prices).flat()
+        if not number:
+            mean, square = np.zeros_like(direction), np.zeros_like(direction)
+        mean = _MEAN * mean + (1 - _MEAN) * direction
+        square = _SQUARE * square + (1 - _SQUARE) * direction * direction
+        shrunk = _SHRINK**number
+        fraction = _tilted(model, prices.fraction, ways, max(shrunk, 0.02)) if model.latest else prices.fraction
+        step = _FIRST_STEP * abs(upper) * shrunk * mean / np.sqrt(square + 1e-8)
+        prices = prices.shaped(np.maximum(prices.flat() + step, 0.0), fraction)
     return best, best_prices
 
 

@@ -39,19 +39,19 @@ class Prices:
     links: Array
     fraction: Array
 
-    def moved(self, step: float, by: Prices) -> Prices:
-        """These plus a step in a direction, none below 0; fractions stay."""
-        pairs = ((self.cpu, by.cpu), (self.memory, by.memory), (self.accelerators, by.accelerators), (self.links, by.links))
-        return Prices(*(np.maximum(mine + step * other, 0.0) for mine, other in pairs), self.fraction)
+    def flat(self) -> Array:
+        """All prices in one row."""
+        return np.concatenate([self.cpu, self.memory, self.accelerators.ravel(), self.links])
 
-    def norm(self) -> float:
-        """Sum of squares of the prices."""
-        return float(sum(np.vdot(part, part) for part in (self.cpu, self.memory, self.accelerators, self.links)))
+    def shaped(self, flat: Array, fraction: Array) -> Prices:
+        """Prices of this shape from one row."""
+        nodes = len(self.cpu)
+        cpu, memory, accelerators, links = np.split(flat, [nodes, 2 * nodes, 2 * nodes + self.accelerators.size])
+        return Prices(cpu, memory, accelerators.reshape(self.accelerators.shape), links, fraction)
 
     def mixed(self, other: Prices, part: float) -> Prices:
         """`part` of the other and the rest of these; fractions stay."""
-        pairs = ((self.cpu, other.cpu), (self.memory, other.memory), (self.accelerators, other.accelerators), (self.links, other.links))
-        return Prices(*((1 - part) * mine + part * theirs for mine, theirs in pairs), self.fraction)
+        return self.shaped((1 - part) * self.flat() + part * other.flat(), self.fraction)
 
 
 def no_prices(model: Model) -> Prices:
@@ -299,7 +299,7 @@ class Solution:
             self._told.append(told)
             for row, cost in zip(parents, told, strict=True):
                 self.best[row] += cost
-        self.value = self.constant + float(sum(self.best[row].min() for row in own.roots))
+        self.value = self.constant + sum(float(self.best[row].min()) for row in own.roots)
 
     @property
     def at(self) -> list[int]:
@@ -362,7 +362,7 @@ def worth(model: Model, prices: Prices) -> tuple[float, Prices]:
             load, value = conjugate(price / weight, power, limit)
             total += weight * float(value.sum())
         else:
-            load = limit
+            load = limit.copy()
             total += float((price * limit).sum())
         loads.append(load)
     total += float(prices.memory.sum() + prices.accelerators.sum())

@@ -27,7 +27,7 @@ from edgeserve.placement.state import State
 Heuristic: TypeAlias = Callable[[Problem], Assignment | tuple[Assignment, Routing]]
 """A way of your own to place a problem: from the problem to an assignment, or to an assignment and a routing."""
 
-_ROUNDS = 400
+_ROUNDS = 260
 _TRY_EVERY = 10
 _STALE = 12
 _MENDED = 0.97
