@@ -141,10 +141,10 @@ def relaxed_loads(solution: Solution, at: Sequence[int]) -> tuple[Prices, list[f
 def _ways(model: Model, own: Relaxation, at: Sequence[int], delay: list[float]) -> list[float]:
     if not model.latest:
         return delay
-    sites = [(at[own.row[group]],) if group in own.row else () for group in range(len(model.groups))]
-    spent = [
-        model.tasks[task].cpu_s / model.speed_of[sites[group][0]] if sites[group] else 0.0 for task, group in enumerate(model.group_of)
-    ]
+    spent = [0.0] * len(model.tasks)
+    for task, group in enumerate(model.group_of):
+        if group in own.row:
+            spent[task] = model.tasks[task].cpu_s / model.speed_of[at[own.row[group]]]
     ways = list(delay)
     for component in model.components:
         done = model.arrival(component, delay, spent)

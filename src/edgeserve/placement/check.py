@@ -58,7 +58,7 @@ def _names(problem: Problem) -> None:
     _unique((link.name for link in problem.links), "links")
     _unique([source.name for source in problem.sources] + [task.name for task in problem.tasks], "sources and tasks")
     _unique([task.name for task in problem.tasks] + [sink.name for sink in problem.sinks], "tasks and sinks")
-    for stream in (*problem.sources, *problem.tasks):
+    for stream in problem.made:
         if stream.name in (ANY, ALL):
             raise DuplicateName(f"sources and tasks: {stream.name!r} is what a trigger may say; give it another name")
 
@@ -96,7 +96,7 @@ def _known(name: str, known: Collection[str], where: str, what: str) -> None:
 def _references(problem: Problem) -> None:
     nodes = {node.name for node in problem.nodes}
     zones = {node.zone for node in problem.nodes}
-    streams = {stream.name for stream in (*problem.sources, *problem.tasks)}
+    streams = {stream.name for stream in problem.made}
     links = {link.name for link in problem.links}
     _known(problem.broker, nodes, "broker", "node")
     for link in problem.links:
@@ -109,7 +109,7 @@ def _references(problem: Problem) -> None:
     for sink in problem.sinks:
         _known(sink.node, nodes, f"sinks[{sink.name!r}].node", "node")
         _known(sink.input, streams, f"sinks[{sink.name!r}].input", "stream")
-    for stream in (*problem.sources, *problem.tasks):
+    for stream in problem.made:
         if stream.stays_in is not None:
             _known(stream.stays_in, zones, f"{stream.name!r}.stays_in", "zone")
     for task in problem.tasks:
@@ -179,7 +179,7 @@ def _sets(problem: Problem) -> None:
 def _zones(problem: Problem) -> None:
     """What is bound to a zone begins there and ends there."""
     zone = {node.name: node.zone for node in problem.nodes}
-    bound = {stream.name: stream.stays_in for stream in (*problem.sources, *problem.tasks) if stream.stays_in is not None}
+    bound = {stream.name: stream.stays_in for stream in problem.made if stream.stays_in is not None}
     for source in problem.sources:
         if source.stays_in not in (None, zone[source.node]):
             raise BadValue(

@@ -132,7 +132,7 @@ class _Builder:
             self.site.append(columns)
 
     def _service(self, task: int, site: Site) -> float:
-        return self.model.tasks[task].cpu_s * sum(1.0 / self.model.speed_of[node] for node in site) / len(site)
+        return float(self.model.tasks[task].cpu_s * sum(1.0 / self.model.speed_of[node] for node in site) / len(site))
 
     def _ends(self, edge: Edge) -> tuple[Sequence[Site], Sequence[Site]]:
         makers = self.lists[edge.maker_group] if edge.maker_group >= 0 else [(edge.maker_node,)]

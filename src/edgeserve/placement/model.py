@@ -134,7 +134,7 @@ class Model:
 
     def _set_zones(self) -> None:
         """Zone 0 is none. The field of a zone is 1 for links that touch a node outside of it."""
-        names = sorted({stream.stays_in for stream in (*self.problem.sources, *self.problem.tasks) if stream.stays_in is not None})
+        names = sorted({stream.stays_in for stream in self.problem.made if stream.stays_in is not None})
         self.zone_number: dict[str | None, int] = {None: 0, **{name: number for number, name in enumerate(names, 1)}}
         self.zone_names: list[str | None] = [None, *names]
         self.zone_fields = np.zeros((len(names) + 1, len(self.problem.links)))
@@ -302,7 +302,8 @@ class Model:
         cpu = demand.cpu / (max(demand.most, 1) * self.speed) - self.cores * self.cpu_limit
         cpu = np.where((self.cores == 0) & (cpu <= 0), 1.0, cpu)
         rows = [cpu, demand.memory - self.memory, *(self.demand[group][:, None] - self.accelerators)]
-        return np.maximum(np.stack(rows), 0.0)
+        short: Array = np.maximum(np.stack(rows), 0.0)
+        return short
 
     def pair(self, a: int, b: int) -> tuple[float, float]:
         """Seconds of propagation and seconds per byte from a to b."""

@@ -187,6 +187,11 @@ class Problem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
         check(self)
 
+    @property
+    def made(self) -> list[Source | Task]:
+        """All that makes a stream."""
+        return [*self.sources, *self.tasks]
+
     def to_json(self) -> bytes:
         """The problem as JSON; fields that have their default are left out, but for the version."""
         plain = _plain(self)

@@ -268,8 +268,8 @@ class Solution:
                 self.single[own.row[own.edges[i].maker_group]] += row
         for i in own._fixed:
             a, b = own.edges[i].maker_node, own.edges[i].taker_node
-            way = float(model.routes.rows(own._sums, lazy[[i]], [a])[0, b]) + float(self._no_lazy[i])
-            self.constant += float(hu[i, a] + hd[i, b]) + min(float(eu[i, a] + ed[i, b]), way)
+            fetched = float(model.routes.rows(own._sums, lazy[[i]], [a])[0, b] + self._no_lazy[i])
+            self.constant += float(hu[i, a] + hd[i, b]) + min(float(eu[i, a] + ed[i, b]), fetched)
         for i in own._within:
             row = own.row[own.edges[i].maker_group]
             self.single[row] += hu[i] + hd[i] + np.minimum(eu[i] + ed[i], self._no_lazy[i])

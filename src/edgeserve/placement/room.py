@@ -16,11 +16,11 @@ def check_room(model: Model) -> None:
         if int(model.allowed[number].sum()) >= group.least:
             continue
         if int(wished.sum()) < group.least:
-            short = group.least - int(wished.sum())
+            missing = group.least - int(wished.sum())
             raise Unplaceable(
-                f"{names}: pins and zones leave {int(wished.sum())} nodes, and {group.least} are needed: allow {short} more",
+                f"{names}: pins and zones leave {int(wished.sum())} nodes, and {group.least} are needed: allow {missing} more",
                 capacity=f"nodes for {names}",
-                short_by=short,
+                short_by=missing,
                 proven=True,
             )
         lacking = model.shortage(number)[:, wished & ~model.allowed[number]]

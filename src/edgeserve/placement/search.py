@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from edgeserve.placement.model import TOLERANCE, Model, Site
+from edgeserve.placement.model import TOLERANCE, Flags, Model, Site
 from edgeserve.placement.queueing import Array, slope, waiting_all
 from edgeserve.placement.relaxation import FAR
 from edgeserve.placement.state import Change, State
@@ -28,17 +28,22 @@ class Pricer:
         self._sums[:1] = routes.round_trip(single[:1])
         self._up, self._down = routes.to_broker(single).copy(), routes.from_broker(single).copy()
 
-    def refresh(self, state: State) -> None:
-        """Takes the prices of bytes from what the links carry."""
+    def refresh(self, state: State, group: int) -> None:
+        """Takes the prices of bytes from what the links carry without a group; those that have no room for it are dear."""
         model = self.model
-        load = np.array(state.links) * model.per_byte
+        carried = np.array(state.links)
+        for stream in model.groups[group].streams:
+            for link, rate in state.flows[stream].items():
+                carried[link] -= rate
+        load = carried * model.per_byte
         price = model.waiting_weight * slope(np.minimum(load, model.link_limit), model.link_power)
-        price += np.where(load > model.link_limit * (1 - 1e-6), _OVER, 0.0)
+        more = max((model.edges[e].rate * model.edges[e].share * model.edges[e].bytes for e in model.groups[group].edges), default=0.0)
+        price += np.where(load + more * model.per_byte > model.link_limit, _OVER, 0.0)
         summed = model.routes.sums((model.byte_price + price * model.per_byte)[None])
         self._sums[2] = summed[0]
         self._up[2], self._down[2] = model.routes.to_broker(summed)[0], model.routes.from_broker(summed)[0]
 
-    def costs(self, state: State, group: int, fraction: Array, *, hard: bool = True) -> tuple[Array, dict[int, Array]]:
+    def costs(self, state: State, group: int, fraction: Array, *, hard: bool = True) -> tuple[Array, dict[int, Flags]]:
         """Per node the guess, and per edge where lazy is cheaper. `hard`: full nodes count as far away."""
         model = self.model
         demand = model.groups[group]
@@ -50,12 +55,12 @@ class Pricer:
             moved = np.full(len(model.nodes), state.move_cost)
             moved[list(state.previous[group])] = 0.0
             total += moved
-        lazy: dict[int, Array] = {}
+        lazy: dict[int, Flags] = {}
         for number in demand.edges:
-            cost = self._edge_costs(state, group, number, weights[number])
-            if cost is not None:
-                total += np.minimum(cost[0], cost[1])
-                lazy[number] = cost[1] <= cost[0]
+            ways = self._edge_costs(state, group, number, weights[number])
+            if ways is not None:
+                total += np.minimum(*ways)
+                lazy[number] = ways[1] <= ways[0]
         return total, lazy
 
     def _node_costs(self, state: State, group: int, hard: bool) -> Array:
@@ -174,7 +179,7 @@ def fractions(state: State, group: int) -> Array:
 
 def move_group(state: State, pricer: Pricer, group: int, *, tries: int = _TRIES) -> bool:
     """Moves a group to the best of the sites that look best, with the modes that fit; True when that was better."""
-    pricer.refresh(state)
+    pricer.refresh(state, group)
     cost, lazy = pricer.costs(state, group, fractions(state, group))
     changes = []
     for site in _sites(state.model, state, group, cost, tries):
@@ -249,7 +254,7 @@ def greedy_state(
 def place(state: State, pricer: Pricer, group: int) -> None:
     """Places a group that is not, with its least number of replicas, where it is cheapest and breaks least."""
     demand = state.model.groups[group]
-    pricer.refresh(state)
+    pricer.refresh(state, group)
     cost, lazy = pricer.costs(state, group, fractions(state, group))
     ranked = [int(node) for node in np.argsort(cost, kind="stable")[: _TRIES + demand.most]]
     best: Change | None = None
@@ -272,7 +277,7 @@ def place(state: State, pricer: Pricer, group: int) -> None:
 
 def alternatives(state: State, pricer: Pricer, group: int, *, tries: int = 6) -> list[Change]:
     """Other sites for a group, those that look best with and without a view to capacities, with the modes that fit."""
-    pricer.refresh(state)
+    pricer.refresh(state, group)
     changes: dict[Site, Change] = {}
     for hard in (True, False):
         cost, lazy = pricer.costs(state, group, fractions(state, group), hard=hard)

@@ -32,6 +32,7 @@ _TRY_EVERY = 10
 _STALE = 12
 _MENDED = 0.97
 _ASCENDED = 0.6
+_CROWDED, _DEAR = 0.95, 1.0
 
 
 class Run:
@@ -105,6 +106,12 @@ class Run:
 
     def _usable(self, group: int, site: Site) -> Site:
         return site if len(site) >= self.model.groups[group].least and all(self.model.allowed[group, node] for node in site) else ()
+
+    def start(self) -> State:
+        """The best placement, or the one that breaks least."""
+        found = self.best or self.nearest
+        assert found is not None
+        return found
 
     def parts(self) -> list[Relaxation]:
         """The relaxed problem of each application."""
@@ -201,7 +208,7 @@ def _first(run: Run, previous: Plan | Assignment | None, heuristics: Sequence[He
     for heuristic in heuristics:
         given = heuristic(run.model.problem)
         assignment, routing = given if isinstance(given, tuple) else (given, "lazy")
-        starts.append(run.read(assignment, routing))  # type: ignore[arg-type]
+        starts.append(run.read(assignment, routing))
     if not starts:
         starts.append(run.greedy())
     for state in starts:
@@ -213,14 +220,13 @@ def _first(run: Run, previous: Plan | Assignment | None, heuristics: Sequence[He
 def _ascend(run: Run, relaxation: Relaxation, gap: float) -> tuple[float, Prices]:
     """The bound, and placements on the way to it."""
     model = run.model
+    start = run.start()
 
     def seen(solution: Solution, at: list[int], number: int) -> float:
         if number % _TRY_EVERY == _TRY_EVERY - 1 and not run.late(_ASCENDED / 2):
             run.take(rebuilt(run, start, run.parts(), solution.prices))
         return run.best.cost if run.best is not None else (run.nearest.cost if run.nearest is not None else 1.0) * 1.5
 
-    start = run.best or run.nearest
-    assert start is not None
     return ascend(relaxation, prices_of(model, start), start.cost, _ROUNDS, stop=lambda: run.late(_ASCENDED), seen=seen, enough=gap)
 
 
@@ -232,8 +238,7 @@ def _widened(model: Model, group: int, node: int) -> Site:
 
 def _mend(run: Run, prices: Prices, bound: float, gap: float) -> None:
     """Places a few applications anew together, over and over: large neighbourhood search (Shaw, CP 1998), with the prices as its guide."""
-    state, parts, stale = run.best or run.nearest, run.parts(), 0
-    assert state is not None
+    state, parts, stale = run.start(), run.parts(), 0
     while stale < _STALE * len(parts) and not run.late(_MENDED) and not (state.feasible and state.cost - bound <= gap * abs(state.cost)):
         tried = rebuilt(run, state, _neighbours(run, state, parts), prices)
         less = tried.excess < state.excess - TOLERANCE
@@ -273,6 +278,7 @@ def rebuilt(run: Run, state: State, parts: Sequence[Relaxation], prices: Prices)
     for part in run.rng.sample(parts, len(parts)):
         here = prices_of(model, tried)
         here.fraction = prices.fraction
+        here.links += np.where(np.array(tried.links) * model.per_byte > _CROWDED * model.link_limit, _DEAR * abs(state.cost), 0.0)
         solution = part.solve(here.mixed(prices, run.rng.choice((0.0, 0.5, 1.0))), Restriction(_room(tried, part.groups), zero, zero))
         sites = {group: _widened(model, group, node) for group, node in zip(part.groups, solution.at, strict=True)}
         tried.apply(tried.trial(sites, solution.modes([site[0] for site in sites.values()])))
@@ -363,9 +369,7 @@ def local_search(
 
 def _shaken(run: Run) -> State:
     """The best placement with a tenth of the groups somewhere else."""
-    start = run.best or run.nearest
-    assert start is not None
-    state = start.copy()
+    state = run.start().copy()
     for group in run.rng.sample(range(len(state.sites)), max(len(state.sites) // 10, 1)):
         options = np.flatnonzero(run.model.allowed[group]).tolist()
         state.apply(state.trial({group: tuple(sorted(run.rng.sample(options, run.model.groups[group].least)))}, {}))

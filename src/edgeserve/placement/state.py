@@ -100,8 +100,8 @@ class State:
         new_sites, new_lazy = list(self.sites), list(self.lazy)
         for group, site in sites.items():
             new_sites[group] = site
-        for edge, mode in lazy.items():
-            new_lazy[edge] = mode
+        for turned, mode in lazy.items():
+            new_lazy[turned] = mode
         streams = {stream for group in sites for stream in model.groups[group].streams} | {model.edges[edge].stream for edge in lazy}
         edges = {edge for group in sites for edge in model.groups[group].edges} | set(lazy)
         change = Change(sites, lazy, {}, {}, {}, {}, {}, {}, {}, {}, {}, self.cost, self.excess)
@@ -111,8 +111,8 @@ class State:
         self._try_apart(change, sites, new_sites)
         self._settle_nodes(change)
         delay, spent = self.delay.copy(), self.service
-        for number in edges:
-            edge = model.edges[number]
+        for edge in (model.edges[number] for number in edges):
+            number = edge.number
             delay[number] = change.delay[number] = edge_delay(model, edge, new_sites, new_lazy[number])
             if edge.zone:
                 change.leaving[number] = leaves(model, edge, new_sites, new_lazy[number])
