@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -46,11 +47,12 @@ def ascend(
     `seen` is told each choice, and returns the best known objective; the ascent ends when the bound is within `enough` of it (as a part).
     """
     model = relaxation.model
+    prices = replace(prices, cpu=np.where(relaxation.alone, 0.0, prices.cpu))
     best, best_prices = -math.inf, prices
     mean = square = np.zeros(0)
     for number in range(rounds):
         solution = relaxation.solve(prices)
-        value, loads = worth(model, prices)
+        value, loads = worth(relaxation, prices)
         at = solution.at
         if solution.value - value > best:
             best, best_prices = solution.value - value, prices

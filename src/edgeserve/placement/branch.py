@@ -45,7 +45,7 @@ class Search:
         self.relaxation, self.model, self.prices, self.lists = relaxation, relaxation.model, prices, lists
         self.best = best
         self.bound = -math.inf
-        self._worth = worth(self.model, prices)[0]
+        self._worth = worth(relaxation, prices)[0]
         self._count = itertools.count()
         self._heap: list[tuple[float, int, Decided, Modes]] = []
         self._example: State | None = best

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeserve.placement.model import Model, Site
-from edgeserve.placement.queueing import Array, conjugate
+from edgeserve.placement.model import Flags, Model, Site
+from edgeserve.placement.queueing import Array, conjugate, waiting_all
 
 FAR = 1e7
 """The price of what is not allowed: far above what counts, and small enough for sums of it to keep their digits."""
@@ -72,15 +72,28 @@ class Restriction:
 
 
 class Relaxation:
-    """The relaxed problem of some groups (all by default), ready to be solved for many prices."""
+    """The relaxed problem of some groups (all by default), ready to be solved for many prices.
+
+    On nodes that are `alone` each group pays for the waiting of its own runs, and the price is one of the limit only. Waiting grows faster
+    than load, so that is never too much; and where one group at most fits it is all, while by a price per load half a group would wait a
+    quarter as long.
+    """
 
     def __init__(
-        self, model: Model, groups: Sequence[int] | None = None, *, previous: Sequence[Site] | None = None, move_cost: float = 0.0
+        self,
+        model: Model,
+        groups: Sequence[int] | None = None,
+        *,
+        alone: Flags | None = None,
+        previous: Sequence[Site] | None = None,
+        move_cost: float = 0.0,
     ) -> None:
         self.model = model
+        self.alone = np.zeros(len(model.nodes), dtype=bool) if alone is None else alone
         self.groups = list(range(len(model.groups))) if groups is None else list(groups)
         self.row = {group: row for row, group in enumerate(self.groups)}
         self._base = np.where(model.allowed[self.groups], 0.0, FAR)
+        self._base[:, self.alone] += self._waits_alone()[:, self.alone]
         if previous is not None and move_cost:
             for row, group in enumerate(self.groups):
                 self._base[row] += move_cost
@@ -88,6 +101,14 @@ class Relaxation:
         self._sort_edges()
         self._grow_forest()
         self._set_fields()
+
+    def _waits_alone(self) -> Array:
+        """`[rows, nodes]`: what a group's own runs wait for each other."""
+        model = self.model
+        cpu = np.array([model.groups[group].cpu / model.groups[group].most for group in self.groups])
+        load = np.minimum(np.outer(cpu, 1.0 / (model.speed * np.maximum(model.cores, 1.0))), model.cpu_limit)
+        waits: Array = model.waiting_weight * waiting_all(load, np.broadcast_to(model.cpu_power, load.shape))
+        return waits
 
     def _sort_edges(self) -> None:
         edges = [
@@ -332,7 +353,7 @@ class Solution:
 
     def bound(self) -> float:
         """A lower bound of the objective, if the relaxation is of all groups."""
-        return self.value - worth(self.relaxation.model, self.prices)[0]
+        return self.value - worth(self.relaxation, self.prices)[0]
 
     def modes(self, at: Sequence[int]) -> dict[int, bool]:
         """The cheaper mode of each edge for nodes by row: True is lazy."""
@@ -352,15 +373,21 @@ class Solution:
         return float(field[list(own.model.routes.path(a, b))].sum() + self._no_lazy[k])
 
 
-def worth(model: Model, prices: Prices) -> tuple[float, Prices]:
+def worth(relaxation: Relaxation, prices: Prices) -> tuple[float, Prices]:
     """The most that prices bring beyond the cost of load, and the loads at which they do."""
+    model = relaxation.model
     weight = model.waiting_weight
     total = 0.0
     loads = []
-    for price, power, limit in ((prices.cpu, model.cpu_power, model.cpu_limit), (prices.links, model.link_power, model.link_limit)):
+    none = np.zeros(len(prices.links), dtype=bool)
+    for price, power, limit, alone in (
+        (prices.cpu, model.cpu_power, model.cpu_limit, relaxation.alone),
+        (prices.links, model.link_power, model.link_limit, none),
+    ):
         if weight > 0:
             load, value = conjugate(price / weight, power, limit)
-            total += weight * float(value.sum())
+            total += float(np.where(alone, price * limit, weight * value).sum())
+            load = np.where(alone, limit, load)
         else:
             load = limit.copy()
             total += float((price * limit).sum())

@@ -14,6 +14,7 @@ from edgeserve.placement.state import Change, State
 
 _OVER = 1e4
 _TRIES = 5
+_SLACK = 0.005
 
 
 class Pricer:
@@ -181,10 +182,15 @@ def move_group(state: State, pricer: Pricer, group: int, *, tries: int = _TRIES)
     """Moves a group to the best of the sites that look best, with the modes that fit; True when that was better."""
     pricer.refresh(state, group)
     cost, lazy = pricer.costs(state, group, fractions(state, group))
+    old = state.sites[group]
+    # A guess is good enough to leave out what is surely worse, unless a capacity is broken and all that helps is welcome.
+    most = float(cost[list(old)].mean()) * (1 + _SLACK) if old and state.feasible and len(old) == 1 else np.inf
     changes = []
-    for site in _sites(state.model, state, group, cost, tries):
-        modes = {edge: bool(row[site[0]]) for edge, row in lazy.items() if bool(row[site[0]]) != state.lazy[edge]}
-        changes.append(state.trial({group: site}, modes))
+    for site in (old, *_sites(state.model, state, group, cost, tries)):
+        if site and cost[list(site)].mean() <= most:
+            modes = {edge: bool(row[site[0]]) for edge, row in lazy.items() if bool(row[site[0]]) != state.lazy[edge]}
+            if modes or site != old:
+                changes.append(state.trial({group: site} if site != old else {}, modes))
     best = best_of(changes, state)
     if best is None:
         return False
@@ -215,9 +221,7 @@ def improve(
     while waiting and not stop():
         group = waiting.pop()
         queued.discard(group)
-        moved = move_group(state, pricer, group)
-        moved |= flip_modes(state, model.groups[group].edges)
-        if moved:
+        if move_group(state, pricer, group):
             for number in model.groups[group].edges:
                 edge = model.edges[number]
                 for other in (edge.maker_group, edge.taker_group):
@@ -232,6 +236,7 @@ def settle(state: State, rng: random.Random, *, stop: Callable[[], bool], pricer
     for _ in range(rounds):
         before = (state.excess, state.cost)
         improve(state, rng, stop=stop, pricer=pricer)
+        flip_modes(state, () if stop() else range(len(state.lazy)))
         if stop() or not (state.excess < before[0] - TOLERANCE or state.cost < before[1] - 1e-7 * abs(before[1])):
             return
 

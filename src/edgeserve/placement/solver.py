@@ -15,7 +15,7 @@ from edgeserve.placement.bound import ascend, prices_of
 from edgeserve.placement.branch import Search, site_lists
 from edgeserve.placement.errors import Unplaceable
 from edgeserve.placement.evaluation import Assignment, Routing, read_assignment, read_routing, report
-from edgeserve.placement.model import TOLERANCE, Model, Site
+from edgeserve.placement.model import TOLERANCE, Flags, Model, Site
 from edgeserve.placement.plan import Plan, make_plan
 from edgeserve.placement.problem import Problem
 from edgeserve.placement.queueing import Array
@@ -30,6 +30,7 @@ Heuristic: TypeAlias = Callable[[Problem], Assignment | tuple[Assignment, Routin
 _ROUNDS = 260
 _TRY_EVERY = 10
 _STALE = 12
+_SMALL_CORES = 2
 _MENDED = 0.97
 _ASCENDED = 0.6
 _CROWDED, _DEAR = 0.95, 1.0
@@ -57,6 +58,7 @@ class Run:
         self.best: State | None = None
         self.nearest: State | None = None
         self._parts: list[Relaxation] | None = None
+        self._alone: Flags | None = None
         check_room(self.model)
         if incumbent is not None:
             self.take(self.read(incumbent, incumbent.routing if isinstance(incumbent, Plan) else "lazy"))
@@ -113,10 +115,17 @@ class Run:
         assert found is not None
         return found
 
+    def alone(self) -> Flags:
+        """Small nodes that run one group at most in the placement found first."""
+        if self._alone is None:
+            count = np.bincount([node for site in self.start().sites for node in site], minlength=len(self.model.nodes))
+            self._alone = (count <= 1) & (self.model.cores <= _SMALL_CORES)
+        return self._alone
+
     def parts(self) -> list[Relaxation]:
         """The relaxed problem of each application."""
         if self._parts is None:
-            make = partial(Relaxation, self.model, previous=self.previous, move_cost=self.move_cost)
+            make = partial(Relaxation, self.model, alone=self.alone(), previous=self.previous, move_cost=self.move_cost)
             self._parts = [make(component.groups) for component in self.model.components]
         return self._parts
 
@@ -191,7 +200,7 @@ def solve(
     """
     run = Run(problem, time_limit_s, seed, incumbent, previous, move_cost, clock)
     _first(run, previous, heuristics)
-    relaxation = Relaxation(run.model, previous=run.previous, move_cost=move_cost)
+    relaxation = Relaxation(run.model, alone=run.alone(), previous=run.previous, move_cost=move_cost)
     bound, prices = _ascend(run, relaxation, gap)
     _mend(run, prices, bound, gap)
     none_left = False
@@ -245,6 +254,7 @@ def _mend(run: Run, prices: Prices, bound: float, gap: float) -> None:
         better = less or (tried.excess <= state.excess + TOLERANCE * 0.01 and tried.cost < state.cost - 1e-9 * abs(state.cost))
         stale = 0 if better else stale + 1
         if better:
+            flip_modes(tried, range(len(tried.lazy)))
             state = tried
             run.take(state)
 
@@ -306,7 +316,7 @@ def _finish(run: Run, relaxation: Relaxation, prices: Prices, bound: float) -> t
     """Takes out what cannot be in a better placement, and searches the rest; the bound, and whether nothing at all was left."""
     model = run.model
     solution = relaxation.solve(prices)
-    marginals = solution.marginals() - worth(model, prices)[0]
+    marginals = solution.marginals() - worth(relaxation, prices)[0]
     upper = run.best.cost if run.best is not None else math.inf
     replicas = np.array([group.most for group in model.groups], dtype=float)[:, None]
     least = solution.bound()
