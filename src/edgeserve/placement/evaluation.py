@@ -1,0 +1,265 @@
+"""What a placement costs, by the model that the solver uses, and in the terms of the problem."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Literal
+
+from edgeserve.placement.errors import InvalidPlan
+from edgeserve.placement.model import TOLERANCE, Model, Site
+from edgeserve.placement.problem import Problem
+from edgeserve.placement.state import State, transfers
+
+Mode = Literal["eager", "lazy"]
+Assignment = Mapping[str, str | Sequence[str]]
+"""Task to its node, or to the nodes of its replicas."""
+Routing = Mapping[tuple[str, str], Mode] | Mode
+"""(stream, task or sink) to how it travels, or one mode for all."""
+
+
+@dataclass(frozen=True)
+class Violation:
+    """A capacity or a wish that a placement breaks.
+
+    Attributes:
+        name: `cpu`, `memory`, `accelerator`, `link`, `pin`, `zone`, `separation`, `colocation` or `replicas`.
+        where: the node, link, task or edge.
+        used: how much is used, in cores, bytes, accelerators, bytes per second, or a count.
+        limit: how much may be.
+    """
+
+    name: str
+    where: str
+    used: float
+    limit: float
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.where}: {self.used:g} of {self.limit:g}"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a node carries: busy cores and bytes, the part of its cores that is busy, and how many runs wait in the mean."""
+
+    cores: float
+    memory_bytes: float
+    utilisation: float
+    waiting: float
+    accelerators: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a placement costs.
+
+    Attributes:
+        objective: the weighted sum that `solve` makes small: `terms` added up.
+        terms: `latency`, `waiting`, `bytes`, `cost`, weighted.
+        latency_ms: per sink, from event to result in the mean, waiting included. Infinite behind what is loaded fully.
+        unloaded_ms: per sink, without waiting.
+        nodes: per node its load.
+        link_bytes_s: per link the bytes per second.
+        link_utilisation: per link the part of its bandwidth that is used.
+        violations: what it breaks; empty when it can be run.
+    """
+
+    objective: float
+    terms: Mapping[str, float]
+    latency_ms: Mapping[str, float]
+    unloaded_ms: Mapping[str, float]
+    nodes: Mapping[str, Load]
+    link_bytes_s: Mapping[str, float]
+    link_utilisation: Mapping[str, float]
+    violations: tuple[Violation, ...]
+
+    @property
+    def feasible(self) -> bool:
+        """Whether nothing is violated."""
+        return not self.violations
+
+
+def evaluate(problem: Problem, assignment: Assignment, routing: Routing = "lazy") -> Evaluation:
+    """Prices a placement, feasible or not.
+
+    Args:
+        problem: what is placed.
+        assignment: for each task its node, or the nodes of its replicas.
+        routing: for each edge (stream, task or sink) how it travels, or one mode for all; edges that are not named are lazy.
+
+    Raises:
+        InvalidPlan: a task or a node is missing or unknown, or an edge.
+    """
+    model = Model(problem)
+    sites, stray = read_assignment(model, assignment)
+    return report(State(model, sites, read_routing(model, routing)), stray)
+
+
+def read_assignment(model: Model, assignment: Assignment) -> tuple[list[Site], list[Violation]]:
+    """The sites of all groups, and what separates tasks that should be together; those count where their first task is."""
+    for name in assignment:
+        if name not in model.task_number:
+            raise InvalidPlan(f"assignment: there is no task {name!r}{_hint(name, model.task_number)}")
+    sites: list[Site] = [()] * len(model.groups)
+    stray = []
+    for number, task in enumerate(model.tasks):
+        if task.name not in assignment:
+            raise InvalidPlan(f"assignment: the task {task.name!r} has no node; assign each task to one")
+        given = assignment[task.name]
+        names = (given,) if isinstance(given, str) else tuple(given)
+        for name in names:
+            if name not in model.node_number:
+                raise InvalidPlan(f"assignment[{task.name!r}]: there is no node {name!r}{_hint(name, model.node_number)}")
+        if not names or len(set(names)) < len(names):
+            raise InvalidPlan(f"assignment[{task.name!r}] is {list(names)}: name at least one node, and each once")
+        site = tuple(sorted(model.node_number[name] for name in names))
+        group = model.group_of[number]
+        if sites[group] and sites[group] != site:
+            stray.append(Violation("colocation", task.name, 1, 0))
+        sites[group] = sites[group] or site
+    return sites, stray
+
+
+def read_routing(model: Model, routing: Routing) -> list[bool]:
+    """Whether each edge is lazy."""
+    if isinstance(routing, str):
+        routing = {key: routing for key in model.edge_number}
+    lazy = [True] * len(model.edges)
+    for key, mode in routing.items():
+        if tuple(key) not in model.edge_number:
+            raise InvalidPlan(f"routing: there is no edge {key!r}; an edge is (stream, task or sink that takes it)")
+        if mode not in ("eager", "lazy"):
+            raise InvalidPlan(f"routing[{key!r}] is {mode!r}: use 'eager' or 'lazy'")
+        lazy[model.edge_number[key[0], key[1]]] = mode == "lazy"
+    return lazy
+
+
+def _hint(name: str, known: Any) -> str:
+    close = get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def report(state: State, stray: Sequence[Violation] = ()) -> Evaluation:
+    """The evaluation of a state."""
+    model, problem = state.model, state.model.problem
+    weights = problem.weights
+    links, nodes = _waits(state)
+    bytes_term = weights.bytes * sum(state.links)
+    cost = sum(link.cost_per_byte * rate for link, rate in zip(problem.links, state.links, strict=True))
+    cost += sum(node.cost_per_core_s * busy for node, busy in zip(problem.nodes, state.cpu, strict=True))
+    latency = sum(state.latency) + sum(model.edges[e].weight * state.delay[e] for e in model.plain_sinks)
+    waiting = sum(count for count, _ in links) + sum(count for count, _ in nodes)
+    terms = {"latency": latency, "waiting": weights.waiting * waiting, "bytes": bytes_term, "cost": weights.cost * cost}
+    return Evaluation(
+        objective=sum(terms.values()),
+        terms=terms,
+        latency_ms=_latency(state, [wait for _, wait in links], [wait for _, wait in nodes]),
+        unloaded_ms=_latency(state, [0.0] * len(links), [0.0] * len(nodes)),
+        nodes={
+            name: Load(
+                state.cpu[n],
+                state.memory[n],
+                state.cpu[n] / model.cores_of[n] if model.cores_of[n] else float(state.cpu[n] > 0),
+                nodes[n][0],
+                {kind: row[n] for kind, row in zip(model.kinds, state.accelerators, strict=True) if row[n]},
+            )
+            for n, name in enumerate(model.nodes)
+        },
+        link_bytes_s={link.name: rate for link, rate in zip(problem.links, state.links, strict=True)},
+        link_utilisation={link.name: rate / link.bandwidth_bytes_s for link, rate in zip(problem.links, state.links, strict=True)},
+        violations=(*_violations(state), *stray),
+    )
+
+
+def _waits(state: State) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """How many wait, and how long each (seconds), per link and per node. What is over its limit waits as at the limit, in the objective."""
+    model = state.model
+    messages = [0.0] * len(state.links)
+    for number, stream in enumerate(model.streams):
+        if stream.edges:
+            for a, b, rate, size in transfers(model, number, state.sites, state.lazy):
+                for link in model.routes.path(a, b) if size else ():
+                    messages[link] += rate
+    runs = [0.0] * len(model.nodes)
+    for number, site in enumerate(state.sites):
+        for node in site:
+            runs[node] += model.groups[number].runs / len(site)
+    loads = [rate * per_byte for rate, per_byte in zip(state.links, model.per_byte_of, strict=True)]
+    links = [_wait(load, limit, 2.0, count) for load, limit, count in zip(loads, model.link_limit_of, messages, strict=True)]
+    nodes = []
+    for n, busy in enumerate(state.cpu):
+        if model.cores_of[n]:
+            nodes.append(_wait(busy / model.cores_of[n], model.cpu_limit_of[n], model.cpu_power_of[n], runs[n]))
+        else:
+            nodes.append((0.0, math.inf if busy else 0.0))
+    return links, nodes
+
+
+def _wait(load: float, limit: float, power: float, rate: float) -> tuple[float, float]:
+    kept = min(load, limit)
+    counted = 0.5 * kept**power / (1.0 - kept)
+    if load >= 1.0:
+        return counted, math.inf
+    return counted, 0.5 * load**power / (1.0 - load) / rate if rate > 0 else 0.0
+
+
+def _latency(state: State, links: Sequence[float], nodes: Sequence[float]) -> dict[str, float]:
+    model = state.model
+
+    def on(a: int, b: int) -> float:
+        return sum(links[link] for link in model.routes.path(a, b))
+
+    delay = list(state.delay)
+    for edge in model.edges:
+        makers = model.site(edge.maker_group, edge.maker_node, state.sites)
+        takers = model.site(edge.taker_group, edge.taker_node, state.sites)
+        for a in makers:
+            for b in takers:
+                waits = on(a, model.broker) + on(model.broker, b) + (on(a, b) if state.lazy[edge.number] else 0.0)
+                delay[edge.number] += waits / (len(makers) * len(takers))
+    service = list(state.service)
+    for task, group in enumerate(model.group_of):
+        service[task] += sum(nodes[n] for n in state.sites[group]) / len(state.sites[group])
+    latency = {}
+    done: dict[int, float] = {}
+    for component in model.components:
+        done.update(model.arrival(component, delay, service))
+    for edge in model.edges:
+        if edge.task < 0:
+            latency[edge.consumer] = 1e3 * (delay[edge.number] + (done[edge.maker] if edge.maker >= 0 else 0.0))
+    return latency
+
+
+def _violations(state: State) -> list[Violation]:
+    model, problem = state.model, state.model.problem
+    found = []
+    for n, node in enumerate(problem.nodes):
+        if state.cpu[n] > node.cores * node.max_utilisation * (1 + TOLERANCE):
+            found.append(Violation("cpu", node.name, state.cpu[n], node.cores * node.max_utilisation))
+        if state.memory[n] > node.memory_bytes * (1 + TOLERANCE):
+            found.append(Violation("memory", node.name, state.memory[n], node.memory_bytes))
+        for kind, row in zip(model.kinds, state.accelerators, strict=True):
+            if row[n] > node.accelerators.get(kind, 0) + TOLERANCE:
+                found.append(Violation("accelerator", f"{node.name} ({kind})", row[n], node.accelerators.get(kind, 0)))
+    for link, rate in zip(problem.links, state.links, strict=True):
+        if rate > link.bandwidth_bytes_s * link.max_utilisation * (1 + TOLERANCE):
+            found.append(Violation("link", link.name, rate, link.bandwidth_bytes_s * link.max_utilisation))
+    for number, group in enumerate(model.groups):
+        site, name = state.sites[number], model.tasks[group.tasks[0]].name
+        wrong = [node for node in site if not model.wished[number][node]]
+        if wrong:
+            found.append(Violation("pin", f"{name} on {model.nodes[wrong[0]]} (by a pin or a zone)", len(wrong), 0))
+        if not group.least <= len(site) <= group.most:
+            found.append(Violation("replicas", name, len(site), group.most if len(site) > group.most else group.least))
+        for other in group.apart:
+            shared = set(site) & set(state.sites[other]) if number < other else ()
+            if shared:
+                both = f"{name} and {model.tasks[model.groups[other].tasks[0]].name} on {model.nodes[min(shared)]}"
+                found.append(Violation("separation", both, len(shared), 0))
+    for edge, leaving in zip(model.edges, state.leaving, strict=True):
+        if leaving:
+            where = f"{model.streams[edge.stream].name} -> {edge.consumer} out of {model.zone_names[edge.zone]}"
+            found.append(Violation("zone", where, 1, 0))
+    return found

@@ -1,0 +1,178 @@
+"""What a placement costs: by hand on small ones, and what must hold for all."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.placement.instances import small
+
+from edgeserve.placement import InvalidPlan, Link, Node, Problem, Sink, Source, Task, Weights, evaluate
+from edgeserve.placement.model import Model
+from edgeserve.placement.state import State
+
+
+def line(**changes: object) -> Problem:
+    """sensor - gate - server, the broker at the gate."""
+    fields: dict[str, object] = {
+        "nodes": (Node(name="sensor", speed=0.5), Node(name="gate"), Node(name="server", cores=2, speed=2.0)),
+        "links": (
+            Link(name="radio", ends=("sensor", "gate"), bandwidth_bytes_s=1e6, latency_ms=2),
+            Link(name="wire", ends=("gate", "server"), bandwidth_bytes_s=1e7, latency_ms=5),
+        ),
+        "broker": "gate",
+        "sources": (Source(name="s", node="sensor", rate_hz=10, bytes=9_800),),
+        "tasks": (Task(name="t", inputs=("s",), cpu_s=0.02, output_bytes=800),),
+        "sinks": (Sink(name="out", input="t", node="sensor"),),
+        "header_bytes": 200,
+    }
+    return Problem(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_eager_by_hand() -> None:
+    found = evaluate(line(), {"t": "server"}, "eager")
+    # There: 10,000 bytes over both links; 20 ms at double speed; back: 1,000 bytes.
+    assert found.unloaded_ms["out"] == pytest.approx(10 + 2 + 1 + 5 + 10 + 0.1 + 5 + 1 + 2)
+    assert found.link_bytes_s == pytest.approx({"radio": 10 * 11_000, "wire": 10 * 11_000})
+    assert found.nodes["server"].utilisation == pytest.approx(0.05)
+    assert found.feasible and found.objective == pytest.approx(sum(found.terms.values()))
+    assert found.terms["latency"] == pytest.approx(10 * 36.1e-3)
+
+
+def test_lazy_by_hand() -> None:
+    found = evaluate(line(), {"t": "server"}, "lazy")
+    there = 0.2 + 2 + 0.02 + 5 + (5 + 2) + (9.8 + 2 + 0.98 + 5)
+    back = 0.02 + 5 + 0.2 + 2 + (2 + 5) + (0.08 + 5 + 0.8 + 2)
+    assert found.unloaded_ms["out"] == pytest.approx(there + 10 + back)
+    assert found.link_bytes_s["radio"] == pytest.approx(10 * (200 + 9_800 + 200 + 800))
+
+
+def test_lazy_to_the_same_node_moves_headers_only() -> None:
+    found = evaluate(line(), {"t": "sensor"}, "lazy")
+    assert found.link_bytes_s == pytest.approx({"radio": 10 * 4 * 200, "wire": 0})
+    assert found.unloaded_ms["out"] == pytest.approx(2 * (0.2 + 2 + 0.2 + 2) + 40)
+
+
+def test_a_rate_limit_saves_what_lazy_does_not_fetch() -> None:
+    slow = (Task(name="t", inputs=("s",), cpu_s=0.02, output_bytes=800, min_interval_ms=1000),)
+    lazy = evaluate(line(tasks=slow), {"t": "server"}, "lazy")
+    assert lazy.link_bytes_s["wire"] == pytest.approx(10 * 200 + 1 * 9_800 + 1_000)
+    assert lazy.nodes["server"].cores == pytest.approx(0.01)
+    eager = evaluate(line(tasks=slow), {"t": "server"}, {("s", "t"): "eager", ("t", "out"): "lazy"})
+    assert eager.link_bytes_s["wire"] == pytest.approx(10 * 10_000 + 1_000)
+
+
+def test_two_tasks_of_a_node_fetch_a_payload_once() -> None:
+    two = (Task(name="t", inputs=("s",), cpu_s=0.02, output_bytes=800), Task(name="u", inputs=("s",), cpu_s=0.02, min_interval_ms=200))
+    together = evaluate(line(tasks=two), {"t": "server", "u": "server"}, "lazy").link_bytes_s["wire"]
+    assert together == pytest.approx(10 * (2 * 200 + 9_800) + 10 * 1_000)
+    eager = evaluate(line(tasks=two), {"t": "server", "u": "server"}, "eager")
+    assert eager.link_bytes_s["radio"] == pytest.approx(10 * 10_000 + 10 * 1_000), "up to the broker once"
+    assert eager.link_bytes_s["wire"] == pytest.approx(2 * 10 * 10_000 + 10 * 1_000), "from the broker to each"
+
+
+def test_waiting_is_that_of_a_queue() -> None:
+    busy = line(sources=(Source(name="s", node="sensor", rate_hz=30, bytes=1),))
+    found = evaluate(busy, {"t": "gate"}, "lazy")
+    load = 30 * 0.02
+    assert found.nodes["gate"].waiting == pytest.approx(load**2 / (2 * (1 - load)))
+    waits = found.latency_ms["out"] - found.unloaded_ms["out"]
+    assert waits == pytest.approx(1e3 * 0.02 * load / (2 * (1 - load)), rel=0.02), "and links hardly wait"
+
+
+def test_triggers() -> None:
+    def join(trigger: str) -> Problem:
+        sources = (Source(name="s", node="sensor", rate_hz=10, bytes=800), Source(name="r", node="gate", rate_hz=30, bytes=800))
+        return line(sources=sources, tasks=(Task(name="t", inputs=("s", "r"), cpu_s=0.0, trigger=trigger),))
+
+    def at(trigger: str) -> float:
+        return evaluate(join(trigger), {"t": "gate"}, "eager").unloaded_ms["out"]
+
+    back = 0.2 + 2
+    assert at("s") == pytest.approx(1 + 2 + back) and at("r") == pytest.approx(back)
+    assert at("any") == pytest.approx(0.25 * 3 + back) and at("all") == pytest.approx(3 + back)
+
+
+def test_replicas_share_the_work() -> None:
+    both = line(tasks=(Task(name="t", inputs=("s",), cpu_s=0.02, memory_bytes=5, replicas_max=2),))
+    found = evaluate(both, {"t": ("gate", "server")}, "eager")
+    assert found.nodes["gate"].cores == pytest.approx(0.1) and found.nodes["server"].cores == pytest.approx(0.05)
+    assert found.link_bytes_s["wire"] == pytest.approx(10 * (10_000 + 200) / 2)
+    assert {str(v).split(":")[0] for v in found.violations} == {"memory of gate", "memory of server"}
+
+
+def test_violations_have_names() -> None:
+    problem = line(
+        nodes=(Node(name="sensor", zone="eu"), Node(name="gate", zone="eu"), Node(name="server", zone="us", memory_bytes=10)),
+        sources=(Source(name="s", node="sensor", rate_hz=200, bytes=9_800, stays_in="eu"),),
+        tasks=(
+            Task(name="t", inputs=("s",), cpu_s=0.02, memory_bytes=20, output_bytes=800),
+            Task(name="u", inputs=("t",), cpu_s=0, memory_bytes=1),
+            Task(name="v", inputs=("t",), cpu_s=0),
+        ),
+        pins={"u": ("server",)},
+        separate=(("t", "v"),),
+        colocate=(("t", "u"),),
+    )
+    found = evaluate(problem, {"t": "server", "u": "gate", "v": "server"}, "eager")
+    assert {v.name for v in found.violations} == {"cpu", "memory", "link", "pin", "zone", "separation", "colocation"}
+    assert not found.feasible and all(v.used > v.limit for v in found.violations)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "routing", "says"),
+    [
+        ({}, "lazy", "has no node"),
+        ({"t": "gat"}, "lazy", "did you mean 'gate'"),
+        ({"t": ("gate", "gate")}, "lazy", "each once"),
+        ({"t": ()}, "lazy", "at least one"),
+        ({"t": "gate", "x": "gate"}, "lazy", "no task 'x'"),
+        ({"t": "gate"}, {("s", "x"): "lazy"}, "no edge"),
+        ({"t": "gate"}, {("s", "t"): "fast"}, "use 'eager' or 'lazy'"),
+    ],
+)
+def test_a_plan_of_another_problem_is_refused(assignment: dict[str, str], routing: dict[tuple[str, str], str], says: str) -> None:
+    with pytest.raises(InvalidPlan, match=says):
+        evaluate(line(), assignment, routing)  # type: ignore[arg-type]
+
+
+def any_state(problem: Problem, rng: random.Random) -> State:
+    model = Model(problem)
+    sites = [
+        tuple(sorted(rng.sample(range(len(model.nodes)), rng.randint(group.least, min(group.most, len(model.nodes))))))
+        for group in model.groups
+    ]
+    return State(model, sites, [rng.random() < 0.5 for _ in model.edges])
+
+
+@given(st.integers(0, 10_000), st.randoms(use_true_random=False))
+def test_a_change_costs_what_the_changed_placement_costs(seed: int, rng: random.Random) -> None:
+    state = any_state(small(seed), rng)
+    for _ in range(6):
+        other = any_state(state.model.problem, rng)
+        moved = {g: other.sites[g] for g in range(len(state.sites)) if rng.random() < 0.5}
+        turned = {e: other.lazy[e] for e in range(len(state.lazy)) if rng.random() < 0.3}
+        state.apply(state.trial(moved, turned))
+        fresh = state.copy()
+        assert state.cost == pytest.approx(fresh.cost, rel=1e-9, abs=1e-9)
+        assert state.excess == pytest.approx(fresh.excess, rel=1e-9, abs=1e-7)
+
+
+@given(st.integers(0, 10_000), st.randoms(use_true_random=False))
+def test_what_holds_for_every_placement(seed: int, rng: random.Random) -> None:
+    problem = small(seed)
+    state = any_state(problem, rng)
+    model = state.model
+    names = {task.name: tuple(model.nodes[n] for n in state.sites[model.group_of[t]]) for t, task in enumerate(model.tasks)}
+    routing = {(model.streams[e.stream].name, e.consumer): "lazy" if state.lazy[e.number] else "eager" for e in model.edges}
+    found = evaluate(problem, names, routing)  # type: ignore[arg-type]
+    assert found.objective == pytest.approx(state.cost, rel=1e-9)
+    assert found.feasible == state.feasible
+    assert all(found.latency_ms[sink] >= found.unloaded_ms[sink] - 1e-9 for sink in found.latency_ms)
+    assert min(found.link_bytes_s.values()) >= 0
+    doubled = Problem.from_json(problem.to_json())
+    weights = Weights(**{name: 2 * getattr(problem.weights, name) for name in problem.weights.__struct_fields__})
+    doubled = Problem(**{**{name: getattr(problem, name) for name in problem.__struct_fields__}, "weights": weights})
+    assert evaluate(doubled, names, routing).objective == pytest.approx(2 * found.objective, rel=1e-9)  # type: ignore[arg-type]

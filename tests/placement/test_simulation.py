@@ -1,0 +1,102 @@
+"""The simulator agrees with the formulas where these are exact."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from tests.placement.instances import cluster
+from tests.placement.test_evaluation import line
+
+from edgeserve.placement import BadValue, Link, Node, Problem, Sink, Source, Task, evaluate, simulate, solve
+
+
+def single(rate_hz: float, cores: int = 1) -> Problem:
+    """A source, a task and a sink on one node, so that only the node's queue counts."""
+    return Problem(
+        nodes=(Node(name="n", cores=cores, max_utilisation=0.95),),
+        broker="n",
+        sources=(Source(name="s", node="n", rate_hz=rate_hz, bytes=1),),
+        tasks=(Task(name="t", inputs=("s",), cpu_s=0.01),),
+        sinks=(Sink(name="out", input="t", node="n"),),
+    )
+
+
+@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
+def test_one_core_waits_as_theory_says(load: float) -> None:
+    problem = single(100 * load)
+    found = simulate(problem, {"t": "n"}, duration_s=3000, seed=1)
+    assert found.mean_ms["out"] == pytest.approx(evaluate(problem, {"t": "n"}).latency_ms["out"], rel=0.04)
+    assert found.utilisation["n"] == pytest.approx(load, rel=0.02)
+
+
+def test_several_cores_wait_about_as_much() -> None:
+    problem = single(320, cores=4)
+    found = simulate(problem, {"t": "n"}, duration_s=1000, seed=1)
+    assert found.mean_ms["out"] - 10 == pytest.approx(evaluate(problem, {"t": "n"}).latency_ms["out"] - 10, rel=0.15)
+
+
+def test_one_link_waits_as_theory_says() -> None:
+    problem = Problem(
+        nodes=(Node(name="a"), Node(name="b")),
+        links=(Link(name="l", ends=("a", "b"), bandwidth_bytes_s=1e6, latency_ms=3),),
+        broker="b",
+        sources=(Source(name="s", node="a", rate_hz=60, bytes=9_800),),
+        tasks=(Task(name="t", inputs=("s",), cpu_s=0.0),),
+        sinks=(Sink(name="out", input="t", node="b"),),
+    )
+    found = simulate(problem, {"t": "b"}, "eager", duration_s=2000, seed=1)
+    expected = evaluate(problem, {"t": "b"}, "eager")
+    assert found.mean_ms["out"] == pytest.approx(expected.latency_ms["out"], rel=0.04)
+    assert found.link_bytes_s["l"] == pytest.approx(expected.link_bytes_s["l"], rel=0.02)
+
+
+@pytest.mark.parametrize("routing", ["eager", "lazy"])
+@pytest.mark.parametrize("node", ["sensor", "gate", "server"])
+def test_without_load_it_is_exact(node: str, routing: Any) -> None:
+    problem = line(sources=(Source(name="s", node="sensor", rate_hz=1, bytes=9_800),))
+    found = simulate(problem, {"t": node}, routing, duration_s=50, warmup_s=0, arrivals="periodic")
+    expected = evaluate(problem, {"t": node}, routing).unloaded_ms["out"]
+    assert list(found.latency_ms["out"].values()) == pytest.approx([expected] * 3)
+
+
+@pytest.mark.parametrize("trigger", ["any", "all", "s"])
+def test_joins_by_every_trigger(trigger: str) -> None:
+    sources = (Source(name="s", node="sensor", rate_hz=2, bytes=800), Source(name="r", node="gate", rate_hz=2, bytes=800))
+    problem = line(sources=sources, tasks=(Task(name="t", inputs=("s", "r"), cpu_s=0.0, trigger=trigger),))
+    found = simulate(problem, {"t": "gate"}, "eager", duration_s=2000, seed=3)
+    assert found.mean_ms["out"] == pytest.approx(evaluate(problem, {"t": "gate"}, "eager").unloaded_ms["out"], rel=0.03)
+    assert found.results["out"] == pytest.approx(1800 * {"any": 4, "all": 2, "s": 2}[trigger], rel=0.1)
+
+
+def test_a_rate_limit_throttles_and_saves_bytes() -> None:
+    problem = line(tasks=(Task(name="t", inputs=("s",), cpu_s=0.001, output_bytes=800, min_interval_ms=500),))
+    found = simulate(problem, {"t": "server"}, "lazy", duration_s=500, arrivals="periodic")
+    expected = evaluate(problem, {"t": "server"}, "lazy")
+    assert found.link_bytes_s["wire"] == pytest.approx(expected.link_bytes_s["wire"], rel=0.02)
+    assert found.throttled["t"] == pytest.approx(450 * 8, rel=0.02)
+
+
+def test_a_plan_of_a_cluster_is_predicted() -> None:
+    problem = cluster(4, nodes=60, tasks=16)
+    # What a limit of rate, or an input that starts no run, does to latency is in no formula.
+    tasks = tuple(msgspec.structs.replace(task, trigger="any", min_interval_ms=0.0) for task in problem.tasks)
+    problem = msgspec.structs.replace(problem, tasks=tasks)
+    plan = solve(problem, time_limit_s=5)
+    found = simulate(problem, plan.assignment, plan.routing, duration_s=300, seed=1)
+    for link, rate in plan.evaluation.link_bytes_s.items():
+        if rate > 1e3:
+            assert found.link_bytes_s[link] == pytest.approx(rate, rel=0.1), link
+    close = [abs(found.mean_ms[sink] / ms - 1) < 0.25 for sink, ms in plan.evaluation.latency_ms.items()]
+    assert sum(close) >= 0.8 * len(close)
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    runs = [simulate(single(50), {"t": "n"}, duration_s=20, seed=seed).mean_ms["out"] for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+def test_no_time_is_refused() -> None:
+    with pytest.raises(BadValue, match="warmup_s"):
+        simulate(single(50), {"t": "n"}, duration_s=5, warmup_s=5)
