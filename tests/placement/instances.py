@@ -151,8 +151,8 @@ def cluster(seed: int, *, nodes: int = 1000, tasks: int = 100, latest: float = 0
         parts["nodes"].append(Node(name=f"hub{h}", cores=8, memory_bytes=32e9, speed=1.5, cost_per_core_s=0.01))
         parts["links"].append(_link(f"wan{h}", f"hub{h}", "cloud", rng.uniform(20e6, 40e6), rng.uniform(8, 15)))
     for s in range(sites):
-        parts["nodes"].append(Node(name=f"site{s}", cores=rng.choice([6, 8]), memory_bytes=rng.choice([32e9, 48e9]), speed=1.0))
-        parts["links"].append(_link(f"up{s}", f"site{s}", f"hub{s % hubs}", rng.uniform(5e6, 7e6), rng.uniform(2, 5)))
+        parts["nodes"].append(Node(name=f"site{s}", cores=8, memory_bytes=rng.choice([32e9, 48e9]), speed=1.0))
+        parts["links"].append(_link(f"up{s}", f"site{s}", f"hub{s % hubs}", rng.uniform(5e6, 7.5e6), rng.uniform(2, 5)))
     devices: dict[int, list[str]] = {s: [] for s in range(sites)}
     for d in range(nodes - 1 - hubs - sites):
         s = d % sites
