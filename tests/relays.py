@@ -13,8 +13,8 @@ ANSWERS_AFTER = b"\r\n\r\n"
 class _Listening:
     """Takes connections, each in a thread of its own, until it is closed."""
 
-    def __init__(self) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
+    def __init__(self, port: int = 0) -> None:
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self.closed = threading.Event()
         self._socks: list[socket.socket] = []
@@ -135,10 +135,10 @@ class Relay(_Listening):
 class Scripted(_Listening):
     """Answers each request, in turn, by a function of the socket and the head; the last one answers all that follow."""
 
-    def __init__(self, *answers: Callable[[socket.socket, bytes], None]) -> None:
+    def __init__(self, *answers: Callable[[socket.socket, bytes], None], port: int = 0) -> None:
         self._answers = list(answers)
         self.heads: list[bytes] = []
-        super().__init__()
+        super().__init__(port)
 
     def serve(self, sock: socket.socket) -> None:
         buffer = b""

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.relays import Scripted, answering
 from tests.transport.children import WAIT_S
 from tests.waiting import until
 
@@ -109,6 +110,28 @@ def test_they_are_served_when_their_sender_has_ended(node: str, tmp_path: Path) 
         sink.join(60)
         server.terminate()
     assert sink.exitcode == server.returncode == 0
+
+
+def test_what_is_not_given_is_asked_for_once(node: str, tmp_path: Path) -> None:
+    out = cx.Queue()
+    sender = cx.Process(target=send_and_end, args=(node, 3))
+    sender.start()
+    sender.join(60)
+    port = int(os.environ["EDGESERVE_ADVERTISE"].partition(":")[2])
+    other = Scripted(answering("302 Found", b"", None, "Location: file:///etc/passwd"), port=port)
+    try:
+        sink = cx.Process(target=elsewhere, args=(node, tmp_path / "there", 3, out))
+        sink.start()
+        sink.join(60)
+    finally:
+        other.close()
+    assert (sender.exitcode, sink.exitcode, out.get(timeout=WAIT_S), out.empty()) == (0, 0, "open", True)
+    # Not once more for the dead letter: to wait in vain would take as long again.
+    assert len(other.heads) == 3
+    transport = connect(node)
+    letters = [read_dead_letter(frame) for frame, _, _ in transport.read(dead_letter_topic("src", "there"))]
+    disconnect(transport)
+    assert len(letters) == 3 and all("redirects are not followed" in letter.error for letter in letters)
 
 
 def test_without_an_address_for_others_they_are_gone_by_name(

@@ -79,6 +79,8 @@ class Payloads:
         self._base: Path | None = None
         self._fetching: Fetching | None = None
         self._serving: Serving | None = None
+        # Where a payload could not be fetched from just now.
+        self._unreachable = ""
         self.writer: PayloadWriter | None = None
         self.max_frame_bytes: int | None = None
         self.files: Files | None = None
@@ -208,6 +210,7 @@ class Payloads:
             try:
                 view = self._open(reference)
             except FetchError:
+                self._unreachable = reference.origin
                 raise
             except OSError as exc:
                 if not self._patience.wait(exc):
@@ -215,6 +218,8 @@ class Payloads:
             else:
                 if self._patience.troubled:
                     self._patience.over()
+                if reference.origin == self._unreachable:
+                    self._unreachable = ""
                 return inner_schema(schema), view
 
     def _open(self, reference: Reference) -> memoryview:
@@ -239,11 +244,11 @@ class Payloads:
         return inner_schema(schema), bytes(self._open(reference))
 
     def inline(self, frame: Buffer) -> Buffer:
-        """The frame with its payload in it, for who will read it when the message is settled. As it is when the payload is gone. Raises
-        `GoesBack` as `fetch` does."""
+        """The frame with its payload in it, for who will read it when the message is settled. As it is when the payload is gone, or could
+        not be fetched just now: that took long enough. Raises `GoesBack` as `fetch` does."""
         try:
             header, payload = decode_frame(frame)
-            if not is_lazy(header.schema):
+            if not is_lazy(header.schema) or (self._unreachable and Reference.decode(payload).origin == self._unreachable):
                 return frame
             schema, payload = self.fetch(header.schema, payload)
         except (MessageError, FetchError):
