@@ -2,18 +2,21 @@
 
     python bench/hosts.py                     every mode once; exit 1 when a line does not hold
     python bench/hosts.py --seconds 60 --runs 5 --only lazy
+    python bench/hosts.py --engine pulsar     with Apache Pulsar instead of NATS
 
 lazy, eager: a task takes the newest two frames every 500 ms (`min_interval_ms`). one, two: a third source names every 15th frame, and one
 task, or two of different groups, take these (`join='exact'`), lazily: the second one's frames are on the host already.
 Hosts are network namespaces on a bridge, each with a link of 100 Mbit/s (token bucket) and a payload directory of its own, so that
-nothing is found in another's memory. A NATS server runs on the first. Each camera sends 30 frames/s of 1 MB, different in every 4 KiB
-page; the tasks check every page. Judged from the kernel's counters of the interface and from lines
-that plain functions wrote. Needs root.
+nothing is found in another's memory. The broker runs on the first. Each camera has 30 frames/s of 1 MB to send, different in every 4 KiB
+page; the tasks check every page. `behind` is how old the frames of the last result were when it was made, seconds since they were due to
+be sent: what waits in front of a link that is too slow. Judged from the kernel's counters of the interface and from lines that plain
+functions wrote. Needs root.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shutil
 import statistics
@@ -21,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +41,7 @@ EVERY = int(RATE * INTERVAL_S)
 MODES = ("lazy", "eager", "one", "two")
 WARM_S, START_S = 5.0, 4.0
 HOSTS = ("a", "b", "c")
-PORT = 4222
+PORTS = {"nats": 4222, "pulsar": 6650}
 
 
 def frame(n: int) -> np.ndarray[Any, Any]:
@@ -156,63 +159,84 @@ class Network:
         return subprocess.Popen(["ip", "netns", "exec", self.hosts[name], *command], env=os.environ | env)
 
 
-def measure(mode: str, seconds: float) -> dict[str, float]:
+def broker_on(network: Network, engine: str, root: Path) -> Callable[[], None]:
+    """Starts the broker on the first host; what stops it."""
+    address, port = network.addresses["a"], str(PORTS[engine])
+    if engine == "nats":
+        server = shutil.which("nats-server") or str(Path(sys.executable).with_name("nats-server"))
+        process = network.start("a", server, "-a", address, "-p", port, "-js", "-sd", str(root / "nats"), env={})
+
+        def stop() -> None:
+            process.terminate()
+            process.wait(60)
+
+        return stop
+    state = {"EDGESERVE_STATE_DIR": str(root / "broker")}
+    command = [str(Path(sys.executable).with_name("edgeserve")), "broker"]
+    settings = ["--set", "bindAddress=0.0.0.0", "--set", f"advertisedAddress={address}"]
+    start = network.start("a", *command, "start", engine, "--data", str(root / "pulsar"), "--port", port, *settings, env=state)
+    if start.wait(240):
+        raise RuntimeError("Pulsar did not start")
+
+    def end() -> None:
+        network.start("a", *command, "stop", engine, env=state).wait(60)
+
+    return end
+
+
+def measure(mode: str, seconds: float, engine: str) -> dict[str, float]:
     """One run."""
     tasks = {"one": ["chosen"], "two": ["chosen", "chosen2"]}.get(mode, ["consumer"])
     routing = "eager" if mode == "eager" else "lazy"
     root = Path(tempfile.mkdtemp(prefix="edgeserve-hosts-"))
     memory = Path(tempfile.mkdtemp(prefix="edgeserve-hosts-", dir="/dev/shm"))
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        with Network() as network:
-            node = f"nats://{network.addresses['a']}:{PORT}"
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, root, ignore_errors=True)
+        stack.callback(shutil.rmtree, memory, ignore_errors=True)
+        network = stack.enter_context(Network())
+        stack.callback(broker_on(network, engine, root))
+        node = f"{engine}://{network.addresses['a']}:{PORTS[engine]}"
 
-            def on(host: str, *command: str) -> subprocess.Popen[bytes]:
-                env = {
-                    "EDGESERVE_PAYLOAD_DIR": str(memory / host),
-                    "EDGESERVE_ADVERTISE": network.addresses[host],
-                    "EDGESERVE_STATE_DIR": str(root / f"state-{host}"),
-                }
-                processes.append(network.start(host, *command, env=env))
-                return processes[-1]
-
-            server = shutil.which("nats-server") or str(Path(sys.executable).with_name("nats-server"))
-            broker = on("a", server, "-a", network.addresses["a"], "-p", str(PORT), "-js", "-sd", str(root / "nats"))
-            role = [sys.executable, __file__, "--node", node, "--root", str(root), "--routing", routing, "--seconds", str(seconds)]
-            takes = [on("c", *role, "--role", task) for task in tasks]
-            time.sleep(3.0)
-            role += ["--at", str(time.monotonic() + START_S)]
-            cameras = [on(host, *role, "--role", host) for host in "ab"]
-            if mode in ("one", "two"):
-                cameras.append(on("a", *role, "--role", "ticker"))
-            while not lines(root / "pairs") and all(each.poll() is None for each in (*takes, *cameras)):
-                time.sleep(0.1)
-            time.sleep(WARM_S)
-            began, before, first = time.monotonic(), network.counters("c"), len(lines(root / "pairs"))
-            time.sleep(max(1.0, seconds - 2 * WARM_S - 1))
-            took, after, last = time.monotonic() - began, network.counters("c"), len(lines(root / "pairs"))
-            pairs = lines(root / "pairs")
-            others = [lines(root / f"pairs{task.removeprefix('chosen')}") for task in tasks[1:]]
-            for some in (cameras, takes, [broker]):  # who ends after its broker waits for it
-                for each in some:
-                    each.terminate()
-                for each in some:
-                    each.wait(60)
-            used = max(1, last - first)
-            return {
-                "results": last - first,
-                "hz": used / took,
-                "in_per_result": (after[0] - before[0]) / used / (2 * SIZE),
-                "out_per_result": (after[1] - before[1]) / used / (2 * SIZE),
-                "wrong": sum(a < 0 or b < 0 for a, b, _ in pairs) + sum(abs(len(other) - len(pairs)) > 2 for other in others),
-                "age": pairs[-1][0] / RATE if pairs else 0.0,
-                "seconds": took,
+        def on(host: str, *command: str) -> subprocess.Popen[bytes]:
+            env = {
+                "EDGESERVE_PAYLOAD_DIR": str(memory / host),
+                "EDGESERVE_ADVERTISE": network.addresses[host],
+                "EDGESERVE_STATE_DIR": str(root / f"state-{host}"),
             }
-    finally:
-        for each in processes:
-            each.kill()
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.rmtree(memory, ignore_errors=True)
+            process = network.start(host, *command, env=env)
+            stack.callback(process.kill)  # who ends after its broker waits for it
+            return process
+
+        role = [sys.executable, __file__, "--node", node, "--root", str(root), "--routing", routing, "--seconds", str(seconds)]
+        takes = [on("c", *role, "--role", task) for task in tasks]
+        time.sleep(3.0)
+        at = time.monotonic() + START_S
+        role += ["--at", str(at)]
+        cameras = [on(host, *role, "--role", host) for host in "ab"]
+        if mode in ("one", "two"):
+            cameras.append(on("a", *role, "--role", "ticker"))
+        while not lines(root / "pairs") and all(each.poll() is None for each in (*takes, *cameras)):
+            time.sleep(0.1)
+        time.sleep(WARM_S)
+        began, before, first = time.monotonic(), network.counters("c"), len(lines(root / "pairs"))
+        time.sleep(max(1.0, seconds - 2 * WARM_S - 1))
+        took, after, last = time.monotonic() - began, network.counters("c"), len(lines(root / "pairs"))
+        pairs = lines(root / "pairs")
+        others = [lines(root / f"pairs{task.removeprefix('chosen')}") for task in tasks[1:]]
+        for some in (cameras, takes):
+            for each in some:
+                each.terminate()
+            for each in some:
+                each.wait(60)
+        used = max(1, last - first)
+        return {
+            "results": last - first,
+            "hz": used / took,
+            "in_per_result": (after[0] - before[0]) / used / (2 * SIZE),
+            "out_per_result": (after[1] - before[1]) / used / (2 * SIZE),
+            "wrong": sum(a < 0 or b < 0 for a, b, _ in pairs) + sum(abs(len(other) - len(pairs)) > 2 for other in others),
+            "behind": pairs[-1][2] - at - pairs[-1][0] / RATE if pairs else seconds,
+        }
 
 
 def main() -> None:
@@ -221,6 +245,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--only", choices=MODES, action="append")
+    parser.add_argument("--engine", choices=tuple(PORTS), default="nats")
     parser.add_argument("--at", type=float, help=argparse.SUPPRESS)
     for name in ("--role", "--node", "--root", "--routing"):
         parser.add_argument(name, help=argparse.SUPPRESS)
@@ -235,14 +260,14 @@ def main() -> None:
         camera(a.node, a.role, a.routing, a.seconds, a.at)
     else:
         wrong, carried = list[str](), dict[str, float]()
-        sys.stdout.write("mode     results      Hz   in / payload   out / payload   wrong\n")
+        sys.stdout.write("mode     results      Hz   in / payload   out / payload   behind   wrong\n")
         for mode in a.only or MODES:
-            runs = [measure(mode, a.seconds) for _ in range(a.runs)]
+            runs = [measure(mode, a.seconds, a.engine) for _ in range(a.runs)]
             for run in runs:
                 sys.stdout.write(
                     f"{mode:8} {run['results']:7} {run['hz']:7.2f} {run['in_per_result']:14.3f} {run['out_per_result']:15.3f} "
                 )
-                sys.stdout.write(f"{run['wrong']:7}\n")
+                sys.stdout.write(f"{run['behind']:6.2f} s {run['wrong']:7}\n")
                 sys.stdout.flush()
                 if run["wrong"]:
                     wrong.append(f"{mode}: {run['wrong']} results with a wrong page, or a task that missed some")
