@@ -14,6 +14,7 @@ RARE = {
     "inputs are acknowledged before their settlement is known to count",
     "inputs are acknowledged before their results are durable",
     "a checkpoint misses ids",
+    "a partition goes on before the end is published",
 }
 """Show in one schedule of some hundreds or thousands: `bench/simulate.py` looks for them."""
 
