@@ -159,6 +159,47 @@ class Network:
         return subprocess.Popen(["ip", "netns", "exec", self.hosts[name], *command], env=os.environ | env)
 
 
+class Cluster:
+    """A network with a broker on its first host; when it ends, so do all processes, and what they have written is gone.
+
+    Attributes:
+        network: the network.
+        node: URL of the broker.
+        root: a directory for what is written.
+    """
+
+    def __init__(self, name: str, engine: str = "nats") -> None:
+        self._name, self._engine = f"edgeserve-{name}-", engine
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Cluster:
+        with self._stack as stack:
+            self.root = Path(tempfile.mkdtemp(prefix=self._name))
+            stack.callback(shutil.rmtree, self.root, ignore_errors=True)
+            self._memory = Path(tempfile.mkdtemp(prefix=self._name, dir="/dev/shm"))
+            stack.callback(shutil.rmtree, self._memory, ignore_errors=True)
+            self.network = stack.enter_context(Network())
+            stack.callback(broker_on(self.network, self._engine, self.root))
+            self.node = f"{self._engine}://{self.network.addresses['a']}:{PORTS[self._engine]}"
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def on(self, host: str, *command: str) -> subprocess.Popen[bytes]:
+        """A process on a host, which finds nothing in the memory of the others."""
+        env = {
+            "EDGESERVE_PAYLOAD_DIR": str(self._memory / host),
+            "EDGESERVE_ADVERTISE": self.network.addresses[host],
+            "EDGESERVE_STATE_DIR": str(self.root / f"state-{host}"),
+        }
+        process = self.network.start(host, *command, env=env)
+        self._stack.callback(process.wait)
+        self._stack.callback(process.kill)  # who ends after its broker waits for it
+        return process
+
+
 def broker_on(network: Network, engine: str, root: Path) -> Callable[[], None]:
     """Starts the broker on the first host; what stops it."""
     address, port = network.addresses["a"], str(PORTS[engine])
@@ -188,25 +229,8 @@ def measure(mode: str, seconds: float, engine: str) -> dict[str, float]:
     """One run."""
     tasks = {"one": ["chosen"], "two": ["chosen", "chosen2"]}.get(mode, ["consumer"])
     routing = "eager" if mode == "eager" else "lazy"
-    root = Path(tempfile.mkdtemp(prefix="edgeserve-hosts-"))
-    memory = Path(tempfile.mkdtemp(prefix="edgeserve-hosts-", dir="/dev/shm"))
-    with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, root, ignore_errors=True)
-        stack.callback(shutil.rmtree, memory, ignore_errors=True)
-        network = stack.enter_context(Network())
-        stack.callback(broker_on(network, engine, root))
-        node = f"{engine}://{network.addresses['a']}:{PORTS[engine]}"
-
-        def on(host: str, *command: str) -> subprocess.Popen[bytes]:
-            env = {
-                "EDGESERVE_PAYLOAD_DIR": str(memory / host),
-                "EDGESERVE_ADVERTISE": network.addresses[host],
-                "EDGESERVE_STATE_DIR": str(root / f"state-{host}"),
-            }
-            process = network.start(host, *command, env=env)
-            stack.callback(process.kill)  # who ends after its broker waits for it
-            return process
-
+    with Cluster("hosts", engine) as cluster:
+        network, node, root, on = cluster.network, cluster.node, cluster.root, cluster.on
         role = [sys.executable, __file__, "--node", node, "--root", str(root), "--routing", routing, "--seconds", str(seconds)]
         takes = [on("c", *role, "--role", task) for task in tasks]
         time.sleep(3.0)

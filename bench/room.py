@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hosts import HOSTS, PORT, Network
+from hosts import HOSTS, Cluster
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "room_ar"
 SHARE, NEAR, MOST_CM, LEAST_HZ = 0.2, 0.05, 5.0, 2.0
@@ -37,49 +36,27 @@ PLACES = {
 
 def measure(routing: str, join: str, room: Path, limit_s: float) -> dict[str, Any]:
     """One run: the example's report, with the bytes in and out of each host."""
-    root = Path(tempfile.mkdtemp(prefix="edgeserve-room-"))
-    memory = Path(tempfile.mkdtemp(prefix="edgeserve-room-", dir="/dev/shm"))
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        with Network() as network:
-            node = f"nats://{network.addresses['a']}:{PORT}"
-
-            def on(host: str, *command: str) -> subprocess.Popen[bytes]:
-                env = {
-                    "EDGESERVE_PAYLOAD_DIR": str(memory / host),
-                    "EDGESERVE_ADVERTISE": network.addresses[host],
-                    "EDGESERVE_STATE_DIR": str(root / f"state-{host}"),
-                }
-                processes.append(network.start(host, *command, env=env))
-                return processes[-1]
-
-            server = shutil.which("nats-server") or str(Path(sys.executable).with_name("nats-server"))
-            broker = on("a", server, "-a", network.addresses["a"], "-p", str(PORT), "-js", "-sd", str(root / "nats"))
-            time.sleep(1.0)
-            options = ["--node", node, "--room", str(room), "--out", str(root / "out"), "--routing", routing, "--join", join]
-            options += ["--at", str(time.time() + START_S)]
-            before = {host: network.counters(host) for host in HOSTS}
-            stages = [on(host, sys.executable, str(EXAMPLE), *each, *options) for host, some in PLACES.items() for each in some]
-            began, ends = time.monotonic(), time.monotonic() + limit_s
-            while any(each.poll() is None for each in stages) and time.monotonic() < ends:
-                if broker.poll() is not None or any(each.returncode for each in stages):
-                    raise SystemExit("a stage has failed: what it said is above")
-                time.sleep(0.1)
-            over = all(each.poll() is not None for each in stages)
-            after = {host: network.counters(host) for host in HOSTS}
-            for some in (stages, [broker]):
-                for each in some:
-                    each.terminate()
-                for each in some:
-                    each.wait(60)
-            found: dict[str, Any] = json.loads((root / "out" / "report.json").read_text())
-            found["bytes"] = {host: [b - a for a, b in zip(before[host], after[host], strict=True)] for host in HOSTS}
-            return found | {"over": over, "seconds": time.monotonic() - began - START_S}
-    finally:
-        for each in processes:
-            each.kill()
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.rmtree(memory, ignore_errors=True)
+    with Cluster("room") as cluster:
+        network, root = cluster.network, cluster.root
+        time.sleep(1.0)
+        options = ["--node", cluster.node, "--room", str(room), "--out", str(root / "out"), "--routing", routing, "--join", join]
+        options += ["--at", str(time.time() + START_S)]
+        before = {host: network.counters(host) for host in HOSTS}
+        stages = [cluster.on(host, sys.executable, str(EXAMPLE), *each, *options) for host, some in PLACES.items() for each in some]
+        began, ends = time.monotonic(), time.monotonic() + limit_s
+        while any(each.poll() is None for each in stages) and time.monotonic() < ends:
+            if any(each.returncode for each in stages):
+                raise SystemExit("a stage has failed: what it said is above")
+            time.sleep(0.1)
+        over = all(each.poll() is not None for each in stages)
+        after = {host: network.counters(host) for host in HOSTS}
+        for each in stages:
+            each.terminate()
+        for each in stages:
+            each.wait(60)
+        found: dict[str, Any] = json.loads((root / "out" / "report.json").read_text())
+        found["bytes"] = {host: [b - a for a, b in zip(before[host], after[host], strict=True)] for host in HOSTS}
+        return found | {"over": over, "seconds": time.monotonic() - began - START_S}
 
 
 def judge(found: dict[str, dict[str, Any]]) -> list[str]:
