@@ -154,7 +154,7 @@ class Asides:
             input_ids=["" if h is None else h.id.hex() for h in headers],
             attempts=attempts,
             time_ns=time.time_ns(),
-            frames=[bytes(self._payloads.inline(frame)) for frame in frames],
+            frames=[bytes(self._payloads.aside(frame)) for frame in frames],
             topic=topic,
             group=self._group,
             source_ids=["" if h is None else h.source_id for h in headers],

@@ -244,17 +244,26 @@ class Payloads:
         return inner_schema(schema), bytes(self._open(reference))
 
     def inline(self, frame: Buffer) -> Buffer:
-        """The frame with its payload in it, for who will read it when the message is settled. As it is when the payload is gone, or could
-        not be fetched just now: that took long enough. Raises `GoesBack` as `fetch` does."""
+        """The frame with its payload in it, for who will read it when the message is settled. As it is when the payload is gone. Raises
+        `GoesBack` as `fetch` does."""
         try:
             header, payload = decode_frame(frame)
-            if not is_lazy(header.schema) or (self._unreachable and Reference.decode(payload).origin == self._unreachable):
+            if not is_lazy(header.schema):
                 return frame
             schema, payload = self.fetch(header.schema, payload)
         except (MessageError, FetchError):
             return frame
         whole = encode_frame(msgspec.structs.replace(header, schema=schema, size=len(payload)), [payload])
         return whole if isinstance(whole, bytes) else b"".join(whole)
+
+    def aside(self, frame: Buffer) -> Buffer:
+        """`inline`, for a message that is given up: not where its payload could not be fetched just now, which took long enough."""
+        try:
+            header, payload = decode_frame(frame)
+            just_failed = self._unreachable != "" and is_lazy(header.schema) and Reference.decode(payload).origin == self._unreachable
+        except MessageError:
+            return frame
+        return frame if just_failed else self.inline(frame)
 
     def _reader(self) -> PayloadReader:
         reader = self._known_reader
