@@ -48,7 +48,6 @@ class Search:
         self._worth = worth(relaxation, prices)[0]
         self._count = itertools.count()
         self._heap: list[tuple[float, int, Decided, Modes]] = []
-        self._example: State | None = best
 
     @property
     def upper(self) -> float:
@@ -80,7 +79,7 @@ class Search:
         if len(sites) < len(self.lists):
             self._branch_site(sites, modes, solution.marginals() - self._worth)
             return
-        free = [e.number for e in self.model.edges if e.number not in modes and self._two_modes(e.number, sites)]
+        free = [e.number for e in self.model.edges if e.number not in modes and (e.rate or e.weight or e.bytes > 0)]
         if len(free) <= _ENUMERATED:
             self._enumerate(sites, modes, free)
             return
@@ -103,10 +102,6 @@ class Search:
 
     def _push(self, bound: float, sites: dict[int, Site], modes: dict[int, bool]) -> None:
         heapq.heappush(self._heap, (bound, next(self._count), tuple(sites.items()), tuple(modes.items())))
-
-    def _two_modes(self, number: int, sites: dict[int, Site]) -> bool:
-        edge = self.model.edges[number]
-        return bool(edge.rate) or bool(edge.weight) or edge.bytes > 0
 
     def _fits(self, sites: dict[int, Site], group: int, site: Site) -> bool:
         """Whether the nodes of a site have room beside what is decided, and no one there has to be apart."""

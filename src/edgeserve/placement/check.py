@@ -15,6 +15,7 @@ from edgeserve.placement.errors import (
     UnknownName,
     UnsupportedProblemVersion,
 )
+from edgeserve.placement.forest import set_of
 from edgeserve.placement.problem import ALL, ANY, FORMAT_VERSION, Problem, Task
 
 _POSITIVE = ("bandwidth_bytes_s", "rate_hz", "speed", "replicas_min", "replicas_max")
@@ -197,17 +198,12 @@ def colocated(problem: Problem) -> dict[str, str]:
     """Task to the first task of those that it shares its nodes with."""
     first = {task.name: task.name for task in problem.tasks}
 
-    def find(name: str) -> str:
-        while first[name] != name:
-            name = first[name]
-        return name
-
     order = {task.name: number for number, task in enumerate(problem.tasks)}
     for names in problem.colocate:
         for name in names[1:]:
-            a, b = sorted((find(names[0]), find(name)), key=order.__getitem__)
+            a, b = sorted((set_of(first, names[0]), set_of(first, name)), key=order.__getitem__)
             first[b] = a
-    return {name: find(name) for name in first}
+    return {name: set_of(first, name) for name in first}
 
 
 def _acyclic(tasks: tuple[Task, ...]) -> None:

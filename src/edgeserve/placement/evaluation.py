@@ -11,6 +11,7 @@ from typing import Any, Literal
 from edgeserve.placement.errors import InvalidPlan
 from edgeserve.placement.model import TOLERANCE, Model, Site
 from edgeserve.placement.problem import Problem
+from edgeserve.placement.queueing import waiting
 from edgeserve.placement.state import State, transfers
 
 Mode = Literal["eager", "lazy"]
@@ -199,10 +200,10 @@ def _waits(state: State) -> tuple[list[tuple[float, float]], list[tuple[float, f
 
 def _wait(load: float, limit: float, power: float, rate: float) -> tuple[float, float]:
     kept = min(load, limit)
-    counted = 0.5 * kept**power / (1.0 - kept)
+    counted = waiting(kept, power)
     if load >= 1.0:
         return counted, math.inf
-    return counted, 0.5 * load**power / (1.0 - load) / rate if rate > 0 else 0.0
+    return counted, waiting(load, power) / rate if rate > 0 else 0.0
 
 
 def _latency(state: State, links: Sequence[float], nodes: Sequence[float]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgeserve.placement.check import colocated
+from edgeserve.placement.forest import set_of
 from edgeserve.placement.problem import ALL, ANY, Problem, Task
 from edgeserve.placement.queueing import Array, exponent
 from edgeserve.placement.routes import make_routes
@@ -251,23 +252,17 @@ class Model:
     def _set_components(self) -> None:
         parent = list(range(len(self.groups)))
 
-        def find(group: int) -> int:
-            while parent[group] != group:
-                parent[group] = parent[parent[group]]
-                group = parent[group]
-            return group
-
         for edge in self.edges:
             if edge.maker_group >= 0 and edge.taker_group >= 0:
-                parent[find(edge.maker_group)] = find(edge.taker_group)
+                parent[set_of(parent, edge.maker_group)] = set_of(parent, edge.taker_group)
         numbers: dict[int, int] = {}
         self.components: list[Component] = []
         for number, group in enumerate(self.groups):
-            root = find(number)
-            if root not in numbers:
-                numbers[root] = len(self.components)
+            first = set_of(parent, number)
+            if first not in numbers:
+                numbers[first] = len(self.components)
                 self.components.append(Component([], [], []))
-            group.component = numbers[root]
+            group.component = numbers[first]
             self.components[group.component].groups.append(number)
         for task in self.order:
             self.components[self.groups[self.group_of[task]].component].tasks.append(task)

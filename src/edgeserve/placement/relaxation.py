@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from edgeserve.placement.forest import set_of
 from edgeserve.placement.model import Flags, Model, Site
 from edgeserve.placement.queueing import Array, conjugate, waiting_all
 
@@ -126,19 +127,14 @@ class Relaxation:
         between = [k for k, e in enumerate(self.edges) if e.maker_group >= 0 and e.taker_group >= 0 and e.maker_group != e.taker_group]
         parent = {group: group for group in self.groups}
 
-        def find(group: int) -> int:
-            while parent[group] != group:
-                group = parent[group]
-            return group
-
         near: dict[int, list[int]] = defaultdict(list)
         self._dropped = []
         for k in sorted(between, key=lambda k: (-self.edges[k].rate * self.edges[k].bytes, k)):
             a, b = self.edges[k].maker_group, self.edges[k].taker_group
-            if find(a) == find(b):
+            if set_of(parent, a) == set_of(parent, b):
                 self._dropped.append(k)
                 continue
-            parent[find(a)] = find(b)
+            parent[set_of(parent, a)] = set_of(parent, b)
             near[a].append(k)
             near[b].append(k)
         self.roots: list[int] = []

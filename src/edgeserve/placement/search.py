@@ -161,6 +161,11 @@ def _sites(model: Model, state: State, group: int, cost: Array, tries: int) -> l
     return sorted(site for site in found if site != old and len(site) >= min(demand.least, len(old) + 1))
 
 
+def _modes(state: State, lazy: Mapping[int, Flags], site: Site) -> dict[int, bool]:
+    """The edges whose other mode is cheaper at a site, with that mode."""
+    return {edge: bool(row[site[0]]) for edge, row in lazy.items() if bool(row[site[0]]) != state.lazy[edge]}
+
+
 def fractions(state: State, group: int) -> Array:
     """The weights of inputs as they are in a placement, for the application of a group: of the latest, the one that is latest."""
     model = state.model
@@ -188,7 +193,7 @@ def move_group(state: State, pricer: Pricer, group: int, *, tries: int = _TRIES)
     changes = []
     for site in (old, *_sites(state.model, state, group, cost, tries)):
         if site and cost[list(site)].mean() <= most:
-            modes = {edge: bool(row[site[0]]) for edge, row in lazy.items() if bool(row[site[0]]) != state.lazy[edge]}
+            modes = _modes(state, lazy, site)
             if modes or site != old:
                 changes.append(state.trial({group: site} if site != old else {}, modes))
     best = best_of(changes, state)
@@ -241,12 +246,9 @@ def settle(state: State, rng: random.Random, *, stop: Callable[[], bool], pricer
             return
 
 
-def greedy_state(
-    model: Model, *, previous: list[Site] | None = None, move_cost: float = 0.0, keep: Mapping[int, Site] | None = None
-) -> State:
+def greedy_state(model: Model, *, previous: list[Site] | None = None, move_cost: float = 0.0) -> State:
     """Each task in order of flow where it costs least at that moment."""
-    sites: list[Site] = [(keep or {}).get(group, ()) for group in range(len(model.groups))]
-    state = State(model, sites, [True] * len(model.edges), previous=previous, move_cost=move_cost)
+    state = State(model, [()] * len(model.groups), [True] * len(model.edges), previous=previous, move_cost=move_cost)
     pricer = Pricer(model)
     for component in model.components:
         for task in component.tasks:
@@ -266,7 +268,7 @@ def place(state: State, pricer: Pricer, group: int) -> None:
     for replicas in range(demand.least, demand.most + 1):
         starts = range(max(len(ranked) - replicas + 1, 1))
         for site in (tuple(sorted(ranked[start : start + replicas])) for start in starts):
-            modes = {edge: bool(row[site[0]]) for edge, row in lazy.items() if bool(row[site[0]]) != state.lazy[edge]}
+            modes = _modes(state, lazy, site)
             change = state.trial({group: site}, modes)
             if (
                 best is None
@@ -288,7 +290,7 @@ def alternatives(state: State, pricer: Pricer, group: int, *, tries: int = 6) ->
         cost, lazy = pricer.costs(state, group, fractions(state, group), hard=hard)
         for site in _sites(state.model, state, group, cost, tries):
             if site not in changes:
-                modes = {edge: bool(row[site[0]]) for edge, row in lazy.items() if bool(row[site[0]]) != state.lazy[edge]}
+                modes = _modes(state, lazy, site)
                 both = (state.trial({group: site}, modes), state.trial({group: site}, {}))
                 changes[site] = min(both, key=lambda change: (change.excess > state.excess + TOLERANCE, change.cost))
     return list(changes.values())

@@ -20,6 +20,7 @@ from typing import Literal
 
 from edgeserve.placement.errors import BadValue
 from edgeserve.placement.evaluation import Assignment, Routing, read_assignment, read_routing
+from edgeserve.placement.forest import set_of
 from edgeserve.placement.model import Model
 from edgeserve.placement.problem import ALL, ANY, Problem
 
@@ -72,7 +73,6 @@ class _World:
     def __init__(self, model: Model, sites: Sequence[tuple[int, ...]], lazy: Sequence[bool], seed: int, poisson: bool) -> None:
         self.model, self.sites, self.lazy, self.poisson = model, sites, lazy, poisson
         self.rng = random.Random(seed)
-        self.seed = seed
         self.now = 0.0
         self.from_s = 0.0
         self._events: list[tuple[float, int, Then]] = []
@@ -312,11 +312,6 @@ def _meeting(model: Model) -> dict[int, int]:
     """Sources that reach an input of a task that waits for all of them, to a number of their own set."""
     parent = list(range(len(model.streams)))
 
-    def find(stream: int) -> int:
-        while parent[stream] != stream:
-            stream = parent[stream]
-        return stream
-
     met: set[int] = set()
     reach: dict[int, set[int]] = {number: {number} for number, stream in enumerate(model.streams) if stream.group < 0}
     for task in model.order:
@@ -326,6 +321,6 @@ def _meeting(model: Model) -> dict[int, int]:
         if model.tasks[task].trigger == ALL and len(inputs) > 1:
             first = min(reach[own])
             for other in reach[own]:
-                parent[find(other)] = find(first)
+                parent[set_of(parent, other)] = set_of(parent, first)
             met |= reach[own]
-    return {number: find(number) for number in met}
+    return {number: set_of(parent, number) for number in met}

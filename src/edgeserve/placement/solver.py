@@ -325,7 +325,7 @@ def _finish(run: Run, relaxation: Relaxation, prices: Prices, bound: float) -> t
     if lists is None:
         return bound, False
     search = Search(relaxation, prices, lists, run.best)
-    search.run(lambda: run.late(0.97), run.make)
+    search.run(lambda: run.late(_MENDED), run.make)
     if search.best is not None:
         run.take(search.best)
     return max(bound, search.bound), not math.isfinite(search.bound) and search.bound > 0
