@@ -81,11 +81,7 @@ class ParquetReplay(Replay):
             raise ConfigurationError(f"{self._kind}: {self.path!r} cannot be read as a Parquet file: {exc}") from exc
         self._choose(pa, self._parquet.schema_arrow)
         if saved is not None:
-            place, check = saved
-            if check == self._digest:
-                self._cursor.place = place
-            else:
-                self._tell_other_file()
+            self._take_up(saved, self._digest)
 
     def _choose(self, pa: Any, schema: Any) -> None:
         names = tuple(schema.names)

@@ -97,6 +97,15 @@ class Replay(FileSource):
                 raise StopIteration
             self._cursor.place = self._cursor.place.again()
 
+    def _take_up(self, saved: tuple[Place, str], digest: str) -> bool:
+        """Goes on at a saved place if the file is the one that it is of; tells if it is another."""
+        place, of = saved
+        if of == digest:
+            self._cursor.place = place
+        else:
+            self._tell_other_file()
+        return of == digest
+
     def _tell_other_file(self) -> None:
         _log.warning("%s of %s: not the file that was read before: it is replayed from its start", self._kind, self.path)
 

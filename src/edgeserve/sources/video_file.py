@@ -64,13 +64,8 @@ class VideoFile(Replay):
         self._start_ns = _made_at(decoder.container) if self._given_ns is None else self._given_ns
         rate = decoder.stream.average_rate or decoder.stream.guessed_rate
         self.rate = Fraction(rate.numerator, rate.denominator) if rate else None
-        if saved is not None:
-            place, check = saved
-            if check == self._digest:
-                self._cursor.place = place
-                self._release()
-            else:
-                self._tell_other_file()
+        if saved is not None and self._take_up(saved, self._digest):
+            self._release()
 
     def _file(self) -> Any:
         try:
