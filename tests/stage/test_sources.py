@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
 
-from edgeserve.core.message import WATERMARK_END, Header, Kind
+from edgeserve.core.message import WATERMARK_END, Header, Kind, TimeKind
 from edgeserve.stage.sources import SourceClock, restored, telling
 
 
-def header(producer: str, number: int, kind: Kind = Kind.DATA) -> Header:
+def header(producer: str, number: int, kind: Kind = Kind.DATA, time_kind: TimeKind = TimeKind.DEVICE) -> Header:
     mark = WATERMARK_END if kind is Kind.END else number
-    return Header(bytes(15) + bytes([number]), "a", producer, number, number, 0, watermark_ns=mark, kind=int(kind))
+    id_ = bytes(15) + bytes([number])
+    return Header(id_, "a", producer, number, number, 0, watermark_ns=mark, kind=int(kind), time_kind=int(time_kind))
 
 
 def test_what_comes_again_of_an_ended_producer_promises_nothing_for_the_next_round() -> None:
@@ -67,6 +70,34 @@ def test_an_end_that_is_recorded_tells_what_comes_again() -> None:
     assert clock.observe(header("only", 3), 3, 0) == 3
     assert not clock.end(header("only", 2, Kind.END), 4)
     assert clock.end(header("only", 4, Kind.END), 5)
+
+
+def test_an_end_that_is_not_settled_is_not_told_however_many_follow() -> None:
+    clock = SourceClock()
+    for number, kind in ((1, Kind.DATA), (2, Kind.END), (3, Kind.DATA), (4, Kind.END)):
+        (clock.end if kind is Kind.END else partial(clock.observe, published_ns=0))(header("only", number, kind), number)
+
+    def promises_again(upto: int) -> list[int | None]:
+        """What whoever comes next, and is told that all up to there is settled, takes from each message that is stored once more."""
+        return [restored("a", telling("a", clock, upto)).observe(header("only", number), 4 + number, 0) for number in (1, 3)]
+
+    assert promises_again(1) == [1, 3]
+    assert promises_again(2) == [None, 3]
+    assert promises_again(4) == [None, None]
+
+
+def test_what_a_replica_sends_again_behind_the_end_of_another_begins_nothing() -> None:
+    def of(producer: str, number: int, kind: Kind = Kind.DATA) -> Header:
+        return header(producer, number, kind, TimeKind.COMPUTED)
+
+    clock = SourceClock()
+    for position, (producer, number) in enumerate((("p", 1), ("q", 1), ("p", 2), ("q", 2))):
+        clock.observe(of(producer, number), position, 0)
+    assert clock.end(of("p", 3, Kind.END), 4)
+    clock.observe(of("q", 2), 5, 0)
+    assert clock.ended
+    clock.observe(of("q", 3), 6, 0)
+    assert not clock.ended
 
 
 def test_what_a_version_before_has_told_of_producers_can_be_read() -> None:

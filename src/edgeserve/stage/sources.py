@@ -38,19 +38,39 @@ _decode = msgspec.msgpack.Decoder(list[Known]).decode
 
 
 class _Producer:
-    __slots__ = ("ended", "ended_at", "ended_before", "ended_with", "first", "last", "seen_ns", "watermark_ns")
+    __slots__ = ("ended", "ends", "first", "last", "newest", "seen_ns", "watermark_ns")
 
     def __init__(self, position: int) -> None:
         self.first = self.last = position
         self.seen_ns = 0
         self.watermark_ns: int | None = None
-        self.ended, self.ended_at = False, -1
-        # The sequence of its newest end, and of the end before that.
-        self.ended_with = self.ended_before = -1
+        self.ended = False
+        # The highest sequence that has come from it.
+        self.newest = -1
+        # Its ends, (position, sequence): the newest that whoever comes next knows, and those behind that. At -1: another member told it.
+        self.ends: list[tuple[int, int]] = []
+
+    @property
+    def ended_at(self) -> int:
+        """The position of its newest end; -1: there is none, or another member has told of it."""
+        return self.ends[-1][0] if self.ends else -1
+
+    def add_end(self, position: int, sequence: int) -> None:
+        """Notes an end; the same one may be brought again."""
+        if not self.ends:
+            self.ends.append((position, sequence))
+        elif position > self.ends[-1][0]:
+            self.ends.append((position, max(sequence, self.ends[-1][1])))
 
     def comes_again(self, header: Header, position: int) -> bool:
         """Whether this is what was sent before its newest end, or that end, stored once more behind it."""
-        return header.sequence <= self.ended_with and position > self.ended_at
+        return bool(self.ends) and position > self.ends[-1][0] and header.sequence <= self.ends[-1][1]
+
+    def told(self, name: str, upto: int) -> Known:
+        """What whoever comes next must know, who will read all ends behind `upto` again."""
+        settled = [end for end in self.ends if end[0] <= upto]
+        self.ends = [*settled[-1:], *self.ends[len(settled) :]]
+        return Known(name, self.first, self.last, self.seen_ns, self.ended and self.ended_at <= upto, settled[-1][1] if settled else -1)
 
 
 class SourceClock:
@@ -84,6 +104,8 @@ class SourceClock:
         producer = self._only
         if producer is not None and header.producer == self._name and position > producer.last:
             producer.last, producer.seen_ns = position, published_ns
+            if header.sequence > producer.newest:
+                producer.newest = header.sequence
             watermark_ns, promised_ns = header.watermark_ns, producer.watermark_ns
             if watermark_ns is not None and (promised_ns is None or watermark_ns > promised_ns):
                 producer.watermark_ns = watermark_ns
@@ -94,6 +116,8 @@ class SourceClock:
             producer = self._switch(header.producer, position)
         if producer.comes_again(header, position):
             return self._together(published_ns) if len(self._producers) > 1 else None if producer.ended else producer.watermark_ns
+        if header.sequence > producer.newest:
+            producer.newest = header.sequence
         if self.ended and position > self._ended_at:
             self.ended = False
         if producer.ended and position > producer.last:
@@ -117,16 +141,15 @@ class SourceClock:
     def told(self, upto: int) -> list[Known]:
         """What whoever comes next must know, who will read all ends behind `upto` again."""
         self.changed = False
-        return [
-            Known(name, p.first, p.last, p.seen_ns, p.ended and p.ended_at <= upto, p.ended_with if p.ended_at <= upto else p.ended_before)
-            for name, p in self._producers.items()
-        ]
+        return [producer.told(name, upto) for name, producer in self._producers.items()]
 
     def restore(self, known: Iterable[Known]) -> None:
         """What another member has told. What a producer has promised is known again when it sends."""
         for one in known:
             producer = self._producers[one.name] = _Producer(one.first)
-            producer.last, producer.seen_ns, producer.ended, producer.ended_with = one.last, one.seen_ns, one.ended, one.ended_with
+            producer.last, producer.seen_ns, producer.ended = one.last, one.seen_ns, one.ended
+            if one.ended_with >= 0:
+                producer.add_end(-1, one.ended_with)
             producer.watermark_ns = WATERMARK_END if one.ended else None
             self._newest_first = max(self._newest_first, one.first)
 
@@ -144,9 +167,8 @@ class SourceClock:
         # One that has sent since has not ended: its end came again.
         over = [p for p in producers if p.last <= position and (p is producer or header.time_kind == TimeKind.COMPUTED)]
         for each in over:
-            each.ended, each.ended_at, each.watermark_ns = True, position, WATERMARK_END
-            if each is producer and header.sequence != each.ended_with:
-                each.ended_before, each.ended_with = each.ended_with, header.sequence
+            each.ended, each.watermark_ns = True, WATERMARK_END
+            each.add_end(position, header.sequence if each is producer else each.newest)
         self.ended = all(p.ended for p in producers if p.last >= self._newest_first)
         self._ended_at = max(self._ended_at, position)
         return self.ended
@@ -154,9 +176,7 @@ class SourceClock:
     def pass_end(self, header: Header, position: int) -> None:
         """Notes an end that the group has recorded, whether the source has begun again or not: by it is known what comes again."""
         producer, self._only = self._switch(header.producer, position), None
-        if header.sequence > producer.ended_with:
-            producer.ended_before, producer.ended_with = producer.ended_with, header.sequence
-            producer.ended_at = max(producer.ended_at, position)
+        producer.add_end(position, header.sequence)
 
     def _switch(self, name: str, position: int) -> _Producer:
         producer = self._producers.get(name)
