@@ -26,9 +26,18 @@ import stages
 from room import CAMERAS, record
 
 MOST_CM, LEAST_HZ = 5.0, 2.0
+SECONDS = 20.0
 STAGES = ("camera", "imu", "detect", "track", "sink")
 _BEFORE_S = 3.0
 """How long consumers have to start, before the sources do."""
+
+
+def positive(text: str) -> float:
+    """A number of at least a hundredth; anything else is the command line's error."""
+    number = float(text)
+    if not 0.01 <= number < 100_000:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0.01 to 100000")
+    return number
 
 
 def arguments() -> argparse.Namespace:
@@ -37,9 +46,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--node", help="where messages go (default: local://, in a store of this run's own)")
     parser.add_argument("--room", type=Path, help="the recording; made if it is not there (default: a new one)")
     parser.add_argument("--out", type=Path, help="where results go (default: they are thrown away, but for the report)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="how long a recording is made (default: 20)")
+    parser.add_argument("--seconds", type=positive, help="how long a recording is made, at least one picture (default: 20)")
     parser.add_argument("--seed", type=int, default=1, help="of the recording's noise (default: 1)")
-    parser.add_argument("--speed", type=float, default=1.0, help="how many times faster than recorded (default: 1)")
+    parser.add_argument("--speed", type=positive, default=1.0, help="how many times faster than recorded (default: 1)")
     parser.add_argument("--routing", choices=("eager", "lazy"), default="lazy", help="of pictures (default: lazy)")
     parser.add_argument("--join", choices=("exact", "latest"), default="exact", help="of what the cameras see (default: exact)")
     parser.add_argument("--index", type=int, choices=range(CAMERAS), default=0, help="which camera, of `camera` and `detect`")
@@ -69,10 +78,14 @@ def one(a: argparse.Namespace) -> None:
 
 def every(a: argparse.Namespace, room: Path, out: Path) -> dict[str, Any]:
     """Runs all stages as processes on this machine; the report."""
-    if not (room / "truth.csv").exists():
+    if (room / "truth.csv").exists():
+        if a.seconds is not None:
+            raise SystemExit(f"--seconds: {room} holds a recording already: leave --seconds out, or name another --room")
+    else:
+        seconds = a.seconds or SECONDS
         if not a.json:
-            print(f"recording {a.seconds:g} s of the room")
-        record(room, a.seconds, a.seed)
+            print(f"recording {seconds:g} s of the room")
+        record(room, seconds, a.seed)
     # A broker, and a store that others use, may know earlier runs.
     node, run = (f"local://{out}/store", "") if a.node is None else (a.node, f"-{time.time_ns()}")
     command = [sys.executable, str(Path(__file__).resolve().parent), "--node", node, "--room", str(room), "--out", str(out), "--run", run]
@@ -83,7 +96,7 @@ def every(a: argparse.Namespace, room: Path, out: Path) -> dict[str, Any]:
     wanted += [*(("camera", "--index", str(n)) for n in range(CAMERAS)), ("imu",)]
     processes = [subprocess.Popen([*command, *each], env=env) for each in wanted]
     try:
-        while any(each.poll() is None for each in processes):
+        while None in [each.poll() for each in processes]:
             if any(each.returncode for each in processes):
                 raise SystemExit("a stage has failed: what it said is above")
             time.sleep(0.1)
@@ -103,7 +116,7 @@ def main() -> None:
     """Does what the command line says."""
     a = arguments()
     if a.stage == "record":
-        record(a.room or Path("."), a.seconds, a.seed)
+        record(a.room or Path("."), a.seconds or SECONDS, a.seed)
         return
     if a.stage != "run":
         one(a)

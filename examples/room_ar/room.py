@@ -164,7 +164,7 @@ def record(folder: Path, seconds: float, seed: int = 1) -> None:
 
 
 def _frames(seconds: float) -> int:
-    return int(seconds * FPS)
+    return max(int(seconds * FPS), 1)
 
 
 def _film(path: Path, eye: Eye, seconds: float) -> None:

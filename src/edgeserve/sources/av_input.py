@@ -22,7 +22,7 @@ _LISTS = {"concat", "concatf", "dash", "hls", "image2", "imf", "lavfi", "rtp", "
 """What FFmpeg reads that names other files or hosts."""
 
 _BACK_S = (0, 2, 10)
-_PASSWORD = re.compile(r"(?<=://)[^/@]*@")
+_PASSWORD = re.compile(r"(?<=://)[^/?#]*@")
 _ATTACHED_PICTURE = 1 << 10
 
 

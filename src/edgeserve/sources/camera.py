@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from edgeserve.core.errors import ConfigurationError, EdgeServeError
+from edgeserve.core.errors import ConfigurationError, EdgeServeError, FetchError
 from edgeserve.sources import live
 from edgeserve.sources.av_input import checked_timeout, look
 from edgeserve.sources.live import DeviceClock, Live, Place, RtcpClock, clock_of, network, scheme_of
@@ -38,6 +38,8 @@ class Camera(Live):
     Raises:
         MissingExtra: PyAV is not installed.
         ConfigurationError: something that cannot work; or by `next()`: there is no such camera. The next call tries again.
+        FetchError: by `next()`: it is there and sends nothing. The next call tries again.
+        BadRow: by `next()`: a picture that cannot be handed out. The next call goes on behind it.
     """
 
     _kind = "Camera"
@@ -62,9 +64,14 @@ class Camera(Live):
         timeout_s = checked_timeout(self._kind, timeout_s)
         super().__init__(place, look=looks, every=1, clock=kept, keep=1, timeout_s=timeout_s, timer=timer)
 
+    def _stands_still(self, error: FetchError) -> None:
+        if not self._seen:
+            raise error
+        _log.warning("%s (it is opened once more)", error)
+
     def _read(self) -> None:
         told = False
-        while not self._closed:
+        while not self._stopped:
             try:
                 before = self._seen
                 self._read_once(self._put)
@@ -74,12 +81,14 @@ class Camera(Live):
                 if not told or self._seen > before:
                     _log.warning("%s (it is looked for every %g s)", exc, live.RETRY_S)
                 told = True
-            if not self._closed:
+            self._still_there()
+            if not self._stopped:
                 self._rest.wait(live.RETRY_S)
 
     def _put(self, taken: Any) -> None:
-        self.dropped += len(self._frames)
-        self._frames.append(taken)  # in place of the one that is there
+        if self._take() is not None:
+            self.dropped += 1
+        self._frames.append(taken)
         self._seen += 1
 
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from edgeserve.core.errors import ConfigurationError, FetchError
+from edgeserve.core.errors import BadRow, ConfigurationError, EdgeServeError, FetchError
 from edgeserve.sources.av_input import MAX_PIXELS, Damaged, Decoder, Look, ns_of, pyav, shown, video_of, why
 from edgeserve.sources.base import Source
 from edgeserve.sources.timer import SystemTimer, Timer
@@ -22,6 +22,9 @@ RETRY_S = 1.0
 """How long a camera that was lost is left alone before it is tried again."""
 
 _LONGEST_S = 3600.0
+_BEYOND_S = 1.0
+"""How long FFmpeg has, beyond `timeout_s`, to say itself that nothing comes: a read of a device that stands still never ends."""
+
 _PRFT = struct.Struct("<q")
 
 
@@ -61,13 +64,20 @@ class DeviceClock(Clock):
 
 
 class SinceClock(Clock):
-    """Times in the stream, counted from its first frame, which was taken at `start_ns`."""
+    """Times in the stream, counted from its first frame, taken at `start_ns`; what has no end went on while nobody was connected."""
 
-    def __init__(self, start_ns: int) -> None:
-        self._start_ns = start_ns
+    def __init__(self, start_ns: int, timer: Timer) -> None:
+        self._given_ns = self._start_ns = start_ns
+        self._timer = timer
+        self._began_ns: int | None = None
 
     def begin(self, stream: Any) -> None:
         self._base, self._first = stream.time_base, stream.start_time
+        now_ns = self._timer.monotonic_ns()
+        if self._began_ns is None:
+            self._began_ns = now_ns
+        elif not stream.container.duration:
+            self._start_ns = self._given_ns + now_ns - self._began_ns
 
     def ns(self, frame: Any) -> int | None:
         if frame.pts is None:
@@ -127,18 +137,22 @@ class Live(Source):
         self._handed: tuple[Any, int | None] = (None, None)
         self._error: Exception | None = None
         self._ended = self._woken = self._closed = False
+        self._alive_ns = 0
 
     # --- the stream ---------------------------------------------------------------------------------------------
 
     def __next__(self) -> Any:
+        waits_ns = self._timer.monotonic_ns()
         while True:
             if self._closed:
                 raise StopIteration
             over = self._ended
-            if self._frames:
-                frame, event_ns = self._frames.popleft()
-                self._rest.wake()
-                item = self._look.array(frame)
+            if (taken := self._take()) is not None:
+                frame, event_ns = taken
+                try:
+                    item = self._look.array(frame)
+                except (self._av.FFmpegError, ValueError, MemoryError) as exc:
+                    raise BadRow(f"{self._kind}: a picture of {self._place.shown} is left out: {why(exc)}") from exc
                 self._handed = item, event_ns
                 return item
             if self._woken:
@@ -152,9 +166,27 @@ class Live(Source):
                 raise error
             if self._thread is None:
                 self._begin()
-            self._timer.wait(_LONGEST_S)
+            silent_s = (self._timer.monotonic_ns() - max(waits_ns, self._alive_ns)) / SECOND
+            left_s = self._timeout_s + _BEYOND_S - silent_s
+            if left_s > 0:
+                self._timer.wait(left_s)
+            else:
+                self._thread = None  # it stands in a read, and ends when that does
+                self._stands_still(FetchError(f"{self._kind}: {self._place.shown} was lost: {self._silence()}"))
+
+    def _stands_still(self, error: FetchError) -> None:
+        """Nothing comes, and not even an error."""
+        raise error
+
+    def _take(self) -> _Taken | None:
+        """The oldest frame that waits."""
+        try:
+            return self._frames.popleft()
+        except IndexError:
+            return None
 
     def _begin(self) -> None:
+        self._alive_ns = self._timer.monotonic_ns()
         # No non-daemon thread: FFmpeg may stand in a read for `timeout_s`, and a process that ends does not wait for that.
         thread = threading.Thread(target=self._work, name=f"edgeserve-{self._kind.lower()}-{self._place.shown}", daemon=True)
         self._thread = thread
@@ -192,19 +224,34 @@ class Live(Source):
     # --- the thread ---------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
+        error: Exception | None = None
         try:
             self._read()
+        except EdgeServeError as exc:
+            error = exc
         except Exception as exc:
-            self._error = exc
+            error = FetchError(f"{self._kind}: {self._place.shown} was lost: {self._why(exc)}")
+            error.__cause__ = self._cause(exc)
         finally:
-            self._ended = True
-            self._timer.wake()
+            if threading.current_thread() is self._thread:
+                self._error, self._ended = error, True
+                self._timer.wake()
+
+    @property
+    def _stopped(self) -> bool:
+        """Asked by a thread that reads: whether nobody wants what it has."""
+        return self._closed or threading.current_thread() is not self._thread
+
+    def _still_there(self) -> None:
+        if not self._stopped:
+            self._alive_ns = self._timer.monotonic_ns()
 
     @abstractmethod
     def _read(self) -> None:
         """Reads until the stream ends or is closed."""
 
     def _connect(self) -> Decoder:
+        self._still_there()
         place, limit = self._place, self._timeout_s
         options = {"max_pixels": str(MAX_PIXELS), **place.options}
         began_ns = self._timer.monotonic_ns()
@@ -237,11 +284,12 @@ class Live(Source):
         Raises:
             FetchError: it was lost.
         """
-        clock, count, began_ns, lost = self._clock, 0, self._timer.monotonic_ns(), None
+        clock, count, timed_ns, lost = self._clock, 0, self._timer.monotonic_ns(), None
         if clock is not None:
             clock.begin(decoder.stream)
             decoder.watch = clock.packet
-        while not self._closed:
+        self._still_there()
+        while not self._stopped:
             try:
                 frame = next(decoder)
             except StopIteration:
@@ -253,17 +301,22 @@ class Live(Source):
                     lost = exc.__cause__ or exc  # the decoder may have some frames yet
                 _log.debug("%s of %s: a frame is left out: %s", self._kind, self._place.shown, exc)
                 continue
+            if self._stopped:
+                return
             event_ns = None if clock is None else clock.ns(frame)
             if clock is not None and event_ns is None:
-                self._without_time(began_ns)
-            elif count % self._every == 0:
-                put(_Taken(frame, event_ns))
-                self._timer.wake()
+                self._without_time(timed_ns)
+            else:
+                timed_ns = self._timer.monotonic_ns()
+                if count % self._every == 0:
+                    put(_Taken(frame, event_ns))
+                    self._timer.wake()
+            self._still_there()
             count += 1
 
-    def _without_time(self, began_ns: int) -> None:
+    def _without_time(self, timed_ns: int) -> None:
         """A frame is left out whose time is not known yet; it will not be for ever."""
-        if self._timer.monotonic_ns() - began_ns > self._timeout_s * SECOND:
+        if self._timer.monotonic_ns() - timed_ns > self._timeout_s * SECOND:
             raise ConfigurationError(
                 f"{self._kind}: {self._place.shown} has sent frames for {self._timeout_s:g} s and never said when they were taken: "
                 "clock='arrival' takes the time at which they are sent on"
@@ -292,17 +345,25 @@ class VideoStream(Live):
     def __init__(
         self, url: str, *, look: Look, every: int, start_ns: int | None, clock: str, timeout_s: float, timer: Timer | None
     ) -> None:
-        told = None if clock == "arrival" else RtcpClock() if start_ns is None else SinceClock(start_ns)
+        timer = SystemTimer() if timer is None else timer
+        told = None if clock == "arrival" else RtcpClock() if start_ns is None else SinceClock(start_ns, timer)
         place = network(url)
         super().__init__(place, look=look, every=every, clock=told, keep=self._KEEP, timeout_s=timeout_s, timer=timer)
 
     def _read(self) -> None:
         self._read_once(self._put)
 
+    def _take(self) -> _Taken | None:
+        taken = super()._take()
+        if taken is not None:
+            self._rest.wake()
+        return taken
+
     def _put(self, taken: _Taken) -> None:
-        while len(self._frames) >= self._KEEP and not self._closed:
+        while len(self._frames) >= self._KEEP and not self._stopped:
             self._rest.wait(_LONGEST_S)
-        self._frames.append(taken)
+        if not self._stopped:
+            self._frames.append(taken)
 
 
 def network(url: str) -> Place:

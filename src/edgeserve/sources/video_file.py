@@ -51,6 +51,7 @@ class VideoFile(Replay):
         self.rate: Fraction | None = None
         self._decoder: Decoder | None = None
         self._told = False
+        self._told_at = (0, -1)
         try:
             self._open(None)
         finally:
@@ -99,7 +100,7 @@ class VideoFile(Replay):
             return decoder
         decoder.close()
         decoder, left = self._fresh(), place.row
-        while left:
+        while left and not self._closed:
             try:
                 next(decoder)
                 left -= 1
@@ -117,7 +118,10 @@ class VideoFile(Replay):
             try:
                 frame = next(decoder, None)
             except Damaged as exc:
-                self._decoder = decoder
+                at = place.turn, place.row
+                if at == self._told_at:  # one damage may show in several packets
+                    continue
+                self._decoder, self._told_at = decoder, at
                 raise self._broken(f"behind frame {place.row}", str(exc), place) from exc
             if frame is None:
                 self._end(decoder, place)
