@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeserve.core.errors import StoreDamagedWarning, StoreVersion
+from edgeserve.core.errors import DiskFull, StoreDamagedWarning, StoreVersion
 from edgeserve.stage.journal import Journal
 from edgeserve.stage.ring import Ring
 
@@ -226,3 +228,44 @@ def test_doubts_are_bounded(tmp_path: Path) -> None:
     assert (tmp_path / "doubts").stat().st_size <= 2 * 4096 * 24 + 24
     journal.refresh()
     assert id_of(9_999) in journal.in_hand and len(journal.in_hand) <= 4096
+
+
+@pytest.mark.parametrize("written", [0, 11])
+def test_a_doubt_that_finds_the_disk_full_is_named_and_damages_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    """The disk's answer is made up: it takes a part of what it is to write, then nothing."""
+    journal = Journal(tmp_path, slots=8)
+    journal.doubt(id_of(1))
+    write = os.pwrite
+
+    def full(fd: int, data: bytes, at: int) -> int:
+        if full.left:  # type: ignore[attr-defined]
+            full.left = 0  # type: ignore[attr-defined]
+            return write(fd, data[:written], at)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    full.left = written  # type: ignore[attr-defined]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(DiskFull, match=r"no space left in .* for a sink's journal"):
+            journal.doubt(id_of(2))
+    journal.doubt(id_of(3))
+    journal.refresh()
+    assert journal.in_hand == {id_of(1), id_of(3)}
+
+
+def test_a_journal_that_cannot_write_down_a_doubt_lets_go_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = Journal(tmp_path, slots=8)
+    first.writer()[0](id_of(1))
+    first.close()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(DiskFull):
+            Journal(tmp_path, slots=8)
+    again = Journal(tmp_path, slots=8)
+    assert again.path == first.path and again.in_hand == {id_of(1)}

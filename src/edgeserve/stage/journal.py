@@ -77,15 +77,10 @@ class Journal:
             ) from exc
         try:
             self._map = self._open()
-        except OSError as exc:
+        except BaseException as exc:
             os.close(self._fd)
-            if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DiskFull(
-                f"no space left in {directory} for a sink's journal ({size_of(slots):,} bytes): free some and start again"
-            ) from exc
-        except BaseException:
-            os.close(self._fd)
+            if isinstance(exc, OSError):
+                raise self._full(exc, size_of(slots)) from exc
             raise
         self._view = memoryview(self._map)
         self._ring = Ring(self._view, self._slots)
@@ -93,8 +88,12 @@ class Journal:
         self._count = self._counters[0]  # ahead of the other after a kill between the two
         self.done: list[bytes] = []
         self.in_hand: set[bytes] = set()
-        self.refresh()
-        self._keep_doubt()
+        try:
+            self.refresh()
+            self._keep_doubt()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def path(self) -> Path:
@@ -189,18 +188,28 @@ class Journal:
 
     def doubt(self, id_: bytes) -> None:
         """Writes down that a message is in hand whose slot is needed for another one."""
-        path = self._directory / "doubts"
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        slot = slot_of(id_)
+        fd = os.open(self._directory / "doubts", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
-            if os.fstat(fd).st_size >= 2 * _MOST_DOUBTS * SLOT_BYTES:
-                # In place, so that others who wait for the lock append to what is read. Those that a kill loses here are old.
+            end = os.fstat(fd).st_size // SLOT_BYTES * SLOT_BYTES  # behind the last whole one
+            if end >= 2 * _MOST_DOUBTS * SLOT_BYTES:
+                # In place, so that others who wait for the lock append to what is read, and needs no room.
                 kept = b"".join(map(slot_of, self._doubts()[-_MOST_DOUBTS // 2 :]))
-                os.ftruncate(fd, 0)
-                os.write(fd, kept)
-            os.write(fd, slot_of(id_))
+                os.pwrite(fd, kept, 0)
+                os.ftruncate(fd, end := len(kept))
+            if os.pwrite(fd, slot, end) < len(slot):
+                os.pwrite(fd, slot, end)  # says why
+        except OSError as exc:
+            raise self._full(exc, len(slot)) from exc
         finally:
             os.close(fd)
+
+    def _full(self, error: OSError, size: int) -> OSError:
+        """What to say of a journal that cannot be written."""
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return error
+        return DiskFull(f"no space left in {self._directory} for a sink's journal ({size:,} bytes): free some and start again")
 
     def _keep_doubt(self) -> None:
         """Writes down what the one before had in hand, unless it is known to be done."""
