@@ -46,7 +46,8 @@ class NatsInlet(Puller, Inlet):
 
     Exclusive: the consumer says who holds it. Whoever takes it lets everything that was in hand come again, at once and in order, by making
     the time for acknowledgements very short for a moment; what was acknowledged stays so. A holder that was held up looks whether it
-    is still the one before it asks for more; its requests end within a second.
+    is still the one before it asks for more; its requests end within a second. The server numbers what it delivers: where a number is
+    missing another one has been given something, and all that is in hand is made to come again.
     """
 
     def __init__(self, connection: Connection, admin: Admin, topic: str, group: str, start: Start, *, exclusive: bool) -> None:
@@ -66,6 +67,8 @@ class NatsInlet(Puller, Inlet):
         self._doubted: list[str] = []
         self._since_ns = time.time_ns()
         self._beat = self._seen = time.monotonic()
+        # Of an exclusive one: the number of the newest delivery; 0: whichever comes next.
+        self._number = 0
         self.last_ack = ""
         connection.call(self._join)
         self.begin()
@@ -130,6 +133,10 @@ class NatsInlet(Puller, Inlet):
         if self._exclusive and info["num_ack_pending"] and (known.get("metadata") or {}).get(_CLEAN) != "1":
             await self._update(known, {**wanted, "ack_wait": int(_EXPIRE_S * 1e9)})
             await asyncio.sleep(_EXPIRED_S)
+            now = await self._admin.consumer(self._topic, self._group)
+            if now is not None and _holder(now) != self._me:
+                self._stopped = True  # another one was faster
+                return
         if self._exclusive or any(known.get(name) != wanted[name] for name in ("ack_wait", "max_ack_pending")):
             await self._update(known, wanted)
 
@@ -141,9 +148,15 @@ class NatsInlet(Puller, Inlet):
     async def _prepare(self) -> None:
         holder = ""
         if self._exclusive:
+            number, self._number = self._number, 0
+            if self._subscription is not None:  # what was asked for must not be delivered to where nobody hears it
+                with suppress(Exception):
+                    await self._subscription.unsubscribe()
             info = await self._admin.consumer(self._topic, self._group)
             holder = "" if info is None else _holder(info)
             self._stopped = holder not in ("", self._me)
+            if info is not None and holder == self._me and info["delivered"]["consumer_seq"] != number:
+                await self._take_over(info)
         if not holder:
             await self._join()
             self._accept_again()
@@ -160,13 +173,34 @@ class NatsInlet(Puller, Inlet):
     def poll(self, seconds: float) -> Entry | None:
         return self.take(seconds)
 
+    def _pull(self) -> None:
+        if self._exclusive and time.monotonic() - self._seen > _HELD_UP_S:
+            self._start_attaching(0.0)
+        super()._pull()
+
     def _accept(self, got: Got) -> bool:
+        if self._exclusive and not self._follows(got):
+            return False
         if not self._exclusive and (self._doubted or self._is_of_another_stream(got)):
             self._doubted.append(got.reply)
             self._start_attaching(0.0)
             return False
         with self._hands:
             self._held[got.at] = got.reply
+        return True
+
+    def _follows(self, got: Got) -> bool:
+        """Whether nobody else was given anything since the last one."""
+        if self._attaching:
+            return False  # it comes again
+        if self._number and got.number != self._number + 1:
+            _log.warning(
+                "group %r on topic %r: another member was given messages while this one held the consumer: all come again",
+                *(self._group, self._topic),
+            )
+            self._start_attaching(0.0)
+            return False
+        self._number = got.number
         return True
 
     def _is_of_another_stream(self, got: Got) -> bool:

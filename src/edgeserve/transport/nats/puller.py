@@ -118,7 +118,10 @@ class Puller:
             with suppress(TransportError):  # its owner asks for `error`
                 if (entry := self.take(None)) is None:
                     return
-                deliver(entry)
+                try:
+                    deliver(entry)
+                except Exception as exc:
+                    self.error = exc  # nothing is handed over any more
 
     @abstractmethod
     def _entry(self, got: Got) -> Entry | None:
@@ -177,7 +180,7 @@ class Puller:
 
     def _pull(self) -> None:
         client = self._connection.client
-        if client is not None and self._subscription is not None and not self._closed and not self._stopped and self._room():
+        if client is not None and self._subscription is not None and not self._attaching and self._room():
             self._pull_from(client)
 
     def _room(self) -> int:
