@@ -182,7 +182,9 @@ class SimDriver(Driver):
         self._changed = Condition()
         self._calls: deque[Callable[[], None]] = deque()
         self._thread: Any = None
-        self.slow = broker.world.random.choice((1.0, 1.0, 5.0, 30.0))
+        self.slow = broker.world.random.choice((1.0, 1.0, 5.0, 30.0, 100.0))
+        # Large results take longer than what is said of them.
+        self.slow_results = broker.world.random.choice((1.0, 1.0, 1.0, 500.0 / self.slow))
         broker.drivers.append(self)
         process.at_kill.append(self.gone)
 
@@ -352,7 +354,8 @@ class SimOutlet(Outlet):
 
     def _leave(self, one: tuple[bytes, Done]) -> None:
         driver = self._driver
-        self._there = max(self._there, driver.world.now + driver.latency())
+        slow = driver.slow_results if self._topic.name == "out" else 1.0
+        self._there = max(self._there, driver.world.now + driver.latency() * slow)
         driver.world.after(self._there - driver.world.now, partial(self._arrive, one, driver.session))
 
     def _arrive(self, one: tuple[bytes, Done], session: int) -> None:

@@ -429,11 +429,15 @@ class Holding:
         if header.kind != Kind.END or clock is None:
             self._admission.leave(position)
             return CONTROL
-        self._admission.apart += 1
         entry = (topic, position, header.source_id)
+        recorded = self.ends.has_recorded(entry)
+        if not recorded and clock.has_come(header, position):
+            self._admission.leave(position)  # or the one before would wait for this one to be the last
+            return CONTROL
+        self._admission.apart += 1
         if entry not in self.ends.held:
             self.ends.hold(*entry)
-            if self.ends.has_recorded(entry):
+            if recorded:
                 clock.pass_end(header, position)
             elif clock.end(header, position):
                 self._gone.add(header.source_id)
@@ -495,6 +499,8 @@ class Holding:
             pending.write_control({topic: [position]}, {pending.topic_out: frames} if frames else {}, attributes)
             ends.written(entry, ended=ended)
             if ends_round:
+                if self._run_set.part is not None:
+                    self._subscription.flush()  # before the others are told, and go on
                 self.ended_at = position
         self._look_whether_at_end()
 

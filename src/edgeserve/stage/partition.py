@@ -139,6 +139,8 @@ class Partition:
 
     def end_frames(self, position: int) -> list[Frame] | None:
         """The first partition publishes the end when all have reached it, and none takes anything behind it before."""
+        if self.number and self.reached != position:
+            self.join.flush()  # results that are on their way would stand behind the end
         self.reached = position
         if self.number:
             return [] if self._rounds.published == position else None

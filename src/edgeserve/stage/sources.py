@@ -173,6 +173,11 @@ class SourceClock:
         self._ended_at = max(self._ended_at, position)
         return self.ended
 
+    def has_come(self, header: Header, position: int) -> bool:
+        """Whether an end was stored before, and only comes again."""
+        producer = self._producers.get(header.producer)
+        return producer is not None and producer.comes_again(header, position)
+
     def pass_end(self, header: Header, position: int) -> None:
         """Notes an end that the group has recorded, whether the source has begun again or not: by it is known what comes again."""
         producer, self._only = self._switch(header.producer, position), None
