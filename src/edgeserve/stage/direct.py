@@ -167,6 +167,8 @@ class Direct(Stage):
                 ready.append(delivery)
                 raise
             age_ns = monotonic_ns() - since
+            if age_ns > _PAUSE_NS and ready:
+                self._look_again()
             if (
                 (age_ns > OLDEST_PENDING_NS and (len(positions) >= _WORTH or age_ns > _SLOW_NS))
                 or len(positions) >= MOST_PENDING
@@ -244,7 +246,7 @@ class Direct(Stage):
 
     def _look_again(self) -> None:
         """Nobody has stepped for so long that this process may have stood still, and others may have done what is ready."""
-        self._pending.settle()
+        self.flush()
         self._known.update(self._subscription.settled_ids())
 
     def _learn(self) -> None:

@@ -272,9 +272,11 @@ class Replicated(Steps):
             self._options.payloads.files.shared = shared
 
     def _halt(self) -> None:
-        if self._aligner is not None:
-            self._aligner.halt()
-            self._aligner = None
+        aligner, self._aligner = self._aligner, None
+        if aligner is not None:
+            aligner.halt()
+            if aligner.error is not None:
+                raise aligner.error
 
 
 __all__ = ("Replicated",)

@@ -6,7 +6,7 @@ import struct
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest, xxh3_128_digest
 
@@ -63,6 +63,8 @@ def test_a_reference_knows_its_frame() -> None:
 
 
 @given(st.binary(max_size=200))
+@example(b"\xedF")
+@example(b"\xedF\x01\x00xy")
 def test_what_others_wrote_is_one_frame_as_it_is(data: bytes) -> None:
     if data[:2] != b"\xedB":
         assert unwrap(data, 7) == (7, [data])

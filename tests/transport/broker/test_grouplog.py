@@ -28,6 +28,8 @@ from edgeserve.transport.broker.grouplog import (
     Snapshot,
     decode_line,
     encode_line,
+    indexes_of,
+    runs,
 )
 from edgeserve.transport.groups import refuse
 
@@ -187,6 +189,28 @@ def test_ids_since_the_oldest_unsettled_entry_are_kept() -> None:
             if topic.writer.wants_snapshot:
                 topic.snapshot()
     assert topic.newcomer().take_ids()[-970:] == topic.ids[30:]
+
+
+def test_ids_are_bounded_though_the_oldest_entry_is_never_settled() -> None:
+    topic = Topic()
+    with kept_short(40, 10), patch.object(grouplog, "MOST_IDS", 300):
+        for n in range(100):
+            topic.stored = n
+            topic.write(Settled("m", b"".join(id_of(n * 10 + k) for k in range(10))))
+            if topic.writer.wants_snapshot:
+                topic.snapshot()
+    assert 300 <= len(topic.newcomer().take_ids()) <= 350
+
+
+@given(st.sets(st.integers(0, 60)))
+def test_runs_tell_all_indexes(indexes: set[int]) -> None:
+    assert indexes_of(runs(indexes)) == indexes
+    assert len(runs(indexes)) <= len(indexes)
+
+
+def test_of_an_entry_of_which_one_frame_is_left_little_is_said() -> None:
+    assert runs(set(range(500)) - {250}) == [0, -250, 251, -249]
+    assert runs([9, 3, 5, 4, 6]) == [3, -4, 9]
 
 
 def test_a_quiet_log_stays_short() -> None:

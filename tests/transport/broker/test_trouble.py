@@ -32,6 +32,7 @@ def _driver(away: str | None) -> Any:
     # A broker that is away or silent at will: only what it says of itself matters here.
     made = SimpleNamespace(what="NATS", away=away)
     made.trouble = lambda: made.away
+    made.answers = lambda: False
     return made
 
 
@@ -66,4 +67,17 @@ def test_a_broker_that_is_away_is_said_once_for_all_who_wait(clock: _Clock, capl
         "NATS has been away for 1 s, waiting: no connection to nats://x",
         "NATS has been away for 6 s, waiting: no connection to nats://x",
         "NATS is back after 7 s",
+    ]
+
+
+def test_a_broker_that_is_there_and_gives_no_connection_is_said_to_store_nothing(clock: _Clock, caplog: pytest.LogCaptureFixture) -> None:
+    driver = _driver("no connection to pulsar://x")
+    driver.answers = lambda: True
+    away = Trouble(driver)
+    for _ in range(3):
+        away.say(clock.now)
+        clock.now += 1
+    assert [record.message for record in caplog.records] == [
+        "NATS has been away for 1 s, waiting: no connection to pulsar://x; it is there, but it stores nothing, and its own log says why "
+        "(it is starting? its disk is full?)"
     ]

@@ -218,6 +218,10 @@ class Driver(ABC):
     def trouble(self) -> str | None:
         """What keeps the broker from answering, None when nothing does. Does not ask the broker."""
 
+    def answers(self) -> bool:
+        """Asked while there is trouble: whether the broker is there nevertheless. Takes some seconds where it is not."""
+        return False
+
     @abstractmethod
     def close(self) -> None: ...
 

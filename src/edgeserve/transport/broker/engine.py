@@ -7,6 +7,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 
 from edgeserve.core.errors import ClosedError, GroupConflict, MessageError, StoreDamaged, TransportError, UnknownTopic, UsedAfterFork
 from edgeserve.core.process import lives, this_host
@@ -24,7 +25,7 @@ from edgeserve.transport.base import (
 )
 from edgeserve.transport.broker.driver import Driver, Entry
 from edgeserve.transport.broker.envelope import INDEX_BITS, Item, Reference, parts_topic, position, unwrap
-from edgeserve.transport.broker.grouplog import GroupLog, decode_line, group_of, group_topic, is_group_topic
+from edgeserve.transport.broker.grouplog import GroupLog, decode_line, group_of, group_topic, indexes_of, is_group_topic
 from edgeserve.transport.broker.history import find_snapshot
 from edgeserve.transport.broker.membership import BEAT_S, given_name
 from edgeserve.transport.broker.publisher import BrokerFence, BrokerPublisher
@@ -181,7 +182,7 @@ class BrokerEngine(Transport):
         for number, entry in enumerate(entries):
             if number >= _COUNTED_ENTRIES or size > _COUNTED_BYTES:
                 return count, True
-            count += len(self.unwrap(entry)[1]) - len(settled.get(entry.at, ()))
+            count += len(self.unwrap(entry)[1]) - len(indexes_of(settled.get(entry.at, ())))
             size += len(entry.data)
         return count, False
 
@@ -248,11 +249,14 @@ class BrokerEngine(Transport):
     def close(self) -> None:
         if self.closed:
             return
-        if not self.foreign:
-            for user in list(self._users):
-                user.close()
-            self.driver.close()
-        self.closed = True
+        try:
+            if not self.foreign:
+                with ExitStack() as stack:  # what one of them has to say keeps no other from being closed
+                    stack.callback(self.driver.close)
+                    for user in list(self._users):
+                        stack.callback(user.close)
+        finally:
+            self.closed = True
 
 
 __all__ = ("BrokerEngine",)

@@ -105,7 +105,8 @@ def unwrap(data: bytes, otherwise_ns: int) -> tuple[int, Sequence[Item]]:
                 if body[1] == _BIN_16 and len(body) == 4 + (body[2] << 8 | body[3]):
                     return publish_ns, [body[4:]]
     if data[:2] == STAMP_MAGIC:
-        data = data[4 + int.from_bytes(data[2:4], "little") :]
+        stamped = data[4 + int.from_bytes(data[2:4], "little") :]
+        data = stamped if stamped[:2] == _MAGIC else data
     if data[:2] != _MAGIC or len(data) < HEAD_BYTES:
         return otherwise_ns, [data]
     _, version, flags, count, publish_ns, checksum = _unpack_head(data)

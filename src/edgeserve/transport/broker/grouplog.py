@@ -19,6 +19,8 @@ from edgeserve.core.errors import TransportError
 from edgeserve.transport.base import GroupKind, merge_attributes
 
 IDS_KEPT = 131_072
+MOST_IDS = 1 << 22
+"""So many are kept at most, should the oldest entry never be settled: of a join, say, that holds its only message of a source for ever."""
 ID_BYTES = 16
 SNAPSHOT_EVERY_IDS = 16_384
 SNAPSHOT_EVERY_RECORDS = 2_000
@@ -29,7 +31,33 @@ DECIDED = "\0decided:"
 """Attributes of this prefix say, by topic, where the newest decision of a complete settlement stands."""
 
 Partial: TypeAlias = dict[str, dict[int, list[int]]]
-"""topic to entry to the frames of it that are settled while others are not."""
+"""topic to entry to the frames of it that are settled while others are not, as `runs` writes them."""
+
+
+def runs(indexes: Iterable[int]) -> list[int]:
+    """Indexes in short, for there may be hundreds of them in an entry of which one is left: 3, 4, 5, 6, 9 is 3, -4, 9."""
+    found: list[int] = []
+    for index in sorted(indexes):
+        if found and found[-1] < 0 and index == found[-2] - found[-1]:
+            found[-1] -= 1
+        elif len(found) > 1 and found[-1] >= 0 and found[-2] >= 0 and index == found[-1] + 1 == found[-2] + 2:
+            found[-1] = -3
+        else:
+            found.append(index)
+    return found
+
+
+def indexes_of(runs: Iterable[int]) -> set[int]:
+    """The indexes that `runs` has written."""
+    found: set[int] = set()
+    first = 0
+    for each in runs:
+        if each < 0:
+            found.update(range(first, first - each))
+        else:
+            found.add(each)
+            first = each
+    return found
 
 
 class MemberState(msgspec.Struct, array_like=True):
@@ -327,7 +355,7 @@ class GroupLog:
 
         `stored`: the newest entry of the topic; `unsettled`: the oldest not settled.
 
-        Ids are kept since the oldest unsettled entry was stored, and at least the newest `IDS_KEPT`.
+        Ids are kept since the oldest unsettled entry was stored, at least the newest `IDS_KEPT` and at most some `MOST_IDS`.
         """
         at, count, before = self._marks[-1]
         marks = [*self._marks[:-1], (at, count + self._ids_since, before)]
@@ -337,8 +365,10 @@ class GroupLog:
                 rewritten = [Settled("", b"".join([ids for _, ids in self._recent]))]
             marks = []
         marks = [*(m for m in marks if m[1]), (self.at, 0, stored)]
-        while len(marks) > 1 and sum(m[1] for m in marks[1:]) >= IDS_KEPT and marks[1][2] < unsettled:
+        left = sum(m[1] for m in marks[1:])
+        while len(marks) > 1 and left >= IDS_KEPT and (marks[1][2] < unsettled or left >= MOST_IDS):
             marks.pop(0)
+            left -= marks[0][1]
         ids_after = marks[0][0]
         state = Snapshot(
             self.at,
@@ -377,5 +407,7 @@ __all__ = (
     "encode_line",
     "group_of",
     "group_topic",
+    "indexes_of",
     "is_group_topic",
+    "runs",
 )

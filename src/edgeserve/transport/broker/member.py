@@ -56,6 +56,8 @@ class BrokerSubscription(Subscription):
         self._guard = Guard()
         self._appenders: dict[str, Appender] = {}
         self._error: Exception | None = None
+        # Whether the owner was told what keeps it from going on.
+        self._raised = False
         self._closed = self._ended = False
         self._retry_at = 0.0
         # The lead that the owner knows of (its epoch; 0: none), and whether it is to be told that one was lost.
@@ -175,9 +177,11 @@ class BrokerSubscription(Subscription):
             raise ClosedError(f"the subscription of group {self._group!r} is closed")
         for place in self._places.of.values():
             if place.error is not None or (place.tail is not None and place.tail.error is not None):
+                self._raised = True
                 place.check()
         error = self._error or self._settlements.error
         if error is not None:
+            self._raised = True
             raise error if isinstance(error, EdgeServeError) else SendError(str(error)) from error
 
     # --- receiving ----------------------------------------------------------------------------------------------
@@ -407,8 +411,20 @@ class BrokerSubscription(Subscription):
     def close(self, *, worked_on: bool = False) -> None:
         if self._closed or self._engine.foreign:
             return
-        self._settlements.drain(_CLOSE_S)
+        stored = self._settlements.drain(_CLOSE_S)
         self._leave(self._reception.begun() if worked_on else {})
+        if not stored:
+            self._tell_what_is_not_stored()
+
+    def _tell_what_is_not_stored(self) -> None:
+        error = self._settlements.error
+        if self._raised or isinstance(error, (Fenced, ClaimLost)):
+            return  # it was said, or another member does it
+        why = error or self._driver.trouble() or f"no answer for {_CLOSE_S:g} s"
+        raise SendError(
+            f"group {self._group!r} was left before all of its last results were stored ({why}): what they are of comes again to its "
+            "other members, or when it is started again"
+        ) from error
 
     def _leave(self, worked: dict[str, list[int]]) -> None:
         with self._guard.mutex:

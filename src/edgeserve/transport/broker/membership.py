@@ -410,7 +410,11 @@ class Membership:
             records = self.log.snapshot(-1 if newest is None else newest, unsettled)
             self._shortening = True
         # What it stands for may go only when it is there itself.
-        self.write(records, wait=True, patience_s=_ANSWER_S)
+        try:
+            self.write(records, wait=True, patience_s=_ANSWER_S)
+        except BaseException:
+            self._shortening = False  # and is tried again
+            raise
         snapshot = records[-1]
         assert isinstance(snapshot, Snapshot)
         if snapshot.ids_after > 0:

@@ -14,7 +14,7 @@ from edgeserve.transport.broker.desk import Desk, Open
 from edgeserve.transport.broker.driver import Driver, Entry, Inlet, NoAnswer
 from edgeserve.transport.broker.engine import BrokerEngine
 from edgeserve.transport.broker.envelope import INDEX_BITS, INDEX_MASK, Item, Reference
-from edgeserve.transport.broker.grouplog import Left, Record, Settled
+from edgeserve.transport.broker.grouplog import Left, Record, Settled, indexes_of
 from edgeserve.transport.broker.guard import Guard
 from edgeserve.transport.broker.places import Places
 
@@ -70,6 +70,8 @@ class Reception:
         self._woken = self.closed = False
         self.attached = False
         self._took = 0.0
+        # What came and could not be taken in.
+        self._kept: tuple[Inlet | None, Entry | None] = (None, None)
         # From before the group's start, and not told of yet.
         self._skipped = 0
         # When this member last asked for messages, and when it last gave some back because their time was up.
@@ -147,7 +149,8 @@ class Reception:
                     try:
                         self._take_in(desk, inlet, entry)
                     except Exception:
-                        self._give_back(inlet, entry)
+                        if not self._exclusive:
+                            inlet.give_back(entry)  # else nobody would have it until this member ends
                         raise
         except Exception as exc:
             self._fail(exc)
@@ -162,22 +165,22 @@ class Reception:
                     self._guard.changed.wait(seconds)
             return 0
         began, count = time.monotonic(), 0
-        entry = inlet.poll(seconds)
+        (of, entry), self._kept = self._kept, (None, None)
+        if entry is None or of is not inlet:
+            entry = inlet.poll(seconds)
         # To find out that there is no more costs a client as much as all else: only where the first had been waiting it is asked.
         busy = time.monotonic() - began < _BUSY_S
         while entry is not None:
             try:
                 count += self._take_in(desk, inlet, entry)
             except Exception:
-                self._give_back(inlet, entry)
+                if self._exclusive:
+                    self._kept = inlet, entry  # the only one who can have it
+                else:
+                    inlet.give_back(entry)
                 raise
             entry = inlet.poll(0) if busy and count < most else None
         return count
-
-    def _give_back(self, inlet: Inlet, entry: Entry) -> None:
-        """Else nobody would have it until this member ends."""
-        if not self._exclusive:
-            inlet.give_back(entry)
 
     def _take_in(self, desk: Desk, inlet: Inlet, entry: Entry) -> int:
         """Puts an entry on its desk; returns how many messages it has."""
@@ -211,7 +214,7 @@ class Reception:
                 place.forget_entries()
             worked = bool(log.worked) and at in log.worked.get(topic, ())
             again = again or int(worked or at <= log.doubt.get(topic, -1))
-            done = range(count) if left_out else log.partial[topic].get(at, ()) if topic in log.partial else ()
+            done = range(count) if left_out else indexes_of(log.partial[topic].get(at, ())) if topic in log.partial else ()
             opened = Open(entry, publish_ns, frames, count, count, again, inlet)
             if done:
                 opened.learn(done)
@@ -247,7 +250,7 @@ class Reception:
         if desk is None or not desk.open:
             return
         if type(record) is Settled:
-            desk.learn(record.partial.get(topic, {}), ())
+            desk.learn({at: indexes_of(done) for at, done in record.partial.get(topic, {}).items() if at in desk.open}, ())
         elif type(record) is Left:
             desk.learn({}, record.worked.get(topic, ()))
 
@@ -380,7 +383,7 @@ class Reception:
             desk.forget_below(at)
             if place.alone and desk.followed == came and at > desk.unsure_upto:
                 desk.unsure_upto = -1
-            stands = desk.floor_of(at, place.log.partial.get(topic, {}).get(at, ()))
+            stands = desk.floor_of(at, indexes_of(place.log.partial.get(topic, {}).get(at, ())))
             return min(stands, desk.floor()) if desk.in_hand else max(stands, at_least)
 
     def _bear(self, error: NoAnswer, desk: Desk, asked: float) -> None:

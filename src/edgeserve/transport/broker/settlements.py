@@ -12,7 +12,7 @@ import msgspec
 from edgeserve.core.errors import SendError
 from edgeserve.transport.base import SEND_WINDOW
 from edgeserve.transport.broker.desk import Desk, Open
-from edgeserve.transport.broker.grouplog import ID_BYTES, Settled
+from edgeserve.transport.broker.grouplog import ID_BYTES, Settled, runs
 from edgeserve.transport.broker.guard import Guard
 from edgeserve.transport.broker.patience import Grace
 from edgeserve.transport.broker.places import Places
@@ -49,7 +49,7 @@ class Settlement(msgspec.Struct, eq=False):
                 self.closed.setdefault(desk.topic, []).append(opened.entry.at)
         for opened in some:
             opened.named = True
-            self.partial.setdefault(desk.topic, {})[opened.entry.at] = sorted(opened.done)
+            self.partial.setdefault(desk.topic, {})[opened.entry.at] = runs(opened.done)
 
 
 class Settlements:

@@ -43,6 +43,8 @@ class Trouble:
         self._since = self._since or now
         if now - self._since >= _AWAY_S and now - self.said >= _SAY_EVERY_S:
             self.said = now
+            if self._driver.answers():
+                trouble += "; it is there, but it stores nothing, and its own log says why (it is starting? its disk is full?)"
             _log.warning("%s has been away for %.0f s, waiting: %s", self._driver.what, now - self._since, trouble)
 
 

@@ -28,7 +28,7 @@ from edgeserve.transport.pulsar.ends import PulsarChannel, PulsarInlet, PulsarOu
 from edgeserve.transport.pulsar.errors import named
 from edgeserve.transport.pulsar.names import channel_name, group_name, subscription_name, topic_name, user_name
 from edgeserve.transport.pulsar.parts import Parts
-from edgeserve.transport.pulsar.probe import greet
+from edgeserve.transport.pulsar.probe import Greeting, greet
 from edgeserve.transport.pulsar.settings import BrokerAway, Settings
 
 _log = logging.getLogger("edgeserve")
@@ -358,6 +358,9 @@ class PulsarDriver(Driver):
             if not end.is_connected():
                 return f"no connection to {self.settings.shown}"
         return None
+
+    def answers(self) -> bool:
+        return greet(self.settings) != Greeting()
 
     def forget(self, end: Any) -> None:
         """An end that was closed is no trouble."""

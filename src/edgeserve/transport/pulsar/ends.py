@@ -80,14 +80,21 @@ class _Receiving:
     def _over(self) -> bool:
         return self._closed or self._driver.closed
 
+    def _failed(self, error: Exception) -> None:
+        """Nothing is read any more."""
+        _log.warning("a connection to %s is not read any more: %s: %s", self._driver.settings.shown, type(error).__name__, error)
+
     def _read(self, reader: pulsar.Reader, take: Callable[[Entry], object], name: str) -> threading.Thread:
         """Begins to read, in a thread."""
 
         def run() -> None:
-            while not self._over():
-                entry = _next(reader.read_next, _RECEIVE_S, self._over)
-                if entry is not None:
-                    take(entry)
+            try:
+                while not self._over():
+                    entry = _next(reader.read_next, _RECEIVE_S, self._over)
+                    if entry is not None:
+                        take(entry)
+            except Exception as exc:
+                self._failed(exc)
 
         thread = threading.Thread(target=run, name=name, daemon=True)
         self._driver.threads.add(thread)
@@ -129,6 +136,9 @@ class PulsarTail(_Receiving, Tail):
         super().__init__(driver)
         self._reader = reader
         self._thread = self._read(reader, deliver, f"edgeserve-tail-{topic[:40]}")
+
+    def _failed(self, error: Exception) -> None:
+        self.error = error
 
     def close(self) -> None:
         if self._closed:
