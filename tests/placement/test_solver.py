@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -253,6 +257,14 @@ def test_numbers_of_numpy_and_no_limit_at_all_are_fine() -> None:
 def test_more_replicas_than_nodes_are_as_many_as_nodes() -> None:
     few, many = (solve(line(tasks=one(replicas_max=count)), time_limit_s=5).objective for count in (3, 10**9))
     assert few == pytest.approx(many)
+
+
+def test_the_other_solver_prints_nothing() -> None:
+    program = "from tests.placement.test_evaluation import line; from edgeserve.placement import milp; milp(line())"
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)])}
+    found = subprocess.run([sys.executable, "-c", program], cwd=root, env=environment, capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
 
 
 def test_what_only_a_search_finds_to_be_impossible() -> None:
