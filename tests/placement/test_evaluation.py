@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import random
+from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.placement.instances import small
 
-from edgeserve.placement import InvalidPlan, Link, Node, Problem, Sink, Source, Task, Weights, evaluate
+from edgeserve.placement import BadValue, InvalidPlan, Link, Node, Problem, Sink, Source, Task, Weights, evaluate
 from edgeserve.placement.model import Model
 from edgeserve.placement.state import State
 
@@ -131,11 +134,96 @@ def test_violations_have_names() -> None:
         ({"t": "gate", "x": "gate"}, "lazy", "no task 'x'"),
         ({"t": "gate"}, {("s", "x"): "lazy"}, "no edge"),
         ({"t": "gate"}, {("s", "t"): "fast"}, "use 'eager' or 'lazy'"),
+        ({"t": "gate"}, "fast", "use 'eager' or 'lazy'"),
+        ({"t": "gate"}, None, "routing is None: give 'eager', 'lazy' or a dict"),
+        ({"t": "gate"}, {"st": "lazy"}, "there is no edge 'st'"),
+        ({"t": 5}, "lazy", r"assignment\['t'\] is 5: give the name of a node"),
+        ({"t": None}, "lazy", r"assignment\['t'\] is None"),
+        ({5: "gate"}, "lazy", "there is no task 5"),
+        ("t", "lazy", "assignment is 't': give a dict"),
+        (None, "lazy", "assignment is None: give a dict"),
     ],
 )
-def test_a_plan_of_another_problem_is_refused(assignment: dict[str, str], routing: dict[tuple[str, str], str], says: str) -> None:
+def test_a_plan_of_another_problem_is_refused(assignment: Any, routing: Any, says: str) -> None:
     with pytest.raises(InvalidPlan, match=says):
-        evaluate(line(), assignment, routing)  # type: ignore[arg-type]
+        evaluate(line(), assignment, routing)
+
+
+def test_what_is_no_problem_is_refused() -> None:
+    with pytest.raises(BadValue, match=r"problem is .*from_json"):
+        evaluate({"nodes": []}, {})  # type: ignore[arg-type]
+
+
+def numbers(found: Any) -> list[float]:
+    """All numbers of an evaluation."""
+    if isinstance(found, int | float):
+        return [float(found)]
+    if hasattr(found, "__dataclass_fields__"):
+        found = [getattr(found, name) for name in found.__dataclass_fields__]
+    each = found.values() if isinstance(found, dict) else found if isinstance(found, list | tuple) else ()
+    return [number for value in each for number in numbers(value)]
+
+
+@pytest.mark.parametrize("routing", ["eager", "lazy"])
+@pytest.mark.parametrize("part", ["nodes", "links", "sources", "tasks", "sinks", "weights"])
+def test_no_figure_of_the_most_extreme_problem_is_nan(part: str, routing: Any) -> None:
+    base = line(tasks=(Task(name="t", inputs=("s",), cpu_s=0.02, output_bytes=800, min_interval_ms=1),), weights=Weights(cost=1, bytes=1))
+    last = base.weights if part == "weights" else getattr(base, part)[-1]
+    for name in last.__struct_fields__:
+        for value in (0, 1e-300, 1e-18, 10**18, 1e308):
+            if name == "max_utilisation" or not isinstance(getattr(last, name), int | float):
+                continue
+            try:
+                changed = msgspec.structs.replace(last, **{name: value})
+                problem = line(**{part: changed if part == "weights" else (*getattr(base, part)[:-1], changed)})
+                found = evaluate(problem, {"t": "server"}, routing)
+            except BadValue:
+                continue
+            assert not any(math.isnan(number) for number in numbers(found)), (name, value)
+
+
+def test_what_is_overloaded_is_named_with_who_uses_it_and_waits_for_ever() -> None:
+    busy = line(sources=(Source(name="s", node="sensor", rate_hz=1000, bytes=9_800),))
+    found = evaluate(busy, {"t": "server"}, "eager")
+    assert found.latency_ms["out"] == math.inf and math.isfinite(found.objective) and not found.feasible
+    said = {v.name: (v.where, v.by, str(v)) for v in found.violations}
+    assert said["cpu"] == ("server", ("t",), "cpu of server: 10 of 1.6 cores, by t")
+    links = [str(v) for v in found.violations if v.name == "link"]
+    assert links[0] == "link of radio: 11,000,000 of 800,000 bytes/s, by s, t"
+
+
+def test_who_takes_memory_and_accelerators() -> None:
+    nodes = (Node(name="sensor", memory_bytes=8e9), Node(name="gate", memory_bytes=8e9, accelerators={"gpu": 1}), Node(name="server"))
+    tasks = (
+        Task(name="t", inputs=("s",), cpu_s=0.001, memory_bytes=8e9),
+        Task(name="u", inputs=("s",), cpu_s=0.001, memory_bytes=100, accelerators={"gpu": 1}),
+        Task(name="v", inputs=("s",), cpu_s=0.001, accelerators={"gpu": 1}),
+    )
+    found = evaluate(line(nodes=nodes, tasks=tasks), dict.fromkeys("tuv", "gate"))
+    assert [str(v) for v in found.violations] == [
+        "memory of gate: 8,000,000,100 of 8,000,000,000 bytes, by t, u",
+        "accelerator of gate (gpu): 2 of 1, by u, v",
+    ]
+
+
+def test_a_run_needs_a_core_even_if_it_takes_no_time() -> None:
+    problem = line(
+        nodes=(Node(name="sensor"), Node(name="gate", cores=0), Node(name="server")), tasks=(Task(name="t", inputs=("s",), cpu_s=0),)
+    )
+    found = evaluate(problem, {"t": "gate"})
+    assert [str(v) for v in found.violations] == ["cpu of gate: 1 of 0 cores, by t"]
+    assert found.latency_ms["out"] == math.inf
+    model = Model(problem)
+    assert not State(model, [(1,)], [True, True]).feasible
+
+
+def test_a_pin_and_a_zone_are_told_apart() -> None:
+    nodes = (Node(name="sensor", zone="eu"), Node(name="gate", zone="eu"), Node(name="server", zone="us"))
+    source = (Source(name="s", node="sensor", rate_hz=1, bytes=1, stays_in="eu"),)
+    pinned = evaluate(line(nodes=nodes, pins={"t": ("gate",)}), {"t": "server"}, "lazy")
+    assert [v.where for v in pinned.violations] == ["t on server (by `pins`)"]
+    bound = evaluate(line(nodes=nodes, sources=source), {"t": "server"}, "lazy")
+    assert "t on server (by `stays_in`)" in [v.where for v in bound.violations]
 
 
 def any_state(problem: Problem, rng: random.Random) -> State:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -97,6 +98,51 @@ def test_the_same_seed_gives_the_same_run() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
-def test_no_time_is_refused() -> None:
-    with pytest.raises(BadValue, match="warmup_s"):
-        simulate(single(50), {"t": "n"}, duration_s=5, warmup_s=5)
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"duration_s": 5, "warmup_s": 5}, "warmup_s"),
+        ({"duration_s": 0}, "warmup_s"),
+        ({"duration_s": "5"}, "duration_s is '5'"),
+        ({"duration_s": math.nan}, "duration_s is nan"),
+        ({"duration_s": math.inf}, "duration_s is inf"),
+        ({"duration_s": True}, "duration_s is True"),
+        ({"warmup_s": -1}, "warmup_s is -1"),
+        ({"seed": "a"}, "seed is 'a'"),
+        ({"seed": 1.5}, "seed is 1.5"),
+        ({"seed": None}, "seed is None"),
+        ({"arrivals": []}, "'poisson' or 'periodic'"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadValue, match=says):
+        simulate(single(50), {"t": "n"}, **options)
+
+
+def test_overload_is_said_and_nothing_is_nan() -> None:
+    found = simulate(single(500), {"t": "n"}, duration_s=10)
+    assert [str(v) for v in found.violations] == ["cpu of n: 5 of 0.95 cores, by t"]
+    assert 3_000 < found.mean_ms["out"] < 10_000
+    assert found.utilisation["n"] == pytest.approx(1)
+
+
+def test_no_more_is_sent_over_a_link_than_goes() -> None:
+    busy = line(sources=(Source(name="s", node="sensor", rate_hz=1000, bytes=9_800),))
+    found = simulate(busy, {"t": "server"}, "eager", duration_s=5)
+    assert found.link_bytes_s["radio"] == pytest.approx(1e6, rel=1e-3)
+    assert {v.name for v in found.violations} == {"cpu", "link"}
+
+
+def test_a_run_longer_than_the_simulation_counts_as_far_as_it_goes() -> None:
+    problem = line(tasks=(Task(name="t", inputs=("s",), cpu_s=100),))
+    found = simulate(problem, {"t": "gate"}, duration_s=10, warmup_s=5)
+    assert found.utilisation["gate"] == pytest.approx(1) and found.results["out"] == 0
+
+
+@pytest.mark.parametrize("problem", [single(1e-6), line(nodes=(Node(name="sensor"), Node(name="gate", cores=0), Node(name="server")))])
+def test_where_no_result_comes_latency_is_infinite(problem: Problem) -> None:
+    node = "n" if len(problem.nodes) == 1 else "gate"
+    found = simulate(problem, {"t": node}, duration_s=5)
+    assert found.results["out"] == 0
+    assert {found.mean_ms["out"], *found.latency_ms["out"].values()} == {math.inf}
+    assert bool(found.violations) == (node == "gate")

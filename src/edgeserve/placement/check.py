@@ -1,10 +1,18 @@
-"""What makes a problem unusable, found before anything is computed."""
+"""What makes a problem or an argument unusable, found before anything is computed."""
 
 from __future__ import annotations
 
-import math
+import re
+from collections import defaultdict
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
+from functools import cache
+from itertools import islice
+from reprlib import Repr
+from typing import Any
+
+import msgspec
+import numpy as np
 
 from edgeserve.placement.errors import (
     BadValue,
@@ -18,6 +26,9 @@ from edgeserve.placement.errors import (
 from edgeserve.placement.forest import set_of
 from edgeserve.placement.problem import ALL, ANY, FORMAT_VERSION, Problem, Task
 
+LARGEST = 1e18
+"""No number of a problem is larger, and none that divides is smaller than its inverse: so no product of some of them is infinite."""
+
 _POSITIVE = ("bandwidth_bytes_s", "rate_hz", "speed", "replicas_min", "replicas_max")
 _NUMBERS = {
     "nodes": ("cores", "memory_bytes", "speed", "cost_per_core_s"),
@@ -26,6 +37,73 @@ _NUMBERS = {
     "tasks": ("cpu_s", "memory_bytes", "output_bytes", "outputs_per_run", "min_interval_ms", "replicas_min", "replicas_max"),
     "sinks": ("weight",),
 }
+_ADD = {
+    "node": "add it to `nodes`",
+    "link": "add it to `links`",
+    "stream": "add it to `sources` or `tasks`",
+    "task": "add it to `tasks`",
+    "zone": "give it to a node as its `zone`",
+    "accelerator": "give it to a node in its `accelerators`",
+}
+_LISTED, _HINTED, _LONGEST = 8, 2_000, 1_000
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
+
+
+def shown(value: object) -> str:
+    """The value as a message shows it: not at full length."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:
+        return "a number of thousands of digits"
+
+
+def listed(names: Collection[str]) -> str:
+    """The first names, as a message shows them."""
+    more = len(names) - _LISTED
+    return ", ".join(islice(names, _LISTED)) + (f" and {more} more" if more > 0 else "")
+
+
+def close_to(name: str, known: Collection[str]) -> str | None:
+    """The known name that is most like another one, if any is."""
+    return next(iter(get_close_matches(name[:100], known if len(known) <= _HINTED else (), 1)), None)
+
+
+def fitting(value: object, kind: Any, where: str) -> Any:
+    """The value as its annotation wants it: a list as a tuple, a number of NumPy as a plain one.
+
+    Raises:
+        BadValue: it cannot be that.
+    """
+    try:
+        return msgspec.convert(value.item() if isinstance(value, np.generic) else value, kind)
+    except msgspec.ValidationError as exc:
+        if isinstance(exc.__cause__, InvalidProblem):
+            raise exc.__cause__ from None
+        wanted = kind.__name__ if isinstance(kind, type) else re.sub(r"[\w.]+\.(?=[A-Z])", "", str(kind))
+        said = str(exc).replace("`array`", "`tuple`").replace("`null`", "`None`")
+        single = f", as ({shown(value)},)" if isinstance(value, str) and kind == tuple[str, ...] else ""
+        raise BadValue(f"{where} is {shown(value)}: {said}; give a value of type {wanted}{single}") from exc
+
+
+@cache
+def _fields(kind: type[msgspec.Struct]) -> list[tuple[str, Any]]:
+    return [(found.name, found.type) for found in msgspec.structs.fields(kind)]
+
+
+def typed(part: msgspec.Struct) -> None:
+    """Makes all fields of a problem, or of a part of it, what they are annotated with; raises `BadValue` where that cannot be."""
+    name = getattr(part, "name", None)
+    where = type(part).__name__ + (f"({shown(name)})" if name is not None else "")
+    for field, kind in _fields(type(part)):
+        msgspec.structs.force_setattr(part, field, fitting(getattr(part, field), kind, f"{where}.{field}"))
+
+
+def argument(name: str, value: object, kind: type[float] = float, most: float = LARGEST) -> Any:
+    """A function's argument, as a number of a kind from 0 to `most`; raises `BadValue` where that cannot be."""
+    found = fitting(value, kind, name)
+    _number(found, name, most=most)
+    return found
 
 
 def check(problem: Problem) -> None:
@@ -46,8 +124,10 @@ def _unique(names: Iterable[str], where: str) -> None:
     for name in names:
         if not name:
             raise MissingValue(f"{where}: one has the empty name; give each a name of its own")
+        if len(name) > _LONGEST:
+            raise BadValue(f"{where}: {shown(name)} has {len(name)} characters; give names of at most {_LONGEST}")
         if name in seen:
-            raise DuplicateName(f"{where}: two are called {name!r}; give each a name of its own")
+            raise DuplicateName(f"{where}: two are called {shown(name)}; give each a name of its own")
         seen.add(name)
 
 
@@ -64,11 +144,10 @@ def _names(problem: Problem) -> None:
             raise DuplicateName(f"sources and tasks: {stream.name!r} is what a trigger may say; give it another name")
 
 
-def _number(value: float, where: str, positive: bool = False) -> None:
-    if not math.isfinite(value):
-        raise BadValue(f"{where} is {value}: give a finite number")
-    if value < 0 or (positive and value == 0):
-        raise BadValue(f"{where} is {value}: give a {'positive number' if positive else 'number that is not negative'}")
+def _number(value: float, where: str, positive: bool = False, most: float = LARGEST) -> None:
+    least = 1 / LARGEST if positive else 0.0
+    if not least <= value <= most:
+        raise BadValue(f"{where} is {shown(value)}: give a {'positive ' if positive else ''}number from {least:g} to {most:g}")
 
 
 def _numbers(problem: Problem) -> None:
@@ -89,9 +168,9 @@ def _numbers(problem: Problem) -> None:
 
 def _known(name: str, known: Collection[str], where: str, what: str) -> None:
     if name not in known:
-        close = get_close_matches(name, known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"add it to the {what}s, or name one of {', '.join(sorted(known)[:8]) or 'none'}"
-        raise UnknownName(f"{where}: there is no {what} {name!r}; {hint}")
+        close = close_to(name, known)
+        hint = f"did you mean {close!r}?" if close else f"{_ADD[what]}" + (f", or name one of {listed(sorted(known))}" if known else "")
+        raise UnknownName(f"{where}: there is no {what} {shown(name)}; {hint}")
 
 
 def _references(problem: Problem) -> None:
@@ -140,7 +219,7 @@ def _tasks(problem: Problem) -> None:
             raise MissingValue(f"{where}.inputs: there are none; name the sources or tasks that it takes")
         _unique(task.inputs, f"{where}.inputs")
         if task.trigger not in (ANY, ALL, *task.inputs):
-            raise UnknownName(f"{where}.trigger is {task.trigger!r}: use 'any', 'all' or one of its inputs ({', '.join(task.inputs)})")
+            raise UnknownName(f"{where}.trigger is {shown(task.trigger)}: use 'any', 'all' or one of its inputs ({listed(task.inputs)})")
         if task.replicas_min > task.replicas_max:
             raise BadValue(f"{where}: replicas_min is {task.replicas_min} and replicas_max {task.replicas_max}; raise the second")
         for kind in task.accelerators:
@@ -164,16 +243,18 @@ def _sets(problem: Problem) -> None:
             for name in names:
                 _known(name, tasks, f"{what}[{number}]", "task")
     together = colocated(problem)
-    for first in set(together.values()):
-        members = [task for task in problem.tasks if together[task.name] == first]
+    groups: dict[str, list[Task]] = defaultdict(list)
+    for task in problem.tasks:
+        groups[together[task.name]].append(task)
+    for members in groups.values():
         if max(task.replicas_min for task in members) > min(task.replicas_max for task in members):
-            names = ", ".join(task.name for task in members)
+            names = listed([task.name for task in members])
             raise BadValue(f"colocate: {names} have no number of replicas in common; change replicas_min or replicas_max")
     for number, names in enumerate(problem.separate):
         classes = [together[name] for name in names]
         if len(set(classes)) < len(classes):
             raise InvalidProblem(
-                f"separate[{number}]: two of {', '.join(names)} are to run together by `colocate`; drop one of the two wishes"
+                f"separate[{number}]: two of {listed(names)} are to run together by `colocate`; drop one of the two wishes"
             )
 
 
@@ -210,20 +291,20 @@ def _acyclic(tasks: tuple[Task, ...]) -> None:
     makers = {task.name: task for task in tasks}
     done: set[str] = set()
     for root in makers:
-        path: list[str] = []
         stack = [(root, iter(makers[root].inputs))] if root not in done else []
-        path.extend(name for name, _ in stack)
+        path = {name: None for name, _ in stack}
         while stack:
             name, inputs = stack[-1]
             for other in inputs:
                 if other in path:
-                    circle = " -> ".join([*path[path.index(other) :], other])
-                    raise CyclicGraph(f"tasks: each of these waits for the next: {circle}; take one of the inputs out")
+                    circle = [*path][[*path].index(other) :]
+                    around = " -> ".join([*circle[:_LISTED], *(["..."] if len(circle) > _LISTED else []), other])
+                    raise CyclicGraph(f"tasks: each of these waits for the next: {around}; take one of the inputs out")
                 if other in makers and other not in done:
                     stack.append((other, iter(makers[other].inputs)))
-                    path.append(other)
+                    path[other] = None
                     break
             else:
                 done.add(name)
                 stack.pop()
-                path.pop()
+                del path[name]

@@ -22,7 +22,7 @@ class DuplicateName(InvalidProblem):
 
 
 class BadValue(InvalidProblem):
-    """A number is negative, not finite, or outside of its range, or a field has the wrong type."""
+    """A number is negative, not finite, or outside of its range, or a field or an argument has the wrong type."""
 
 
 class MissingValue(InvalidProblem):

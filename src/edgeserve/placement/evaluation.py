@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Literal
 
+from edgeserve.placement.check import close_to, listed, shown
 from edgeserve.placement.errors import InvalidPlan
 from edgeserve.placement.model import TOLERANCE, Model, Site
-from edgeserve.placement.problem import Problem
+from edgeserve.placement.problem import Problem, Task
 from edgeserve.placement.queueing import waiting
 from edgeserve.placement.state import State, transfers
 
@@ -19,6 +19,13 @@ Assignment = Mapping[str, str | Sequence[str]]
 """Task to its node, or to the nodes of its replicas."""
 Routing = Mapping[tuple[str, str], Mode] | Mode
 """(stream, task or sink) to how it travels, or one mode for all."""
+UNITS = {"cpu": " cores", "memory": " bytes", "link": " bytes/s"}
+"""What a violation of this name is counted in; all others are counts."""
+
+
+def amount(number: float) -> str:
+    """A number as a message shows it: whole if it is large, so that it can be told from one near by."""
+    return f"{number:,.0f}" if 1e4 <= abs(number) < 1e15 else f"{number:.4g}"
 
 
 @dataclass(frozen=True)
@@ -30,20 +37,26 @@ class Violation:
         where: the node, link, task or edge.
         used: how much is used, in cores, bytes, accelerators, bytes per second, or a count.
         limit: how much may be.
+        by: the tasks, or on a link the streams, that use it.
     """
 
     name: str
     where: str
     used: float
     limit: float
+    by: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name} of {self.where}: {self.used:g} of {self.limit:g}"
+        who = f", by {listed(self.by)}" if self.by else ""
+        return f"{self.name} of {self.where}: {amount(self.used)} of {amount(self.limit)}{UNITS.get(self.name, '')}{who}"
 
 
 @dataclass(frozen=True)
 class Load:
-    """What a node carries: busy cores and bytes, the part of its cores that is busy, and how many runs wait in the mean."""
+    """What a node carries: busy cores and bytes, the part of its cores that is busy, and how many runs wait in the mean.
+
+    Above `max_utilisation` as many wait as at it.
+    """
 
     cores: float
     memory_bytes: float
@@ -83,7 +96,7 @@ class Evaluation:
 
 
 def evaluate(problem: Problem, assignment: Assignment, routing: Routing = "lazy") -> Evaluation:
-    """Prices a placement, feasible or not.
+    """Prices a placement, feasible or not. What is overloaded is a violation by name; no figure is NaN.
 
     Args:
         problem: what is placed.
@@ -91,30 +104,30 @@ def evaluate(problem: Problem, assignment: Assignment, routing: Routing = "lazy"
         routing: for each edge (stream, task or sink) how it travels, or one mode for all; edges that are not named are lazy.
 
     Raises:
-        InvalidPlan: a task or a node is missing or unknown, or an edge.
+        InvalidPlan: a task or a node is missing or unknown, or an edge, or what is given is no mapping.
+        InvalidProblem: what is given is no problem, or a node of it cannot be reached.
     """
     model = Model(problem)
     sites, stray = read_assignment(model, assignment)
     return report(State(model, sites, read_routing(model, routing)), stray)
 
 
-def read_assignment(model: Model, assignment: Assignment) -> tuple[list[Site], list[Violation]]:
+def read_assignment(model: Model, assignment: Assignment, what: str = "assignment") -> tuple[list[Site], list[Violation]]:
     """The sites of all groups, and what separates tasks that should be together; those count where their first task is."""
-    for name in assignment:
+    for name in mapping(assignment, what, "a dict from task to node (a Plan has one in `.assignment`)"):
         if name not in model.task_number:
-            raise InvalidPlan(f"assignment: there is no task {name!r}{_hint(name, model.task_number)}")
+            raise InvalidPlan(f"{what}: there is no task {shown(name)}{_hint(name, model.task_number)}")
     sites: list[Site] = [()] * len(model.groups)
     stray = []
     for number, task in enumerate(model.tasks):
         if task.name not in assignment:
-            raise InvalidPlan(f"assignment: the task {task.name!r} has no node; assign each task to one")
-        given = assignment[task.name]
-        names = (given,) if isinstance(given, str) else tuple(given)
+            raise InvalidPlan(f"{what}: the task {task.name!r} has no node; assign each task to one")
+        names = site_names(assignment[task.name], f"{what}[{task.name!r}]")
         for name in names:
             if name not in model.node_number:
-                raise InvalidPlan(f"assignment[{task.name!r}]: there is no node {name!r}{_hint(name, model.node_number)}")
+                raise InvalidPlan(f"{what}[{task.name!r}]: there is no node {name!r}{_hint(name, model.node_number)}")
         if not names or len(set(names)) < len(names):
-            raise InvalidPlan(f"assignment[{task.name!r}] is {list(names)}: name at least one node, and each once")
+            raise InvalidPlan(f"{what}[{task.name!r}] is {shown(names)}: name at least one node, and each once")
         site = tuple(sorted(model.node_number[name] for name in names))
         group = model.group_of[number]
         if sites[group] and sites[group] != site:
@@ -123,23 +136,38 @@ def read_assignment(model: Model, assignment: Assignment) -> tuple[list[Site], l
     return sites, stray
 
 
+def mapping(given: Any, what: str, wanted: str) -> Mapping[Any, Any]:
+    """What is given, if it is a mapping."""
+    if not isinstance(given, Mapping):
+        raise InvalidPlan(f"{what} is {shown(given)}: give {wanted}")
+    return given
+
+
+def site_names(given: Any, where: str) -> tuple[str, ...]:
+    """The names of one node or of several."""
+    names = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence | Set) else None
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise InvalidPlan(f"{where} is {shown(given)}: give the name of a node, or a tuple of such")
+    return names
+
+
 def read_routing(model: Model, routing: Routing) -> list[bool]:
     """Whether each edge is lazy."""
     if isinstance(routing, str):
         routing = {key: routing for key in model.edge_number}
     lazy = [True] * len(model.edges)
-    for key, mode in routing.items():
-        if tuple(key) not in model.edge_number:
-            raise InvalidPlan(f"routing: there is no edge {key!r}; an edge is (stream, task or sink that takes it)")
+    for key, mode in mapping(routing, "routing", "'eager', 'lazy' or a dict from (stream, task or sink) to one of these").items():
+        if key not in model.edge_number:
+            raise InvalidPlan(f"routing: there is no edge {shown(key)}; an edge is (stream, task or sink that takes it)")
         if mode not in ("eager", "lazy"):
-            raise InvalidPlan(f"routing[{key!r}] is {mode!r}: use 'eager' or 'lazy'")
+            raise InvalidPlan(f"routing[{key!r}] is {shown(mode)}: use 'eager' or 'lazy'")
         lazy[model.edge_number[key[0], key[1]]] = mode == "lazy"
     return lazy
 
 
-def _hint(name: str, known: Any) -> str:
-    close = get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+def _hint(name: Any, known: Mapping[str, int]) -> str:
+    close = close_to(name, known) if isinstance(name, str) else None
+    return f"; did you mean {close!r}?" if close else f"; there are {listed(known)}"
 
 
 def report(state: State, stray: Sequence[Violation] = ()) -> Evaluation:
@@ -194,7 +222,7 @@ def _waits(state: State) -> tuple[list[tuple[float, float]], list[tuple[float, f
         if model.cores_of[n]:
             nodes.append(_wait(busy / model.cores_of[n], model.cpu_limit_of[n], model.cpu_power_of[n], runs[n]))
         else:
-            nodes.append((0.0, math.inf if busy else 0.0))
+            nodes.append((0.0, math.inf if runs[n] else 0.0))
     return links, nodes
 
 
@@ -236,22 +264,35 @@ def _latency(state: State, links: Sequence[float], nodes: Sequence[float]) -> di
 def _violations(state: State) -> list[Violation]:
     model, problem = state.model, state.model.problem
     found = []
+    tasks: list[list[Task]] = [[] for _ in model.nodes]
+    for number, task in enumerate(model.tasks):
+        for n in state.sites[model.group_of[number]]:
+            tasks[n].append(task)
     for n, node in enumerate(problem.nodes):
-        if state.cpu[n] > node.cores * node.max_utilisation * (1 + TOLERANCE):
-            found.append(Violation("cpu", node.name, state.cpu[n], node.cores * node.max_utilisation))
+        # Where there is no core, even a run that takes no time would need one.
+        busy = state.cpu[n] or float(bool(tasks[n]) and not node.cores)
+        if busy > node.cores * node.max_utilisation * (1 + TOLERANCE):
+            users = tuple(task.name for task in tasks[n])
+            found.append(Violation("cpu", node.name, busy, node.cores * node.max_utilisation, users))
         if state.memory[n] > node.memory_bytes * (1 + TOLERANCE):
-            found.append(Violation("memory", node.name, state.memory[n], node.memory_bytes))
+            users = tuple(task.name for task in tasks[n] if task.memory_bytes)
+            found.append(Violation("memory", node.name, state.memory[n], node.memory_bytes, users))
         for kind, row in zip(model.kinds, state.accelerators, strict=True):
             if row[n] > node.accelerators.get(kind, 0) + TOLERANCE:
-                found.append(Violation("accelerator", f"{node.name} ({kind})", row[n], node.accelerators.get(kind, 0)))
-    for link, rate in zip(problem.links, state.links, strict=True):
+                users = tuple(task.name for task in tasks[n] if task.accelerators.get(kind))
+                found.append(Violation("accelerator", f"{node.name} ({kind})", row[n], node.accelerators.get(kind, 0), users))
+    for number, (link, rate) in enumerate(zip(problem.links, state.links, strict=True)):
         if rate > link.bandwidth_bytes_s * link.max_utilisation * (1 + TOLERANCE):
-            found.append(Violation("link", link.name, rate, link.bandwidth_bytes_s * link.max_utilisation))
+            flows = sorted((-flow[number], s) for s, flow in enumerate(state.flows) if flow.get(number))
+            users = tuple(model.streams[s].name for _, s in flows)
+            found.append(Violation("link", link.name, rate, link.bandwidth_bytes_s * link.max_utilisation, users))
     for number, group in enumerate(model.groups):
         site, name = state.sites[number], model.tasks[group.tasks[0]].name
         wrong = [node for node in site if not model.wished[number][node]]
         if wrong:
-            found.append(Violation("pin", f"{name} on {model.nodes[wrong[0]]} (by a pin or a zone)", len(wrong), 0))
+            node_name = model.nodes[wrong[0]]
+            pinned = any(node_name not in problem.pins.get(model.tasks[task].name, (node_name,)) for task in group.tasks)
+            found.append(Violation("pin", f"{name} on {node_name} (by {'`pins`' if pinned else '`stays_in`'})", len(wrong), 0))
         if not group.least <= len(site) <= group.most:
             found.append(Violation("replicas", name, len(site), group.most if len(site) > group.most else group.least))
         for other in group.apart:

@@ -64,11 +64,18 @@ class _Program:
     def run(self, time_limit_s: float, seed: int, start: Sequence[float] | None = None) -> tuple[list[float] | None, float]:
         """Values of the variables, if any were found, and the bound."""
         module = highs()
-        solver = module.Highs()
+        base: Any = module.Highs
+
+        class Quiet(base):  # type: ignore[misc]
+            def enableCallbacks(self) -> None:
+                """Called by the constructor: the first call that prints the banner, unless the option was set before."""
+                self.setOptionValue("output_flag", False)
+                super().enableCallbacks()
+
+        solver = Quiet()
         for option, value in (
-            ("output_flag", False),
             ("time_limit", time_limit_s),
-            ("random_seed", seed),
+            ("random_seed", seed % 2**31),
             ("threads", 1),
             ("mip_rel_gap", 1e-7),
         ):
@@ -349,7 +356,7 @@ def milp(
     lists = site_lists(run.model, run.model.allowed.astype(float))
     if lists is None or pair_count(run.model, lists) > _MOST_PAIRS:
         raise MemoryError(f"the program would have more than {_MOST_PAIRS} pairs of nodes: give `solve` this one")
-    state, bound = milp_bound(run.model, lists, max(time_limit_s - run.elapsed(), 0.1), seed, run.make)
+    state, bound = milp_bound(run.model, lists, max(run.time_limit_s - run.elapsed(), 0.1), run.seed, run.make)
     if state is not None:
         run.take(state)
     if run.nearest is None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeserve.placement.check import colocated
+from edgeserve.placement.check import LARGEST, colocated, shown
+from edgeserve.placement.errors import BadValue
 from edgeserve.placement.forest import set_of
 from edgeserve.placement.problem import ALL, ANY, Problem, Task
 from edgeserve.placement.queueing import Array, exponent
@@ -89,6 +90,8 @@ class Model:
     """See the module; arrays are indexed by the numbers of nodes, links, tasks, groups, streams and edges."""
 
     def __init__(self, problem: Problem) -> None:
+        if not isinstance(problem, Problem):
+            raise BadValue(f"problem is {shown(problem)}: give a Problem; `Problem.from_json` makes one of its JSON")
         self.problem = problem
         self.nodes = [node.name for node in problem.nodes]
         self.node_number = {name: number for number, name in enumerate(self.nodes)}
@@ -166,7 +169,11 @@ class Model:
         for number in self.order:
             task = problem.tasks[number]
             self.runs[number] = run_rate(task, [self.streams[self.stream_number[name]].rate for name in task.inputs])
-            self.streams[self.stream_number[task.name]].rate = float(self.runs[number]) * task.outputs_per_run
+            rate = self.streams[self.stream_number[task.name]].rate = float(self.runs[number]) * task.outputs_per_run
+            if rate > LARGEST:
+                raise BadValue(
+                    f"tasks[{task.name!r}].outputs_per_run: results come at {rate:g} Hz, and at most {LARGEST:g} can be; lower it"
+                )
 
     def _set_groups(self) -> None:
         together = colocated(self.problem)
@@ -186,6 +193,8 @@ class Model:
             group.least = max(group.least, task.replicas_min)
             group.most = task.replicas_max if len(group.tasks) == 1 else min(group.most, task.replicas_max)
             self.streams[self.stream_number[task.name]].group = self.group_of[number]
+        for group in self.groups:
+            group.most = max(group.least, min(group.most, len(self.nodes)))
         self.demand = np.array(
             [[sum(self.tasks[t].accelerators.get(kind, 0) for t in g.tasks) for kind in self.kinds] for g in self.groups], dtype=float
         ).reshape(len(self.groups), len(self.kinds))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from typing import Any, Self
 
 import msgspec
@@ -16,7 +18,16 @@ ANY, ALL = "any", "all"
 """What a task's `trigger` may say besides the name of an input."""
 
 
-class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class _Part(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What checks the types of its fields when it is made; what the numbers and the names are is the problem's to check."""
+
+    def __post_init__(self) -> None:
+        from edgeserve.placement.check import typed
+
+        typed(self)
+
+
+class Node(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A machine, or with `cores=0` something that only forwards.
 
     Args:
@@ -40,7 +51,7 @@ class Node(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cost_per_core_s: float = 0.0
 
 
-class Link(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Link(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A link between two nodes, whose capacity both directions and all routes over it share.
 
     Args:
@@ -60,7 +71,7 @@ class Link(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cost_per_byte: float = 0.0
 
 
-class Route(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Route(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which links lead from one node to another, in order. The way back uses the same ones unless it has a route of its own."""
 
     start: str
@@ -68,7 +79,7 @@ class Route(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     links: tuple[str, ...]
 
 
-class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Source(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A stream that begins at a node: `rate_hz` messages of `bytes`, whose payload may not leave `stays_in` if that is a zone."""
 
     name: str
@@ -78,7 +89,7 @@ class Source(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stays_in: str | None = None
 
 
-class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Task(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A function of the newest, or of the matching, messages of its inputs. What it makes is a stream of the task's name.
 
     Args:
@@ -111,7 +122,7 @@ class Task(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     stays_in: str | None = None
 
 
-class Sink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Sink(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a stream ends: at a node, with `weight` for each second of latency of each result."""
 
     name: str
@@ -120,7 +131,7 @@ class Sink(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weight: float = 1.0
 
 
-class Weights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Weights(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the objective adds up.
 
     Args:
@@ -136,7 +147,7 @@ class Weights(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cost: float = 0.0
 
 
-class Problem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Problem(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to place where. Checked when it is made.
 
     Args:
@@ -153,7 +164,8 @@ class Problem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         version: of the format.
 
     Raises:
-        InvalidProblem: one of its subclasses, when the problem makes no sense.
+        InvalidProblem: one of its subclasses, when the problem makes no sense. Numbers are from 0 to 1e18; rates, speeds and bandwidths at
+            least 1e-18; names have at most 1,000 characters.
 
     Example:
         >>> problem = Problem(
@@ -185,6 +197,7 @@ class Problem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         from edgeserve.placement.check import check
 
+        super().__post_init__()
         check(self)
 
     @property
@@ -193,17 +206,26 @@ class Problem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return [*self.sources, *self.tasks]
 
     def to_json(self) -> bytes:
-        """The problem as JSON; fields that have their default are left out, but for the version."""
-        plain = _plain(self)
-        return msgspec.json.format(msgspec.json.encode({"version": self.version, **plain}), indent=2)
+        """The problem as JSON, which `from_json` reads; fields that have their default are left out, but for the version.
+
+        Raises:
+            BadValue: a name holds a lone surrogate, which cannot be written as UTF-8.
+        """
+        try:
+            return msgspec.json.format(msgspec.json.encode({"version": self.version, **_plain(self)}), indent=2)
+        except UnicodeEncodeError as exc:
+            raise BadValue(f"a name cannot be written as UTF-8 ({exc}): replace the lone surrogate in it") from exc
 
     @classmethod
     def from_json(cls, data: bytes | str) -> Self:
         """Reads what `to_json` wrote.
 
         Raises:
-            InvalidProblem: one of its subclasses; the message names the place, as `$.nodes[3].cores`.
+            InvalidProblem: one of its subclasses where the content is wrong; the message names the place, as `$.nodes[3].cores` or
+                `nodes['a'].cores`. For text that is no JSON it gives the line and the column, in bytes.
         """
+        if not isinstance(data, bytes | bytearray | memoryview | str):
+            raise InvalidProblem(f"the JSON is a {type(data).__name__}: give its text, as bytes or a str")
         try:
             version = msgspec.json.decode(data, type=_Version).version
             if not 1 <= version <= FORMAT_VERSION:
@@ -217,14 +239,44 @@ class Problem(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         except msgspec.ValidationError as exc:
             if isinstance(exc.__cause__, InvalidProblem):
                 raise exc.__cause__ from None
-            kind = MissingValue if "missing required field" in str(exc) else BadValue
-            raise kind(f"{exc}: see the table of fields in docs/reference/placement.md") from exc
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise InvalidProblem(f"this is no JSON (NaN and Infinity are none either): {exc}") from exc
+            said = re.sub(r"(`[^`]{80})[^`]+", r"\1...", str(exc))
+            kind = MissingValue if "missing required field" in said else BadValue
+            raise kind(f"{said}{_meant(said)}: see the table of fields in docs/reference/placement.md") from exc
+        except (msgspec.DecodeError, UnicodeError) as exc:
+            said = exc.reason if isinstance(exc, UnicodeDecodeError | UnicodeEncodeError) else str(exc)
+            raise InvalidProblem(f"{_place(data, said)}: this is no JSON (NaN and Infinity are none either): {said}") from exc
+        except RecursionError as exc:
+            raise InvalidProblem(
+                "the JSON is nested too deep to be read: no field of a problem is deeper than `$.nodes[0].accelerators`"
+            ) from exc
 
 
 class _Version(Struct):
     version: int = FORMAT_VERSION
+
+
+def _place(data: bytes | bytearray | memoryview | str, said: str) -> str:
+    """The line and the column of an error of syntax: where it was met, or the end of a text that was cut off."""
+    raw = data.encode(errors="surrogatepass") if isinstance(data, str) else bytes(data)
+    found = re.search(r"\(byte (\d+)\)", said)
+    at = int(found[1]) if found else len(raw)
+    try:
+        raw.decode()
+    except UnicodeDecodeError as exc:
+        at = exc.start
+    before = raw[:at].split(b"\n")
+    return f"line {len(before)}, column {len(before[-1]) + 1}"
+
+
+def _meant(said: str) -> str:
+    """What a field that is not known may be: most often its name lacks the unit."""
+    found = re.search(r"unknown field `([^`]+)`(?: - at `\$\.(\w+))?", said)
+    if found is None:
+        return ""
+    parts = {"nodes": Node, "links": Link, "routes": Route, "sources": Source, "tasks": Task, "sinks": Sink, "weights": Weights}
+    names = parts.get(found[2], Problem).__struct_fields__
+    close = [name for name in names if name.startswith(f"{found[1]}_")] or get_close_matches(found[1], names, 1)
+    return f"; did you mean `{close[0]}`?" if close else ""
 
 
 def _plain(value: Any) -> Any:
@@ -237,7 +289,7 @@ def _plain(value: Any) -> Any:
             got = getattr(value, name)
             made = factories[name]
             default = defaults[name] if made is msgspec.NODEFAULT else made()
-            if got != default or type(got) is not type(default):
+            if got != default:
                 result[name] = _plain(got)
         return result
     if isinstance(value, tuple):

@@ -18,11 +18,13 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
+from edgeserve.placement.check import argument, shown
 from edgeserve.placement.errors import BadValue
-from edgeserve.placement.evaluation import Assignment, Routing, read_assignment, read_routing
+from edgeserve.placement.evaluation import Assignment, Routing, Violation, read_assignment, read_routing, report
 from edgeserve.placement.forest import set_of
 from edgeserve.placement.model import Model
 from edgeserve.placement.problem import ALL, ANY, Problem
+from edgeserve.placement.state import State
 
 Then = Callable[[], None]
 
@@ -32,12 +34,15 @@ class Simulation:
     """What a simulated run showed, its beginning left out.
 
     Attributes:
-        latency_ms: per sink, probability (0.5, 0.9, 0.99) to the latency from event to result that so many stay within; NaN without any.
-        mean_ms: per sink the mean.
+        latency_ms: per sink, probability (0.5, 0.9, 0.99) to the latency from event to result that so many stay within; infinite where no
+            result came.
+        mean_ms: per sink the mean; infinite where no result came.
         results: per sink how many results came.
         link_bytes_s: per link the bytes per second.
         utilisation: per node the part of its cores that was busy.
         throttled: per task how many messages started no run because of `min_interval_ms`.
+        violations: what the placement breaks, as `evaluate` says. Where that is the cpu of a node or a link, queues may grow for as long as
+            the run lasts: latencies are those of the results that came, and grow with `duration_s`.
     """
 
     latency_ms: Mapping[str, Mapping[float, float]]
@@ -46,6 +51,7 @@ class Simulation:
     link_bytes_s: Mapping[str, float]
     utilisation: Mapping[str, float]
     throttled: Mapping[str, int]
+    violations: tuple[Violation, ...]
 
 
 @dataclass(slots=True)
@@ -74,12 +80,12 @@ class _World:
         self.model, self.sites, self.lazy, self.poisson = model, sites, lazy, poisson
         self.rng = random.Random(seed)
         self.now = 0.0
-        self.from_s = 0.0
+        self.from_s, self.until_s = 0.0, math.inf
         self._events: list[tuple[float, int, Then]] = []
         self._count = itertools.count()
         self._numbers = [itertools.count() for _ in model.streams]
         self.link_free = [0.0] * model.routes.links
-        self.link_bytes = [0.0] * model.routes.links
+        self.link_busy = [0.0] * model.routes.links
         self._idle = [int(cores) for cores in model.cores_of]
         self._queued: list[deque[tuple[float, Then]]] = [deque() for _ in model.nodes]
         self.busy = [0.0] * len(model.nodes)
@@ -90,10 +96,14 @@ class _World:
     def after(self, delay: float, then: Then) -> None:
         heapq.heappush(self._events, (self.now + delay, next(self._count), then))
 
-    def run(self, until: float) -> None:
-        while self._events and self._events[0][0] <= until:
+    def run(self) -> None:
+        while self._events and self._events[0][0] <= self.until_s:
             self.now, _, then = heapq.heappop(self._events)
             then()
+
+    def counted(self, begin: float, end: float) -> float:
+        """How many of the seconds between lie in the time that counts."""
+        return max(min(end, self.until_s) - max(begin, self.from_s), 0.0)
 
     def send(self, path: Sequence[int], size: float, then: Then) -> None:
         """Bytes over links, one after the other."""
@@ -104,8 +114,7 @@ class _World:
         begin = max(self.now, self.link_free[link])
         done = begin + size * self.model.per_byte_of[link]
         self.link_free[link] = done
-        if self.now >= self.from_s:
-            self.link_bytes[link] += size
+        self.link_busy[link] += self.counted(begin, done)
         self.after(done + float(self.model.latency[link]) - self.now, partial(self.send, path[1:], size, then))
 
     def compute(self, node: int, seconds: float, then: Then) -> None:
@@ -117,8 +126,7 @@ class _World:
             self._queued[node].append((seconds, then))
 
     def _begin(self, node: int, seconds: float, then: Then) -> None:
-        if self.now >= self.from_s:
-            self.busy[node] += seconds
+        self.busy[node] += self.counted(self.now, self.now + seconds)
 
         def end() -> None:
             if self._queued[node]:
@@ -270,42 +278,48 @@ def simulate(
         assignment: as `evaluate` takes it.
         routing: as `evaluate` takes it.
         duration_s: how long, in simulated seconds.
-        warmup_s: how much of the beginning is left out; a tenth by default.
-        seed: the same seed gives the same run.
+        warmup_s: how much of the beginning is left out, in simulated seconds; a tenth by default.
+        seed: a whole number, not negative; the same seed gives the same run.
         arrivals: `poisson` (as the formulas assume) or `periodic`. Sources that meet in a task with `trigger='all'` send together.
 
     Raises:
         InvalidPlan: as `evaluate`.
-        BadValue: no time is left after the beginning.
+        BadValue: no time is left after the beginning, or an argument is no such number.
     """
-    warmup_s = duration_s / 10 if warmup_s is None else warmup_s
-    if not 0 <= warmup_s < duration_s < math.inf or arrivals not in ("poisson", "periodic"):
+    duration_s, seed = argument("duration_s", duration_s), argument("seed", seed, int)
+    warmup_s = duration_s / 10 if warmup_s is None else argument("warmup_s", warmup_s)
+    if not warmup_s < duration_s or arrivals not in ("poisson", "periodic"):
         raise BadValue(
-            f"duration_s={duration_s}, warmup_s={warmup_s}, arrivals={arrivals!r}: use 0 <= warmup_s < duration_s, and poisson or periodic"
+            f"duration_s={duration_s}, warmup_s={warmup_s}, arrivals={shown(arrivals)}: use 0 <= warmup_s < duration_s, and 'poisson' or "
+            f"'periodic'"
         )
     model = Model(problem)
-    sites, _ = read_assignment(model, assignment)
-    world = _World(model, sites, read_routing(model, routing), seed, arrivals == "poisson")
+    sites, stray = read_assignment(model, assignment)
+    lazy = read_routing(model, routing)
+    world = _World(model, sites, lazy, seed, arrivals == "poisson")
     together = _meeting(model)
     for number, stream in enumerate(model.streams):
         if stream.group < 0:
             shared = random.Random(f"{seed} {together[number]} {stream.rate}") if number in together else None
             world.start_source(number, shared)
-    world.from_s = warmup_s
-    world.run(duration_s)
+    world.from_s, world.until_s = warmup_s, duration_s
+    world.run()
     seconds = duration_s - warmup_s
     return Simulation(
         latency_ms={sink: {p: 1e3 * _quantile(sorted(found), p) for p in (0.5, 0.9, 0.99)} for sink, found in world.latencies.items()},
-        mean_ms={sink: 1e3 * sum(found) / len(found) if found else math.nan for sink, found in world.latencies.items()},
+        mean_ms={sink: 1e3 * sum(found) / len(found) if found else math.inf for sink, found in world.latencies.items()},
         results={sink: len(found) for sink, found in world.latencies.items()},
-        link_bytes_s={link.name: sent / seconds for link, sent in zip(problem.links, world.link_bytes, strict=True)},
+        link_bytes_s={
+            link.name: busy / seconds * link.bandwidth_bytes_s for link, busy in zip(problem.links, world.link_busy, strict=True)
+        },
         utilisation={name: world.busy[n] / seconds / max(model.cores_of[n], 1.0) for n, name in enumerate(model.nodes)},
         throttled={task.name: world.throttled[n] for n, task in enumerate(model.tasks)},
+        violations=report(State(model, sites, lazy), stray).violations,
     )
 
 
 def _quantile(ordered: Sequence[float], part: float) -> float:
-    return ordered[min(int(part * len(ordered)), len(ordered) - 1)] if ordered else math.nan
+    return ordered[min(int(part * len(ordered)), len(ordered) - 1)] if ordered else math.inf
 
 
 def _meeting(model: Model) -> dict[int, int]:

@@ -13,14 +13,15 @@ import numpy as np
 
 from edgeserve.placement.bound import ascend, prices_of
 from edgeserve.placement.branch import Search, site_lists
-from edgeserve.placement.errors import Unplaceable
-from edgeserve.placement.evaluation import Assignment, Routing, read_assignment, read_routing, report
+from edgeserve.placement.check import argument, shown
+from edgeserve.placement.errors import BadValue
+from edgeserve.placement.evaluation import Assignment, Routing, mapping, read_assignment, read_routing, site_names
 from edgeserve.placement.model import TOLERANCE, Flags, Model, Site
 from edgeserve.placement.plan import Plan, make_plan
 from edgeserve.placement.problem import Problem
 from edgeserve.placement.queueing import Array
 from edgeserve.placement.relaxation import FAR, Prices, Relaxation, Restriction, Solution, worth
-from edgeserve.placement.room import check_room
+from edgeserve.placement.room import check_room, unplaceable
 from edgeserve.placement.search import Pricer, flip_modes, greedy_state, improve, place, settle
 from edgeserve.placement.state import State
 
@@ -49,10 +50,12 @@ class Run:
         move_cost: float,
         clock: Callable[[], float],
     ) -> None:
-        self.clock, self.began, self.time_limit_s = clock, clock(), time_limit_s
-        self.rng = random.Random(seed)
+        self.time_limit_s: float = argument("time_limit_s", time_limit_s, most=math.inf)
+        self.seed: int = argument("seed", seed, int)
+        self.move_cost: float = argument("move_cost", move_cost)
+        self.clock, self.began = clock, clock()
+        self.rng = random.Random(self.seed)
         self.model = Model(problem)
-        self.move_cost = move_cost
         self.previous = None if previous is None else self._known(previous)
         self.pricer = Pricer(self.model)
         self.best: State | None = None
@@ -61,7 +64,7 @@ class Run:
         self._alone: Flags | None = None
         check_room(self.model)
         if incumbent is not None:
-            self.take(self.read(incumbent, incumbent.routing if isinstance(incumbent, Plan) else "lazy"))
+            self.take(self.read(incumbent, incumbent.routing if isinstance(incumbent, Plan) else "lazy", "incumbent"))
 
     def elapsed(self) -> float:
         return self.clock() - self.began
@@ -72,17 +75,17 @@ class Run:
     def _known(self, previous: Plan | Assignment) -> list[Site]:
         """The sites of before, as far as their nodes are still there."""
         model, given = self.model, previous.assignment if isinstance(previous, Plan) else previous
+        mapping(given, "previous", "a Plan, or a dict from task to node")
         sites: list[Site] = [()] * len(model.groups)
         for number, task in enumerate(model.tasks):
-            names = given.get(task.name, ())
-            names = (names,) if isinstance(names, str) else names
+            names = site_names(given.get(task.name, ()), f"previous[{task.name!r}]")
             site = tuple(sorted(model.node_number[name] for name in names if name in model.node_number))
             sites[model.group_of[number]] = sites[model.group_of[number]] or site
         return sites
 
-    def read(self, given: Plan | Assignment, routing: Routing) -> State:
+    def read(self, given: Plan | Assignment, routing: Routing, what: str) -> State:
         assignment = given.assignment if isinstance(given, Plan) else given
-        sites, _ = read_assignment(self.model, assignment)
+        sites, _ = read_assignment(self.model, assignment, what)
         return self.make(sites, read_routing(self.model, routing))
 
     def make(self, sites: Sequence[Site], lazy: Sequence[bool]) -> State:
@@ -138,22 +141,19 @@ class Run:
 
     def plan(self, bound: float, method: str, proven_none: bool = False) -> Plan:
         if self.best is None:
-            raise self._unplaceable(proven_none)
+            raise unplaceable(self._as_wished(), self.elapsed(), proven_none)
         return make_plan(self.best, bound, method, self.elapsed())
 
-    def _unplaceable(self, proven: bool) -> Unplaceable:
+    def _as_wished(self) -> State:
+        """The placement that breaks least, with tasks that pins and zones keep away from their nodes put where they let them be."""
         assert self.nearest is not None
-        found = report(self.nearest).violations
-        worst = max(found, key=lambda v: (v.used - v.limit) / max(v.limit, 1.0))
-        short = worst.used - worst.limit
-        how = "no placement keeps within all capacities" if proven else f"no placement was found within {self.time_limit_s:g} s"
-        return Unplaceable(
-            f"{how}; the nearest one breaks: {'; '.join(str(v) for v in found[:5])}. "
-            f"{worst.name} of {worst.where} is short by {short:g}: add as much, or take away a wish or a task",
-            capacity=f"{worst.name} of {worst.where}",
-            short_by=short,
-            proven=proven,
-        )
+        state, model = self.nearest.copy(), self.model
+        for group, site in enumerate(state.sites):
+            if not all(model.wished[group][node] for node in site):
+                sites = [_widened(model, group, int(node)) for node in np.flatnonzero(model.allowed[group])]
+                state.apply(min((state.trial({group: site}, {}) for site in sites), key=lambda change: (change.excess, change.cost)))
+        flip_modes(state, range(len(model.edges)))
+        return state.copy()
 
 
 def solve(
@@ -172,17 +172,20 @@ def solve(
 
     Args:
         problem: what to place.
-        time_limit_s: when to stop; what has been found by then is returned.
-        seed: the same seed gives the same plan, unless the time limit cuts in.
+        time_limit_s: when to stop, in seconds; what has been found by then is returned.
+        seed: a whole number, not negative; the same seed gives the same plan, unless the time limit cuts in.
         incumbent: a plan to begin with.
         previous: where tasks run now. Those whose node is still there stay unless a move pays for `move_cost`.
-        move_cost: what each replica that has to start on another node costs, in units of the objective.
-        gap: stop when the plan is proven to be within this part of the best.
+        move_cost: what each replica that has to start on another node costs, in units of the objective; not negative.
+        gap: stop when the plan is proven to be within this part of the best, from 0 to 1.
         heuristics: your own ways to place; what they return is improved and competes.
         clock: seconds, for the time limit.
 
     Raises:
-        Unplaceable: capacities or wishes cannot be kept; it names which, and by how much.
+        Unplaceable: capacities or wishes cannot be kept; it names which, by how much, and for which tasks.
+        BadValue: a number is negative, NaN or out of its range, or something is not of its type.
+        InvalidPlan: `incumbent`, `previous` or what a heuristic returns is no assignment of this problem.
+        InvalidProblem: a node cannot be reached.
 
     Example:
         >>> from edgeserve.placement import Link, Node, Problem, Sink, Source, Task
@@ -198,9 +201,12 @@ def solve(
         >>> plan.assignment["detect"], plan.routing["frames", "detect"], plan.gap < 1e-6
         (('server',), 'eager', True)
     """
+    gap = argument("gap", gap, most=1.0)
+    if not isinstance(heuristics, Sequence) or not all(callable(heuristic) for heuristic in heuristics):
+        raise BadValue(f"heuristics is {shown(heuristics)}: give a list of functions, each from a problem to an assignment")
     run = Run(problem, time_limit_s, seed, incumbent, previous, move_cost, clock)
     _first(run, previous, heuristics)
-    relaxation = Relaxation(run.model, alone=run.alone(), previous=run.previous, move_cost=move_cost)
+    relaxation = Relaxation(run.model, alone=run.alone(), previous=run.previous, move_cost=run.move_cost)
     bound, prices = _ascend(run, relaxation, gap)
     _mend(run, prices, bound, gap)
     none_left = False
@@ -216,8 +222,8 @@ def _first(run: Run, previous: Plan | Assignment | None, heuristics: Sequence[He
         starts.append(run.kept(previous.routing if isinstance(previous, Plan) else "lazy"))
     for heuristic in heuristics:
         given = heuristic(run.model.problem)
-        assignment, routing = given if isinstance(given, tuple) else (given, "lazy")
-        starts.append(run.read(assignment, routing))
+        assignment, routing = given if isinstance(given, tuple) and len(given) == 2 else (given, "lazy")
+        starts.append(run.read(assignment, routing, "a heuristic's assignment"))
     if not starts:
         starts.append(run.greedy())
     for state in starts:

@@ -91,7 +91,7 @@ class State:
 
     def _misplaced(self, group: int, site: Site) -> float:
         found = self.model.groups[group]
-        wrong = sum(not self.model.wished[group][node] for node in site)
+        wrong = sum(not self.model.wished[group][node] or not self.model.cores_of[node] for node in site)
         return float(wrong + max(found.least - len(site), 0, len(site) - found.most))
 
     def trial(self, sites: Mapping[int, Site], lazy: Mapping[int, bool]) -> Change:
