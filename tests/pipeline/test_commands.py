@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests import servers
 from tests.cli.conftest import Command, line_with, started
 
 from edgeserve.pipeline import schema
@@ -88,7 +90,7 @@ def test_each_replica_runs_as_a_process_until_the_end(edgeserve: Command, app: A
     assert result.returncode == 0, result.stdout + result.stderr
     names = "left (DataSource), left>pair (Compute), right (DataSource), pair[0] (Compute), pair[1] (Compute), show (Materialize), raw"
     assert names in result.stdout.splitlines()[0]
-    assert got(result.stdout) == [[str(i)] * 2 for i in range(5)]
+    assert sorted(got(result.stdout)) == [[str(i)] * 2 for i in range(5)]
     assert [line.split("| raw ")[1] for line in result.stdout.splitlines() if "| raw " in line] == [*"01234"]
     # A machine that is busy may take so long to start the sources that others say what they wait for.
     assert [line for line in result.stderr.splitlines() if " waits: " not in line] == []
@@ -101,6 +103,16 @@ def test_another_node_is_named_when_it_is_run(edgeserve: Command, app: App, tmp_
     topics = {each["topic"] for each in json.loads(edgeserve("topic", "list", "--node", other, "--json").stdout)}
     assert {"demo.left", "demo.left+right", "demo.pair"} <= topics
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("engine", ["pulsar", "nats"])
+def test_names_that_are_derived_are_names_on_brokers(edgeserve: Command, app: App, engine: str, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue(f"{engine}_url")
+    other = f"{url}/{uuid.uuid4().hex}" if engine == "nats" else servers.with_namespace(url)
+    result = edgeserve("run", app(), "--until-end", "--node", other)
+    assert result.returncode == 0, result.stderr
+    assert sorted(got(result.stdout)) == [[str(i)] * 2 for i in range(5)]
+    assert result.stdout.count("| raw ") == 5
 
 
 def test_hosts_run_what_is_placed_on_them(app: App) -> None:
@@ -198,9 +210,11 @@ dies = Compute(lambda a: os._exit(3), {node!r}, topic_in="in", topic_out="out")
     assert edgeserve("run", app(text), "--restarts", "2").stderr.count("started again") == 2
 
 
-def test_an_interrupt_ends_all_in_order(app: App) -> None:
+def test_an_interrupt_ends_all_in_order(edgeserve: Command, app: App, node: str) -> None:
     with started(app(YAML, endless=True)) as process:
         line_with(process, "got 20 ")
+        shown = edgeserve("groups", "demo.left+right", "--node", node).stdout
+        assert "pair-0@" in shown and "pair-1@" in shown
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, out + err

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from edgeserve import pipeline as room
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.pipeline import Graph, InvalidPipeline, Part, Pipeline
 from edgeserve.stage.keywords import check_keywords
+from edgeserve.transport import connect, disconnect
 
 
 def wiring(graph: Graph) -> dict[str, tuple[str, str, str]]:
@@ -164,6 +167,47 @@ def test_a_relay_hands_on_what_it_takes_as_it_was_sent() -> None:
     shown = [str(each) for each in moments if each is not None]
     assert [str(each) for each in kept["alone"]] == shown
     assert [[str(each) for each in pair] for pair in kept["together"]] == [[each, each] for each in shown]
+
+
+def test_a_relay_leaves_large_payloads_in_shared_memory(tmp_path: Path) -> None:
+    app = Pipeline("large", node=f"local://{tmp_path}/store")
+    pictures = [np.full(100_000, n) for n in range(3)]
+    got: list[Any] = []
+    app.add_source("a", pictures, event_time=lambda picture: int(picture[0]), routing="lazy")
+    app.add_source("b", range(3), event_time=int)
+    app.add_task("pair", lambda a, b: int(a.sum()) - 100_000 * b, join="exact")
+    app.add_sink("keep", got.append, of="pair")
+    app.add_sink("alone", lambda a: got.append(len(a)), of="a")
+    assert app.look()["a>pair"].wiring.sends == "a"
+    with ExitStack() as stack:  # who is there before the sources is waited for
+        nodes = {name: stack.enter_context(node) for name, node in app.nodes().items()}
+        for node in nodes.values():
+            node.run(until="end")
+        relay: Any = nodes["a>pair"]
+        assert (relay.counters["sent"], relay.counters["payload_gone"]) == (3, 0)
+    assert sorted(got) == [0, 0, 0, 100_000, 100_000, 100_000]
+    transport = connect(app.url)
+    try:
+        assert all(len(frame) < 2_000 for topic in ("large.a", "large.a+b") for frame, _, _ in transport.read(topic))
+    finally:
+        disconnect(transport)
+
+
+def test_a_sink_of_several_gets_all_of_them() -> None:
+    app = Pipeline("several")
+    got: list[Any] = []
+
+    @app.source()
+    async def a() -> AsyncIterator[int]:
+        yield 1
+
+    app.add_source("b", [2])
+    app.add_sink("all", got.append, of=["a", "b"])
+    app.add_sink("one", got.append, of="b")
+    for node in app.nodes("memory://several").values():
+        with node:
+            node.run(until="end")
+    assert sorted(got) == [1, 2, 2]
 
 
 def test_a_source_is_told_which_replica_it_is() -> None:
@@ -359,6 +403,10 @@ class Wide(View):
     more: int = 0
 
 
+class Colour(Enum):
+    RED = 1
+
+
 def yields(kind: Any) -> Callable[[], Any]:
     def stream() -> Any:
         return iter(())
@@ -390,6 +438,8 @@ def takes(kind: Any) -> Callable[[Any], Any]:
         (Iterator[list], tuple, True),
         (Iterator[np.ndarray], dict, False),
         (Iterator[int], "int | None", True),
+        (Iterator[Colour], int, True),
+        (Iterator[str], Colour, True),
         (Iterator["int | None"], str, False),
         (Iterator["int | str"], bytes, True),
         (Iterator[Any], bytes, True),

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from edgeserve import pipeline as room
 from edgeserve.core.errors import MissingExtra
@@ -120,6 +122,13 @@ def test_it_is_the_same_pipeline_as_in_python(write: Any) -> None:
 def test_a_function_with_args_is_called_to_make_the_task(write: Any) -> None:
     read = load_yaml(write(YAML.replace("things.py:Scale", "things.py:maker")))
     assert read.graph().parts[3].inputs == ("add",)
+
+
+def test_a_file_elsewhere_finds_what_is_beside_it(write: Any, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "beside_it.py").write_text("from things import add\n")
+    (tmp_path / "deep" / "other.py").write_text("from beside_it import add\n")
+    assert load_yaml(write(YAML.replace("things.py:add", "deep/other.py:add"))).graph().parts[2].inputs == ("cam1", "cam2")
 
 
 def test_a_module_beside_the_file_is_found_before_others(write: Any) -> None:
@@ -248,6 +257,23 @@ def test_what_is_no_pipeline_at_all(write: Any, data: bytes) -> None:
         load_yaml(write(data))
 
 
+@given(st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_is_in_a_file_it_is_a_pipeline_or_refused_with_a_line_that_it_has(write: Any, data: st.DataObject) -> None:
+    lines = YAML.encode().splitlines()
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(lines) - 1))
+        odd = st.sampled_from(
+            [b"", b"- x", b"x: y", b"  x:", b"    x: [1, {2: 3}]", b"? [x]", b"&a *a", b"{", b"\t", b"!!set {x}", b"<<: {}"]
+        )
+        lines[at] = data.draw(odd | st.sampled_from(lines) | st.binary(max_size=12))
+    path = write(b"\n".join(lines))
+    try:
+        load_yaml(path).graph()
+    except InvalidPipeline as error:
+        assert 0 <= error.where.line <= path.read_bytes().count(b"\n") + 2 and error.suggestion
+
+
 def test_without_the_extra_its_command_is_named(write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "yaml", None)
     with pytest.raises(MissingExtra, match=r"pip install 'edgeserve-streams\[pipeline\]'"):
@@ -269,6 +295,8 @@ def test_the_schema_has_every_keyword_that_is_taken_and_says_what_it_means() -> 
         assert definitions[kind.capitalize()]["additionalProperties"] is False
         for name, one in properties.items():
             assert one.get("description") or name == "log_verbose", f"{kind}: {name} says nothing"
+    for name in ("worker_id", "topic_in", "topic_out", "group", "output_id"):
+        assert definitions["Task"]["properties"][name]["default"] is None, "it is derived"
     assert definitions["Task"]["required"] == ["task"]
     assert definitions["Task"]["properties"]["replicas"]["minimum"] == 1
     assert definitions["Task"]["properties"]["retries"]["type"] == "integer"

@@ -219,7 +219,7 @@ class Pipeline:
         self.declare(Declared(kind, name, function, where, args, taken, replicas, places, keywords, lines))
 
     def declare(self, new: Declared) -> None:
-        """Adds what is declared already, of another pipeline for example."""
+        """Declares what another pipeline declares."""
         for other in self._declared:
             if other.name == new.name:
                 reason = f"{new.kind} {new.name!r} has the name of the {other.kind} in line {other.where.line}"
