@@ -35,6 +35,8 @@ from edgeserve.cli.app import root as command_line
 from edgeserve.core import errors, metrics
 from edgeserve.core._pack import ACCEPTED
 from edgeserve.core.message import Header, Kind, TimeKind
+from edgeserve.pipeline import InvalidPipeline, Pipeline
+from edgeserve.pipeline import errors as pipeline_errors
 from edgeserve.sources import Camera, CsvReplay, JsonLinesTail, ParquetReplay, Source, Video
 from edgeserve.stage.deadletter import DeadLetter
 from edgeserve.transport import connect
@@ -81,7 +83,9 @@ def test_snippets_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     printed: str | None = None
     for block in blocks(path):
         place = f"{path.relative_to(ROOT)}:{block.line}"
-        if block.language == "python":
+        if block.language == "yaml" and (name := written_to(block)):
+            Path(name).write_text(block.text)
+        elif block.language == "python":
             printed = run_python(block, vars(module), place)
         elif block.language == "console":
             run_console(block, place)
@@ -90,10 +94,15 @@ def test_snippets_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             printed = None
 
 
-def run_python(block: Block, names: dict[str, object], place: str) -> str:
+def written_to(block: Block) -> str:
+    """The name of the file that a block is; "" where it is none."""
     first = block.text.partition("\n")[0]
-    if first.startswith("# file: "):
-        Path(first.removeprefix("# file: ")).write_text(block.text)
+    return first.removeprefix("# file: ") if first.startswith("# file: ") else ""
+
+
+def run_python(block: Block, names: dict[str, object], place: str) -> str:
+    if name := written_to(block):
+        Path(name).write_text(block.text)
         return ""
     source = "\n" * (block.line - 1) + block.text
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -279,3 +288,13 @@ def test_every_field_of_the_header_is_documented() -> None:
     assert list(rows(section(path, "A dead letter"))) == [field.encode_name for field in msgspec.structs.fields(DeadLetter)]
     for kind in (*Kind, *TimeKind):
         assert re.search(rf"{int(kind)} {kind.name.lower().replace('_', ' ')}", path.read_text()), kind
+
+
+def test_everything_of_a_pipeline_is_documented() -> None:
+    page = REFERENCE / "pipeline.md"
+    methods = {name.partition("(")[0] for name in rows(section(page, "Pipeline"))}
+    assert {name for name in dir(Pipeline) if not name.startswith("_")} <= methods
+    given = {p for name in ("source", "task", "sink") for p in inspect.signature(getattr(Pipeline, name)).parameters} - {"self", "keywords"}
+    assert given <= methods, f"not documented: {sorted(given - methods)}"
+    wanted = {name for name, value in vars(pipeline_errors).items() if isinstance(value, type) and issubclass(value, InvalidPipeline)}
+    assert set(rows(section(page, "Errors"))) == wanted - {"InvalidPipeline"}

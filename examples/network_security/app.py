@@ -1,4 +1,4 @@
-"""Four nodes: two taps replay their captures, a joint task decides window by window, a destination writes the alerts down.
+"""A pipeline of four nodes: two taps replay captures, a joint task decides window by window, a destination writes the alerts down.
 
     edgeserve run --until-end examples/network_security/app.py
 
@@ -23,9 +23,7 @@ from detect import Alert, Evidence, judge
 from flows import Window, replay
 from score import load_thresholds
 
-from edgeserve.compute import Compute
-from edgeserve.data_source import DataSource
-from edgeserve.materialize import Materialize
+from edgeserve.pipeline import Pipeline
 
 RECORDING = Path(__file__).resolve().parent / "data" / "judge"
 NODE = os.environ.get("EDGESERVE_NODE") or "local://"
@@ -84,7 +82,9 @@ def window_start(window: Window) -> int:
     return window.start_ns
 
 
-tap_a = DataSource(sent(TAP_A, "tap_a"), NODE, source_id="tap_a", topic=FLOWS, event_time=window_start, message_id=window_start)
-tap_b = DataSource(sent(TAP_B, "tap_b"), NODE, source_id="tap_b", topic=FLOWS, event_time=window_start, message_id=window_start)
-join = Compute(Detector(), NODE, worker_id="detector", topic_in=FLOWS, topic_out=ALERTS, join="exact")
-sink = Materialize(write_down, NODE, topic=ALERTS)
+app = Pipeline("network_security", node=NODE)
+for name, path in (("tap_a", TAP_A), ("tap_b", TAP_B)):
+    args = {"path": path, "name": name}
+    app.add_source(name, sent, args=args, topic=FLOWS, event_time=window_start, message_id=window_start)
+app.add_task("detector", Detector, join="exact", topic_out=ALERTS)
+app.add_sink("sink", write_down, of="detector")

@@ -1,4 +1,4 @@
-"""The `edgeserve` command: demo, run, doctor, topic."""
+"""The `edgeserve` command: demo, run, doctor, topic and so on."""
 
 from edgeserve.cli.entry import main
 

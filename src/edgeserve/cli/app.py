@@ -14,6 +14,7 @@ from edgeserve.cli.groups import groups
 from edgeserve.cli.logs import log
 from edgeserve.cli.output import CommandError, show_error
 from edgeserve.cli.payloads import payloads
+from edgeserve.cli.pipelines import backfill, graph, validate
 from edgeserve.cli.run import run
 from edgeserve.cli.topic import topic
 
@@ -24,7 +25,7 @@ def root() -> None:
     """Streams from many nodes, aligned in time, joined, and served."""
 
 
-for _command in (demo, run, doctor, topic, groups, log, broker, payloads):
+for _command in (demo, run, validate, graph, backfill, doctor, topic, groups, log, broker, payloads):
     root.add_command(_command)
 
 

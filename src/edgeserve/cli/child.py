@@ -4,63 +4,27 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
-import json
 import os
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 from typing import Any
 
 import msgspec
 
+from edgeserve.cli.apps import App
 from edgeserve.cli.output import explain, show_error
-from edgeserve.cli.wiring import Listed
-from edgeserve.compute import Compute
+from edgeserve.cli.wiring import Found
 from edgeserve.core.errors import EdgeServeError
 from edgeserve.data_source import DataSource
-from edgeserve.materialize import Materialize
+from edgeserve.pipeline import InvalidPipeline
 from edgeserve.stage.node import ends_after
 
 _PACKAGE = Path(__file__).resolve().parent.parent
-NODES = (DataSource, Compute, Materialize)
-
-
-def load(path: Path) -> ModuleType:
-    """Runs the app's file as a module of its own name, with its directory first on the path, as `python app.py` would."""
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{path} is not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def nodes(module: ModuleType) -> dict[str, Any]:
-    """The nodes at the top level of a module, in the order of their definition; those in a list as `name[index]`."""
-    found: dict[str, Any] = {}
-    seen: set[int] = set()
-    for name, node in _candidates(module):
-        if isinstance(node, NODES) and id(node) not in seen:
-            seen.add(id(node))
-            found[name] = node
-    return found
-
-
-def _candidates(module: ModuleType) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(module).items():
-        if name.startswith("__"):
-            continue
-        if isinstance(value, list | tuple):
-            yield from ((f"{name}[{i}]", item) for i, item in enumerate(value))
-        else:
-            yield name, value
 
 
 def run_node(node: Any, *, until_end: bool, progress: int | None = None) -> None:
@@ -119,7 +83,10 @@ def _own(exc: Exception, app: Path) -> list[tuple[str, int | None]]:
 
 
 def _failure(exc: Exception, app: Path) -> dict[str, str]:
-    """Why an app's file could not be run, where, and the traceback."""
+    """Why an app's file could not be run, where, what to do if that is known, and the traceback."""
+    if isinstance(exc, InvalidPipeline):
+        said = {"what": exc.reason, "where": str(exc.where), "to_do": exc.suggestion}
+        return said | {"traceback": _traceback_without_this_package(exc.__cause__ or exc)}
     own = _own(exc, app)
     if isinstance(exc, SyntaxError) and exc.filename:
         own.append((exc.filename, exc.lineno))
@@ -127,32 +94,36 @@ def _failure(exc: Exception, app: Path) -> dict[str, str]:
     return {
         "what": explain(exc, "").what,
         "where": f"{file}:{line}" if line else file,
-        "traceback": _traceback_without_this_file(exc),
+        "traceback": _traceback_without_this_package(exc),
     }
 
 
-def _traceback_without_this_file(exc: BaseException) -> str:
+def _traceback_without_this_package(exc: BaseException) -> str:
     """The user's own frames: how this module got there helps nobody."""
     tb = exc.__traceback__
     while (
         tb is not None
         and tb.tb_next is not None
-        and (tb.tb_frame.f_code.co_filename == __file__ or "importlib" in tb.tb_frame.f_code.co_filename)
+        and (Path(tb.tb_frame.f_code.co_filename).is_relative_to(_PACKAGE) or "importlib" in tb.tb_frame.f_code.co_filename)
     ):
         tb = tb.tb_next
     return "".join(traceback.format_exception(type(exc), exc, tb))
 
 
-def _list(app: Path, to: int) -> int:
-    """Writes the app's nodes as JSON to a file descriptor, or why it has none."""
-    listed: list[Listed] | dict[str, str]
+def _list(given: argparse.Namespace, app: Path) -> int:
+    """Writes as JSON to a file descriptor what the app declares, or why it cannot be told."""
     try:
-        listed = [Listed(name, type(node).__name__, node.url, node.wiring) for name, node in nodes(load(app)).items()]
+        declared = App(app, given.node, given.host, recorded=given.recorded, out=given.out)
+        found = Found(declared.listed(), declared.drawn())
     except Exception as exc:
-        listed = _failure(exc, app)
-    with os.fdopen(to, "w") as pipe:
-        json.dump(msgspec.to_builtins(listed), pipe)
-    return 0 if isinstance(listed, list) else 1
+        found = Found(error=_failure(exc, app))
+    with os.fdopen(given.list_to, "wb") as pipe:
+        pipe.write(msgspec.json.encode(found))
+    return 1 if found.error else 0
+
+
+def _files(text: str) -> dict[str, Path]:
+    return {name: Path(path) for name, path in msgspec.json.decode(text, type=dict[str, str]).items()}
 
 
 def main() -> int:
@@ -160,6 +131,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m edgeserve.cli.child")
     parser.add_argument("app", type=Path)
     parser.add_argument("name", nargs="?")
+    parser.add_argument("--node", metavar="URL")
+    parser.add_argument("--host", metavar="NAME")
+    parser.add_argument("--recorded", type=_files, metavar="JSON")
+    parser.add_argument("--out", type=_files, metavar="JSON")
     parser.add_argument("--list-to", type=int, metavar="FD")
     parser.add_argument("--parent", type=int, metavar="FD")
     parser.add_argument("--progress", type=int, metavar="FD")
@@ -172,20 +147,21 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _stop)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     parent = None if given.parent is None else _Parent(given.parent)
+    app = given.app.resolve()
     if given.list_to is not None:
-        return _list(given.app.resolve(), given.list_to)
+        return _list(given, app)
     try:
-        node = nodes(load(given.app.resolve()))[given.name]
+        node = App(app, given.node, recorded=given.recorded, out=given.out).make(given.name)
         if parent is not None and given.fed:
             parent.wake = ends_after(node, parent.upstream_over)
         run_node(node, until_end=given.until_end, progress=given.progress)
     except KeyboardInterrupt:
         return 0  # what an engine's client makes of a signal that came before the node had its own handlers
     except Exception as exc:
-        if isinstance(exc, EdgeServeError) and not _own(exc, given.app.resolve()) and not given.verbose:
+        if isinstance(exc, EdgeServeError) and not _own(exc, app) and not given.verbose:
             show_error(explain(exc, f"{given.name} of {given.app}"), as_json=False)
         else:
-            sys.stderr.write(_traceback_without_this_file(exc))
+            sys.stderr.write(_traceback_without_this_package(exc))
         return 1
     return 0
 
@@ -193,4 +169,4 @@ def main() -> int:
 if __name__ == "__main__":
     sys.exit(main())
 
-__all__ = ("NODES", "load", "main", "nodes", "run_node")
+__all__ = ("main", "run_node")

@@ -1,8 +1,7 @@
-"""`edgeserve run app.py`: the nodes found in a file, each in a process of its own."""
+"""`edgeserve run`: the nodes found in a file, each in a process of its own."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,30 +17,49 @@ from edgeserve.cli.messages import plain
 from edgeserve.cli.options import command
 from edgeserve.cli.output import CommandError, Output
 from edgeserve.cli.supervisor import Outcome, Supervisor
-from edgeserve.cli.wiring import Listed, feeders, mismatches
+from edgeserve.cli.wiring import Found, Listed, feeders, mismatches
 
 # -P: a file called edgeserve.py in the current directory is not what is meant.
 _CHILD = [sys.executable, "-P", "-m", "edgeserve.cli.child"]
 _CORRECT_IT = "correct it: python must be able to run the file"
+_RESTARTS = 3
 _COLOURS = ("cyan", "magenta", "green", "yellow", "blue", "bright_red", "bright_cyan", "bright_magenta")
 
 
-def find_nodes(app: Path) -> list[Listed]:
-    """The nodes in an app, in the order of their definition; its file runs in a process of its own for this."""
+def look_into(app: Path, *options: str, invalid: int = 1) -> Found:
+    """What an app declares. Its file runs in a process of its own for this.
+
+    Args:
+        options: of that process, which say more of what it is to look at.
+        invalid: the exit status when the file cannot be run, or what it declares does not fit together.
+    """
     reader, writer = os.pipe()
     with os.fdopen(reader) as pipe:
         process = subprocess.Popen(
-            [*_CHILD, str(app), "--list-to", str(writer)], pass_fds=(writer,), stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno()
+            [*_CHILD, str(app), "--list-to", str(writer), *options],
+            pass_fds=(writer,),
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
         )
         os.close(writer)
         text = pipe.read()
     status = process.wait()
-    found = msgspec.convert(json.loads(text), list[Listed] | dict[str, str]) if text else None
-    if isinstance(found, dict):
-        raise CommandError(**found, to_do=f"{_CORRECT_IT}; --verbose shows the traceback")
+    found = msgspec.json.decode(text, type=Found) if text else None
+    if found is not None and found.error:
+        raise CommandError(**{"to_do": f"{_CORRECT_IT}; --verbose shows the traceback"} | found.error, exit_code=invalid)
     if status != 0 or found is None:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
-        raise CommandError(f"{app.name} {how} before any node ran", str(app), _CORRECT_IT)
+        raise CommandError(f"{app.name} {how} before any node ran", str(app), _CORRECT_IT, exit_code=invalid)
+    return found
+
+
+def find_nodes(app: Path) -> list[Listed]:
+    """The nodes in an app, in the order of their definition, if they can be run as processes."""
+    return _as_processes(app, look_into(app).nodes)
+
+
+def _as_processes(app: Path, found: list[Listed]) -> list[Listed]:
+    """The nodes that were found, unless they could do nothing as processes."""
     alone = [node.name for node in found if node.url.startswith("memory://")]
     if alone and len(found) > 1:
         raise CommandError(
@@ -60,7 +78,7 @@ def find_nodes(app: Path) -> list[Listed]:
         raise CommandError(
             f"no nodes in {app.name}",
             str(app),
-            "define them at its top level, without `with`: camera = DataSource(...), detector = Compute(...), sink = Materialize(...)",
+            "declare a Pipeline, or define nodes at its top level, without `with`: camera = DataSource(...), detector = Compute(...)",
         )
     return found
 
@@ -119,35 +137,64 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
 @click.option(
     "--grace", type=click.FloatRange(min=0), default=10.0, show_default=True, metavar="SECONDS", help="Time to end in after Ctrl-C."
 )
-def run(out: Output, app: Path, until_end: bool, grace: float) -> None:
-    """Run the nodes at the top level of the Python file APP, each as its own process.
+@click.option(
+    "--node", metavar="URL", help="Run a pipeline on this node. Default: the one that it names, else EDGESERVE_NODE, else local://."
+)
+@click.option("--host", metavar="NAME", help="Run what a pipeline places on this host only.")
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help=f"How often a node that fails is started again before all are stopped. Default: {_RESTARTS} in a pipeline, else 0.",
+)
+def run(out: Output, app: Path, until_end: bool, grace: float, node: str | None, host: str | None, restarts: int | None) -> None:
+    """Run the pipeline or the nodes at the top level of the Python file APP, or the pipeline of a YAML file, each node as its own process.
 
     Ctrl-C (or SIGTERM) lets each node finish the message in hand, and ends with status 0; a second one kills what still runs, and the
-    status is 130 (143). When a node fails the others are stopped, and the status is 1.
+    status is 130 (143). When a node fails, and is not started again, the others are stopped, and the status is 1.
+    """
+    options = ["--node", node] if node is not None else []
+    declared = look_into(app.resolve(), *options, *(["--host", host] if host is not None else []))
+    # A pipeline's replicas are there so that one may fail.
+    most = (0 if declared.graph is None else _RESTARTS) if restarts is None else restarts
+    launch(out, app, declared, options, until_end=until_end, grace=grace, restarts=most)
+
+
+def launch(out: Output, app: Path, declared: Found, options: list[str], *, until_end: bool, grace: float, restarts: int) -> None:
+    """Runs what an app declares, each node as a process, until all have ended.
+
+    Args:
+        options: of these processes, which say more of what they are to run.
     """
     path = app.resolve()
-    found = find_nodes(path)
-    # Not as {braces}: the supervisor fills in one of its own.
-    options = ["--parent", "{parent}", "--progress", "{progress}", *["--until-end"] * until_end, *["--verbose"] * out.verbose]
+    found = _as_processes(path, declared.nodes)
     upstream = {name: names for name, names in feeders(found).items() if names} if until_end else {}
+    # Not as {braces}: the supervisor fills in one of its own.
+    common = ["--parent", "{parent}", "--progress", "{progress}", *["--until-end"] * until_end, *["--verbose"] * out.verbose]
+    common += map(_verbatim, options)
     commands = {
-        node.name: [*_CHILD, _verbatim(str(path)), _verbatim(node.name), *options, *["--fed"] * (node.name in upstream)] for node in found
+        each.name: [*_CHILD, _verbatim(str(path)), _verbatim(each.name), *common, *["--fed"] * (each.name in upstream)] for each in found
     }
     if not out.as_json:
-        out.line(f"running {len(found)} nodes of {app}: {', '.join(f'{node.name} ({node.kind})' for node in found)}", "dim")
-    _warn_of_mismatches(out, path, found)
+        out.line(f"running {len(found)} nodes of {app}: {', '.join(f'{each.name} ({each.kind})' for each in found)}", "dim")
+    if declared.graph is None:
+        _warn_of_mismatches(out, path, found)
 
     def waiting(names: list[str]) -> None:
         _tell(out, f"waiting for {', '.join(names)}; Ctrl-C once more kills what still runs", event="waiting", nodes=names)
 
+    def again(name: str, how: str) -> None:
+        _tell(out, f"{name} failed ({how}) and is started again", event="restart", node=name, how=how)
+
     # Who reads is there before anything is sent: a broker takes all that it is given, and a join would begin far behind.
-    sources = {node.name for node in found if node.wiring.topic_in is None}
-    outcome = Supervisor(commands, _Log(out, list(commands)).line, waiting, grace_s=grace, last=sources, upstream=upstream).run()
-    _report(out, app, outcome)
+    sources = {each.name for each in found if each.wiring.topic_in is None}
+    line = _Log(out, list(commands)).line
+    supervisor = Supervisor(commands, line, waiting, grace_s=grace, last=sources, upstream=upstream, restarts=restarts, again=again)
+    _report(out, app, supervisor.run())
 
 
 def _verbatim(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-__all__ = ("find_nodes", "run")
+__all__ = ("find_nodes", "launch", "look_into", "run")

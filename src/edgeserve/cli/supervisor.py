@@ -1,9 +1,10 @@
-"""Runs several processes as one: their lines by name, one failing ends all, a signal ends all."""
+"""Runs several processes as one: their lines by name, one failing is started again or ends all, a signal ends all."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import select
 import selectors
 import signal
 import socket
@@ -22,12 +23,18 @@ _WAITING_AFTER_S = 1.0
 _ECHO_S = 0.2
 """A stop signal so soon after the first is the same one once more: `timeout`, a shell that goes and many wrappers hand it on as well."""
 _NEVER = float("inf")
+_RESTART_AFTER_S, _RESTART_AT_MOST_S = 0.1, 10.0
+_STEADY_S = 60.0
+"""Who ran so long may be started again as often as at the beginning."""
 
 Line = Callable[[str, str, str], None]
 """Takes a line: the process's name, "stdout" or "stderr", the text."""
 
 Waiting = Callable[[list[str]], None]
 """Takes the names of the processes that still run a moment after a signal asked them to end."""
+
+Again = Callable[[str, str], None]
+"""Takes the name of a process that is about to be started again, and how it ended."""
 
 
 class _Stream:
@@ -62,6 +69,7 @@ class _Child:
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], pipe: int, progress: int) -> None:
         self.name, self.process = name, process
+        self.started_at = time.monotonic()
         self.pipe, self.progress = pipe, progress
         # Bytes that it has written about its progress: the first when it is ready, the second when it has done all.
         self.heard = 0
@@ -128,6 +136,8 @@ class Supervisor:
         grace_s: how long the processes have after SIGINT, and again after SIGTERM.
         last: names of those that are started when the others are ready, or have ended.
         upstream: name to the names of others. It is told with a byte on its `{parent}` when all of these have done all, or ended well.
+        restarts: how often one that was ready and fails is started again, within a minute or so, before its failure ends all.
+        again: is told of each of these.
     """
 
     def __init__(
@@ -139,10 +149,15 @@ class Supervisor:
         grace_s: float = 10.0,
         last: Container[str] = (),
         upstream: Mapping[str, Iterable[str]] = MappingProxyType({}),
+        restarts: int = 0,
+        again: Again = lambda name, how: None,
     ) -> None:
         self._commands, self._line, self._waiting, self._grace_s = commands, line, waiting, grace_s
         self._last = [name for name in commands if name in last]
         self._upstream = {name: set(names) for name, names in upstream.items()}
+        self._restarts, self._again = restarts, again
+        self._restarted: dict[str, int] = {}
+        self._restart_at: dict[str, float] = {}
         self._children: list[_Child] = []
         self._selector = selectors.DefaultSelector()
         self._rung = -1
@@ -157,7 +172,7 @@ class Supervisor:
             self._selector.register(wake, selectors.EVENT_READ)
             try:
                 self._start([name for name in self._commands if name not in self._last])
-                while self._last or any(not child.reported for child in self._children):
+                while self._last or self._restart_at or any(not child.reported for child in self._children):
                     if self._last and all(child.ready for child in self._children):
                         names, self._last = self._last, []
                         self._start(names)
@@ -196,7 +211,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _turn(self, wake: socket.socket) -> None:
-        next_at = min(self._next_rung_at, self._tell_at)
+        next_at = min(self._next_rung_at, self._tell_at, *self._restart_at.values())
         wait = None if next_at == _NEVER else max(0.0, next_at - time.monotonic())
         for key, _ in self._selector.select(wait):
             if isinstance(key.data, _Child):
@@ -215,6 +230,10 @@ class Supervisor:
             self._climb(self._rung + 1)
         if time.monotonic() >= self._tell_at:
             self._tell()
+        due = [name for name, at in self._restart_at.items() if time.monotonic() >= at]
+        for name in due:
+            del self._restart_at[name]
+        self._start(due)
 
     def _hear(self, child: _Child) -> None:
         said = len(os.read(child.progress, 2))
@@ -268,11 +287,28 @@ class Supervisor:
         asked = self._rung >= 0 and -status in _LADDER
         if status != 0 and not asked:
             how = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
-            self._outcome.failures.append(Failure(child.name, how, tuple(child.tail)))
+            if not self._restart(child, how):
+                self._outcome.failures.append(Failure(child.name, how, tuple(child.tail)))
+
+    def _restart(self, child: _Child, how: str) -> bool:
+        """Has a process that failed started again, if it may be. One that never was ready would not be the next time either."""
+        if child.progress in self._selector.get_map() and select.select([child.progress], [], [], 0)[0]:
+            self._hear(child)
+        if self._rung >= 0 or self._outcome.failures or child.heard != 1:
+            return False
+        now = time.monotonic()
+        before = 0 if now - child.started_at > _STEADY_S else self._restarted.get(child.name, 0)
+        if before >= self._restarts:
+            return False
+        self._restarted[child.name] = before + 1
+        self._restart_at[child.name] = now + min(_RESTART_AFTER_S * 2**before, _RESTART_AT_MOST_S)
+        self._again(child.name, how)
+        return True
 
     def _climb(self, rung: int) -> None:
         """Sends the signal of this rung, or the strongest there is, to all that still run; who was to start does not any more."""
         self._last = []
+        self._restart_at = {}
         self._rung = min(rung, _KILL)
         self._next_rung_at = time.monotonic() + self._grace_s
         for child in self._children:
@@ -309,4 +345,4 @@ def _signals(asked: list[tuple[signal.Signals, float]]) -> Iterator[socket.socke
         writer.close()
 
 
-__all__ = ("Failure", "Line", "Outcome", "Supervisor", "Waiting")
+__all__ = ("Again", "Failure", "Line", "Outcome", "Supervisor", "Waiting")

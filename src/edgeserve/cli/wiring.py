@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -22,6 +22,22 @@ class Listed(msgspec.Struct, frozen=True):
     kind: str
     url: str
     wiring: Wiring
+
+
+class Drawn(msgspec.Struct, frozen=True):
+    """A pipeline's graph, in every form that it can be shown in."""
+
+    json: dict[str, Any]
+    mermaid: str
+    svg: str
+
+
+class Found(msgspec.Struct, frozen=True):
+    """What an app's file declares, or `error`: why it cannot be told. `graph` is None of nodes at its top level."""
+
+    nodes: list[Listed] = []
+    graph: Drawn | None = None
+    error: dict[str, str] = {}
 
 
 def mismatches(nodes: Sequence[Listed], app: str) -> list[str]:
@@ -120,4 +136,4 @@ def _quoted(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-__all__ = ("Listed", "feeders", "mismatches")
+__all__ = ("Drawn", "Found", "Listed", "feeders", "mismatches")

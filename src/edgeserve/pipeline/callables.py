@@ -1,0 +1,220 @@
+"""What runs: the signature of what a user has given, and the stream, task or function that is made of it in its own process."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from edgeserve.core.errors import ConfigurationError
+from edgeserve.pipeline.declared import Declared
+from edgeserve.pipeline.errors import BadValue
+from edgeserve.stage.task import Task
+
+_STREAMS = (Iterator, Iterable, Generator, AsyncIterator, AsyncIterable, AsyncGenerator, list)
+# What is one thing on the wire: within a row any may be sent as another, as the annotation of whoever takes it says.
+_ALIKE: tuple[tuple[type, ...], ...] = (
+    (int, float),
+    (list, tuple, set, frozenset),
+    (bytes, bytearray, memoryview),
+)
+
+
+class Signature:
+    """What is known of a task or a sink's function before it is made.
+
+    Attributes:
+        parameters: their names; None: not known before it is made.
+        annotations: parameter name to annotation; absent where there is none.
+    """
+
+    def __init__(self, declared: Declared) -> None:
+        self.parameters: tuple[str, ...] | None = None
+        self.annotations: dict[str, Any] = {}
+        function, what = declared.function, f"{declared.kind} {declared.name!r}"
+        if isinstance(function, type):
+            if not any("__call__" in vars(base) for base in function.__mro__):
+                raise BadValue(
+                    f"{what}: the class {function.__name__} has no __call__", declared.at(declared.kind), "give it one: it is the task"
+                )
+            function = types.MethodType(function.__call__, function)  # as an object of the class would have it
+        elif declared.made:
+            return
+        try:
+            task = Task(function, what=what, named=declared.kind == "task")
+        except ConfigurationError as exc:
+            raise BadValue(str(exc), declared.at(declared.kind), "correct the parameters of the function") from exc
+        self.parameters, self.annotations = task.parameters, task.annotations
+
+
+class Renamed:
+    """A task whose inputs have other names than its parameters."""
+
+    def __init__(self, task: Any, inputs: tuple[str, ...]) -> None:
+        work = Task(task, what="the task", named=True)
+        self._call = work.call
+        for method in ("setup", "close"):
+            if not inspect.isroutine(task) and hasattr(task, method):
+                setattr(self, method, getattr(task, method))
+        self.__signature__ = _signature(inputs, [work.annotations.get(name, inspect.Parameter.empty) for name in work.parameters])
+
+    def __call__(self, *values: Any) -> Any:
+        return self._call(*values)
+
+
+class Relay:
+    """A task that hands on what it takes, to those who take it together with something else."""
+
+    def __init__(self, source: str) -> None:
+        self.__signature__ = _signature((source,))
+
+    def __call__(self, value: Any) -> Any:
+        return value
+
+
+def _signature(names: tuple[str, ...], annotations: typing.Sequence[Any] = ()) -> inspect.Signature:
+    kinds = [*annotations, *[inspect.Parameter.empty] * (len(names) - len(annotations))]
+    return inspect.Signature(
+        [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=a) for n, a in zip(names, kinds, strict=True)]
+    )
+
+
+def stand_in(inputs: tuple[str, ...]) -> Callable[..., Any]:
+    """A task that is never run, for a look at what a node would say to its keywords."""
+
+    def nothing(*values: Any) -> None:
+        return None
+
+    nothing.__signature__ = _signature(inputs)  # type: ignore[attr-defined]
+    return nothing
+
+
+def make_stream(declared: Declared, replica: int) -> Any:
+    """The stream of one replica of a source. A function that has a parameter `replica` is told which it is."""
+    function = declared.function
+    if not callable(function):
+        return function
+    args = dict(declared.args or {})
+    if "replica" not in args and "replica" in parameters_of(function):
+        args["replica"] = replica
+    return function(**args)
+
+
+def make_task(declared: Declared, inputs: tuple[str, ...]) -> Any:
+    """The task, or the function of a sink."""
+    made = declared.function(**(declared.args or {})) if declared.made else declared.function
+    if declared.kind == "sink":
+        return made
+    parameters = Task(made, what=f"task {declared.name!r}", named=True).parameters
+    if len(inputs) != len(parameters):
+        reason = f"task {declared.name!r} takes {', '.join(inputs)}, and has the parameters {', '.join(parameters)}"
+        raise BadValue(reason, declared.at("inputs", "sources"), "name one input for each parameter")
+    return made if parameters == inputs else Renamed(made, inputs)
+
+
+def check_args(declared: Declared) -> None:
+    """Raises what is wrong with the arguments of what is called to make a stream, a task or a sink's function."""
+    function = declared.function
+    if not (declared.made or (declared.kind == "source" and callable(function))):
+        return
+    args = dict(declared.args or {})
+    if declared.kind == "source" and "replica" in parameters_of(function):
+        args.setdefault("replica", 0)
+    try:
+        inspect.signature(function).bind(**args)
+    except TypeError as exc:
+        reason = f"{declared.kind} {declared.name!r} cannot be made: {getattr(function, '__qualname__', function)}: {exc}"
+        raise BadValue(reason, declared.at("args"), "give it what it is called with as args") from exc
+    except ValueError:
+        return  # a built-in that does not tell
+
+
+def parameters_of(function: Any) -> Mapping[str, inspect.Parameter]:
+    """The parameters of what is called, by name; none of what does not tell."""
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def made_type(declared: Declared) -> type | None:
+    """The class of what a source or a task is annotated to send; None: nothing is said, or it is no plain class."""
+    function, gate = declared.function, declared.keywords.get("gate" if declared.kind == "source" else "gate_out")
+    if gate is not None:
+        return plain_class(_returned(gate))
+    if declared.kind == "source":
+        return None if isinstance(function, type) else _item(_returned(function))
+    if declared.made and not isinstance(function, type):
+        return None
+    called = function if inspect.isroutine(function) else (function if isinstance(function, type) else type(function)).__call__
+    generates = inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called)
+    return _item(_returned(called)) if generates else plain_class(_returned(called))
+
+
+def _returned(function: Any) -> Any:
+    """The annotation of what a function returns; None where there is none that can be resolved."""
+    if not inspect.isroutine(function):
+        function = type(function).__call__
+    try:
+        return typing.get_type_hints(inspect.unwrap(function)).get("return")
+    except (NameError, TypeError, SyntaxError, AttributeError):
+        return None
+
+
+def _item(hint: Any) -> type | None:
+    """The class of the items of a stream, as its annotation says."""
+    items = typing.get_args(hint) if typing.get_origin(hint) in _STREAMS else ()
+    return plain_class(items[0]) if items else None
+
+
+def plain_class(hint: Any) -> type | None:
+    """The class that an annotation is, None among its alternatives apart; None: it is anything else."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        rest = [each for each in typing.get_args(hint) if each is not type(None)]
+        hint = rest[0] if len(rest) == 1 else None
+    if not isinstance(hint, type) or hint is Any or typing.get_origin(hint) is not None or getattr(hint, "_is_protocol", False):
+        return None
+    return hint
+
+
+def contradict(sent: type, taken: type) -> bool:
+    """Whether nothing that is sent as the one class can be taken as the other. Fields have no class on the wire."""
+    if issubclass(sent, taken) or issubclass(taken, sent) or (_has_fields(sent) and _has_fields(taken)):
+        return False
+    if issubclass(sent, Enum) or issubclass(taken, Enum):
+        return False  # its values may be anything
+    return not any(issubclass(sent, alike) and issubclass(taken, alike) for alike in _ALIKE)
+
+
+def _has_fields(kind: type) -> bool:
+    return issubclass(kind, Mapping | msgspec.Struct) or is_dataclass(kind) or typing.is_typeddict(kind)
+
+
+__all__ = (
+    "Relay",
+    "Renamed",
+    "Signature",
+    "check_args",
+    "contradict",
+    "made_type",
+    "make_stream",
+    "make_task",
+    "parameters_of",
+    "plain_class",
+    "stand_in",
+)
