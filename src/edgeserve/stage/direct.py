@@ -167,7 +167,7 @@ class Direct(Stage):
                 ready.append(delivery)
                 raise
             age_ns = monotonic_ns() - since
-            if age_ns > _PAUSE_NS and ready:
+            if age_ns > _PAUSE_NS and ready and type(result) is not Raised:
                 self._look_again()
             if (
                 (age_ns > OLDEST_PENDING_NS and (len(positions) >= _WORTH or age_ns > _SLOW_NS))
@@ -192,9 +192,11 @@ class Direct(Stage):
         try:
             settle_at_last(self._pending)
         finally:
-            # What is done and could not be settled comes again, to whoever looks into the journal of this sink.
-            self._subscription.close(worked_on=len(self._pending) > 0)
-            self._aside.close()
+            try:
+                # What is done and could not be settled comes again, to whoever looks into the journal of this sink.
+                self._subscription.close(worked_on=len(self._pending) > 0)
+            finally:
+                self._aside.close()
 
     def totals(self) -> dict[str, int]:
         return {"received": self.received, "settled": self._pending.settled, "sent": self._pending.results}

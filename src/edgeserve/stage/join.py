@@ -15,7 +15,7 @@ from time import monotonic_ns
 from typing import Any
 
 from edgeserve.align import Policy
-from edgeserve.core.errors import Fenced, JoinOverflow
+from edgeserve.core.errors import Fenced, JoinOverflow, SendError
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.base import CATCH_UP_NS, CONTROL, Options, Raised, Stage, subscribe
 from edgeserve.stage.context import CURRENT, Current
@@ -183,8 +183,11 @@ class Join(Stage):
         self._ready.clear()
         self._claimed = []
         self._close_log()
-        self._subscription.close()
         self._outside = True
+        try:
+            self._subscription.close()
+        except SendError as exc:
+            log.warning("Compute %r: %s", self.options.name, exc)  # to whoever holds the join then
         self.come_back()
 
     def come_back(self) -> None:

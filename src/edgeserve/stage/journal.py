@@ -32,6 +32,7 @@ from edgeserve.transport import Transport
 
 _NO_ID = bytes(SLOT_BYTES)
 _MOST_DOUBTS = 4_096
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 def journal_directory(transport: Transport, url: str, topic: str, group: str) -> Path:
@@ -79,8 +80,8 @@ class Journal:
             self._map = self._open()
         except BaseException as exc:
             os.close(self._fd)
-            if isinstance(exc, OSError):
-                raise self._full(exc, size_of(slots)) from exc
+            if isinstance(exc, OSError) and exc.errno in _NO_SPACE:
+                raise self._full(size_of(slots)) from exc
             raise
         self._view = memoryview(self._map)
         self._ring = Ring(self._view, self._slots)
@@ -198,17 +199,16 @@ class Journal:
                 kept = b"".join(map(slot_of, self._doubts()[-_MOST_DOUBTS // 2 :]))
                 os.pwrite(fd, kept, 0)
                 os.ftruncate(fd, end := len(kept))
-            if os.pwrite(fd, slot, end) < len(slot):
-                os.pwrite(fd, slot, end)  # says why
+            while os.pwrite(fd, slot, end) < len(slot):
+                pass  # until it says why
         except OSError as exc:
-            raise self._full(exc, len(slot)) from exc
+            if exc.errno in _NO_SPACE:
+                raise self._full(len(slot)) from exc
+            raise
         finally:
             os.close(fd)
 
-    def _full(self, error: OSError, size: int) -> OSError:
-        """What to say of a journal that cannot be written."""
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return error
+    def _full(self, size: int) -> DiskFull:
         return DiskFull(f"no space left in {self._directory} for a sink's journal ({size:,} bytes): free some and start again")
 
     def _keep_doubt(self) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 
 from edgeserve.align import Policy
-from edgeserve.core.errors import GroupConflict, ReceiveTimeout, TransportError, UnknownTopic
+from edgeserve.core.errors import EdgeServeError, GroupConflict, ReceiveTimeout, TransportError, UnknownTopic
 from edgeserve.core.metrics import Counters
 from edgeserve.stage.assignment import assign, whole_of
 from edgeserve.stage.base import CONTROL, Options, Raised, Steps, subscribe
@@ -186,7 +186,10 @@ class Partitioned(Steps):
         for partition in self._held.values():
             partition.wait()
         self._sweep()
-        self._roster.close()
+        try:
+            self._roster.close()
+        except EdgeServeError as exc:
+            _log.warning("%s %r left its roster without a word: %s", self._options.what, self._options.name, exc)
 
     def wake(self) -> None:
         self._exchange.wake()

@@ -275,7 +275,7 @@ class Replicated(Steps):
         aligner, self._aligner = self._aligner, None
         if aligner is not None:
             aligner.halt()
-            if aligner.error is not None:
+            if aligner.error is not None and not isinstance(aligner.error, NO_ROOM):  # what had no room is settled at last
                 raise aligner.error
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import threading
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tests.waiting import until
 
 from edgeserve.transport.broker import trouble as module
 from edgeserve.transport.broker.driver import Driver
@@ -32,7 +34,7 @@ def _driver(away: str | None) -> Any:
     # A broker that is away or silent at will: only what it says of itself matters here.
     made = SimpleNamespace(what="NATS", away=away)
     made.trouble = lambda: made.away
-    made.answers = lambda: False
+    made.answers = str
     return made
 
 
@@ -70,14 +72,20 @@ def test_a_broker_that_is_away_is_said_once_for_all_who_wait(clock: _Clock, capl
     ]
 
 
-def test_a_broker_that_is_there_and_gives_no_connection_is_said_to_store_nothing(clock: _Clock, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_known_of_a_broker_that_is_there_and_gives_no_connection_is_told(clock: _Clock, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever says that it is away does not wait for the answer: that may take its time."""
     driver = _driver("no connection to pulsar://x")
-    driver.answers = lambda: True
+    may_answer = threading.Event()
+    driver.answers = lambda: "it is there" if may_answer.wait(60) else ""
     away = Trouble(driver)
-    for _ in range(3):
+    for _ in range(2):
         away.say(clock.now)
         clock.now += 1
+    may_answer.set()
+    until(lambda: away._there)
+    clock.now += 5
+    away.say(clock.now)
     assert [record.message for record in caplog.records] == [
-        "NATS has been away for 1 s, waiting: no connection to pulsar://x; it is there, but it stores nothing, and its own log says why "
-        "(it is starting? its disk is full?)"
+        "NATS has been away for 1 s, waiting: no connection to pulsar://x",
+        "NATS has been away for 7 s, waiting: no connection to pulsar://x; it is there",
     ]

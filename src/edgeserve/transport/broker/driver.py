@@ -60,6 +60,11 @@ class Outlet(ABC):
 class Inlet(ABC):
     """One member's share of a group's entries on one topic."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether another member has taken it, so that nothing more comes."""
+        return False
+
     @abstractmethod
     def poll(self, seconds: float) -> Entry | None:
         """The next entry; waits for it. None when none came in time, or when it is closed meanwhile. One thread at a time."""
@@ -218,9 +223,9 @@ class Driver(ABC):
     def trouble(self) -> str | None:
         """What keeps the broker from answering, None when nothing does. Does not ask the broker."""
 
-    def answers(self) -> bool:
-        """Asked while there is trouble: whether the broker is there nevertheless. Takes some seconds where it is not."""
-        return False
+    def answers(self) -> str:
+        """Asked while there is trouble: what is known of a broker that is there nevertheless; "" where it is not. May take its time."""
+        return ""
 
     @abstractmethod
     def close(self) -> None: ...

@@ -17,6 +17,7 @@ import msgspec
 
 from edgeserve.core.errors import TransportError
 from edgeserve.transport.base import GroupKind, merge_attributes
+from edgeserve.transport.broker.envelope import MOST_FRAMES
 
 IDS_KEPT = 131_072
 MOST_IDS = 1 << 22
@@ -53,7 +54,7 @@ def indexes_of(runs: Iterable[int]) -> set[int]:
     first = 0
     for each in runs:
         if each < 0:
-            found.update(range(first, first - each))
+            found.update(range(first, first + min(-each, MOST_FRAMES)))
         else:
             found.add(each)
             first = each

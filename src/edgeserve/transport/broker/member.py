@@ -386,17 +386,17 @@ class BrokerSubscription(Subscription):
                 teller.tell(done.get(topic, []))
 
     def _shorten(self) -> None:
-        self._places.keep_short(lambda topic: self.floor(topic) >> INDEX_BITS)
+        self._places.keep_short(lambda topic: self._reception.floor(topic) >> INDEX_BITS)
 
     def _restless(self) -> bool:
-        return self._places.nobody_leads or self._led != self._lead() or self._reception.attached != self.active
+        return self._places.nobody_leads or self._led != self._lead() or self._reception.attached != self.active or self._reception.lost
 
     def _follow_the_lead(self) -> None:
         if self._closed:
             return
         self._places.lead()
         lead = self._lead()
-        if self._led not in (0, lead):
+        if self._led not in (0, lead) or (lead and self._reception.lost):
             # Also when it has come back meanwhile: others have decided.
             self._lapsed = True
             self._reception.detach()

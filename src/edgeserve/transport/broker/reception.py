@@ -109,6 +109,14 @@ class Reception:
                     threading.Thread(target=self._pump, args=(desk, inlet), name=f"edgeserve-pump-{topic[:40]}", daemon=True).start()
         self.attached = True
 
+    @property
+    def lost(self) -> bool:
+        """Whether an end was taken away, though its owner may not know why."""
+        for desk in self._turn:
+            if desk.inlet is not None and desk.inlet.lost:
+                return True
+        return False
+
     def detach(self) -> None:
         """Another member leads: what is in hand is that one's."""
         with self._guard.mutex:

@@ -137,7 +137,7 @@ class Settlements:
                     self._check()  # the last of them may have failed
             finally:
                 self._flushing -= 1
-        return True
+        return self.error is None
 
     # --- the owner's thread -------------------------------------------------------------------------------------
 

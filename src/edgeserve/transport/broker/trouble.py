@@ -27,6 +27,8 @@ class Trouble:
         self._driver = driver
         self._lock = threading.Lock()
         self._since = self.said = 0.0
+        self._there = ""
+        self._asking: threading.Thread | None = None
 
     def say(self, now: float) -> None:
         """To be called about every second. Any thread."""
@@ -39,13 +41,20 @@ class Trouble:
             if self.said:
                 _log.warning("%s is back after %.0f s", self._driver.what, now - self._since)
             self._since = self.said = 0.0
+            self._there = ""
             return
         self._since = self._since or now
         if now - self._since >= _AWAY_S and now - self.said >= _SAY_EVERY_S:
             self.said = now
-            if self._driver.answers():
-                trouble += "; it is there, but it stores nothing, and its own log says why (it is starting? its disk is full?)"
-            _log.warning("%s has been away for %.0f s, waiting: %s", self._driver.what, now - self._since, trouble)
+            said = f"{trouble}; {self._there}" if self._there else trouble
+            _log.warning("%s has been away for %.0f s, waiting: %s", self._driver.what, now - self._since, said)
+            if self._asking is None or not self._asking.is_alive():
+                self._asking = threading.Thread(target=self._ask, name="edgeserve-trouble", daemon=True)
+                self._asking.start()
+
+    def _ask(self) -> None:
+        """What is told the next time: nobody waits for the answer."""
+        self._there = self._driver.answers()
 
 
 class Silence:

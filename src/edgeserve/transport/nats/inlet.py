@@ -67,8 +67,8 @@ class NatsInlet(Puller, Inlet):
         self._doubted: list[str] = []
         self._since_ns = time.time_ns()
         self._beat = self._seen = time.monotonic()
-        # Of an exclusive one: the number of the newest delivery; 0: whichever comes next.
-        self._number = 0
+        # Of an exclusive one: the number of the newest delivery, 0 where that is not known; and whether one was missing.
+        self._number, self._gap = 0, False
         self.last_ack = ""
         connection.call(self._join)
         self.begin()
@@ -139,6 +139,8 @@ class NatsInlet(Puller, Inlet):
                 return
         if self._exclusive or any(known.get(name) != wanted[name] for name in ("ack_wait", "max_ack_pending")):
             await self._update(known, wanted)
+        if self._exclusive:
+            self._number = info["delivered"]["consumer_seq"]  # what another is given meanwhile is missed by its number
 
     async def _update(self, known: dict[str, Any], changes: dict[str, Any]) -> None:
         metadata = {k: v for k, v in (known.get("metadata") or {}).items() if not k.startswith("_nats")}
@@ -148,14 +150,15 @@ class NatsInlet(Puller, Inlet):
     async def _prepare(self) -> None:
         holder = ""
         if self._exclusive:
-            number, self._number = self._number, 0
-            if self._subscription is not None:  # what was asked for must not be delivered to where nobody hears it
+            gap, self._gap, self._number = self._gap, False, 0
+            if gap and self._subscription is not None:  # what was asked for must not be delivered to where nobody hears it
+                subscription, self._subscription = self._subscription, None
                 with suppress(Exception):
-                    await self._subscription.unsubscribe()
+                    await subscription.unsubscribe()
             info = await self._admin.consumer(self._topic, self._group)
             holder = "" if info is None else _holder(info)
             self._stopped = holder not in ("", self._me)
-            if info is not None and holder == self._me and info["delivered"]["consumer_seq"] != number:
+            if gap and info is not None and holder == self._me:
                 await self._take_over(info)
         if not holder:
             await self._join()
@@ -169,6 +172,10 @@ class NatsInlet(Puller, Inlet):
             self._connection.post(reply, b"-NAK")
 
     # --- receiving ----------------------------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> bool:
+        return self._stopped
 
     def poll(self, seconds: float) -> Entry | None:
         return self.take(seconds)
@@ -191,13 +198,14 @@ class NatsInlet(Puller, Inlet):
 
     def _follows(self, got: Got) -> bool:
         """Whether nobody else was given anything since the last one."""
-        if self._attaching:
+        if self._gap:
             return False  # it comes again
         if self._number and got.number != self._number + 1:
             _log.warning(
                 "group %r on topic %r: another member was given messages while this one held the consumer: all come again",
                 *(self._group, self._topic),
             )
+            self._gap = True
             self._start_attaching(0.0)
             return False
         self._number = got.number

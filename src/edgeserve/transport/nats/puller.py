@@ -120,6 +120,8 @@ class Puller:
                     return
                 try:
                     deliver(entry)
+                except TransportError:
+                    raise
                 except Exception as exc:
                     self.error = exc  # nothing is handed over any more
 

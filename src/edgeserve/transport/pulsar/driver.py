@@ -359,8 +359,11 @@ class PulsarDriver(Driver):
                 return f"no connection to {self.settings.shown}"
         return None
 
-    def answers(self) -> bool:
-        return greet(self.settings) != Greeting()
+    def answers(self) -> str:
+        said = greet(self.settings)
+        if said == Greeting():
+            return ""
+        return said.refusal or "it is there, but it stores nothing, and its own log says why (it is starting? its disk is full?)"
 
     def forget(self, end: Any) -> None:
         """An end that was closed is no trouble."""
