@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from edgeserve.core.message import Header
+from edgeserve.core.message import Kind
 from edgeserve.stage.partition import Partition
-from edgeserve.stage.sources import SourceClock
+from edgeserve.stage.sources import _Producer
 from edgeserve.transport.broker.desk import Desk
 from edgeserve.transport.broker.grouplog import GroupLog, Line
 from edgeserve.transport.broker.member import BrokerSubscription
@@ -18,8 +18,8 @@ _apply = GroupLog.apply
 _records = Settlements._records
 _follow = BrokerSubscription._follow_the_lead
 _snapshot = GroupLog.snapshot
-_end = SourceClock.end
 _end_frames = Partition.end_frames
+_comes_again = _Producer.comes_again
 
 
 def _any_epoch(self: GroupLog, line: Line, at: int, *, ids_only: bool = False) -> None:
@@ -63,14 +63,6 @@ def _snapshot_without_ids(self: GroupLog, stored: int, unsettled: int) -> list[A
     return [state]
 
 
-def _end_of_itself(self: SourceClock, header: Header, position: int) -> bool:
-    ends = {name: list(each.ends) for name, each in self._producers.items() if name != header.producer}
-    ended = _end(self, header, position)
-    for name, before in ends.items():
-        self._producers[name].ends = before
-    return ended
-
-
 def _while_results_are_on_their_way(self: Partition, position: int) -> Any:
     self.reached = position
     return _end_frames(self, position)
@@ -107,12 +99,18 @@ PLANTED: dict[str, dict[str, Any]] = {
         "edgeserve.stage.partition:Partition.end_frames": _while_results_are_on_their_way,
     },
     "a partition goes on before the end is published": {"edgeserve.stage.partition:Partition.goes_on": lambda self, position: True},
-    "an end that comes again counts once more": {"edgeserve.stage.ends:Ends.has_recorded": lambda self, entry: False},
+    "an end that comes again counts once more": {
+        "edgeserve.stage.ends:Ends.has_recorded": lambda self, entry: False,
+        "edgeserve.stage.sources:SourceClock.has_come": lambda self, header, position: False,
+        "edgeserve.stage.sources:_Producer.comes_again": lambda self, header, position: (
+            header.kind != Kind.END and _comes_again(self, header, position)
+        ),
+    },
+    "an end that comes again is waited for in place of the first": {
+        "edgeserve.stage.sources:SourceClock.has_come": lambda self, header, position: False,
+    },
     "what is stored once more behind an end begins a source anew": {
         "edgeserve.stage.sources:_Producer.comes_again": lambda self, header, position: False,
-    },
-    "what a replica stores once more behind the end of another begins a source anew": {
-        "edgeserve.stage.sources:SourceClock.end": _end_of_itself,
     },
     "who takes over does not know a source's producers": {"edgeserve.stage.sources:SourceClock.restore": lambda self, known: None},
     "a partition is given away while its holder goes on": {"edgeserve.stage.partition:Partition.halt": lambda self: None},

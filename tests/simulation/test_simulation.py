@@ -10,6 +10,7 @@ from tests.simulation.planted import PLANTED
 from tests.simulation.scenario import Verdict, run, search
 
 RARE = {
+    "an end that comes again is waited for in place of the first",
     "a settlement under a lead that has passed counts",
     "inputs are acknowledged before their settlement is known to count",
     "inputs are acknowledged before their results are durable",

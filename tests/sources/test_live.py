@@ -335,12 +335,13 @@ def test_a_device_that_never_sends_anything_is_named_by_the_deadline(tmp_path: P
 def test_a_device_that_stands_still_is_opened_once_more(
     tmp_path: Path, quick: bytes, closing: Callable[[Source], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    camera = closing(Camera(0, clock="arrival", timeout_s=0.5))
+    camera = closing(Camera(0, clock="arrival", timeout_s=60))
     camera._place, ends = pipe(tmp_path, quick)
     with ends:
         assert next(camera).shape == (HEIGHT, WIDTH, 3)
         until(lambda: camera._seen >= 55)
         next(camera)
+        camera._timeout_s = 0.5
         stands = camera._thread
         camera._place, new_ends = pipe(tmp_path, quick)
         with new_ends:
