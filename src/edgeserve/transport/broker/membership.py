@@ -195,7 +195,8 @@ class Membership:
                 self.buried_at = now
             if fresh:
                 self.came += type(record) is Joined and record.name != self.name
-                self._heard(self.data_topic, record)
+                if type(record) is not Settled or at not in self.log.refused:
+                    self._heard(self.data_topic, record)
         if any(type(record) in (Joined, Left, Snapshot) for record in line.records):
             self._watch_members()
 
