@@ -6,9 +6,12 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+from uuid import UUID
 
 import msgspec
 import numpy as np
@@ -403,6 +406,10 @@ class Wide(View):
     more: int = 0
 
 
+class Columns(TypedDict):
+    number: int
+
+
 class Colour(Enum):
     RED = 1
 
@@ -436,7 +443,18 @@ def takes(kind: Any) -> Callable[[Any], Any]:
         (Iterator[int], float, True),
         (Iterator[bool], int, True),
         (Iterator[list], tuple, True),
-        (Iterator[np.ndarray], dict, False),
+        (Iterator[np.ndarray], dict, True),
+        (Iterator[list], int, False),
+        (Iterator[Frame], int, False),
+        (Iterator[View], list, True),
+        (Iterator[Columns], View, True),
+        (Iterator[View], Columns, True),
+        (Iterator[Columns], int, False),
+        (Iterator[str], datetime, True),
+        (Iterator[str], UUID, True),
+        (Iterator[str], Decimal, True),
+        (Iterator[Decimal], float, True),
+        (Iterator[np.int64], int, True),
         (Iterator[int], "int | None", True),
         (Iterator[Colour], int, True),
         (Iterator[str], Colour, True),
