@@ -50,9 +50,8 @@ class Signature:
         function, what = declared.function, f"{declared.kind} {declared.name!r}"
         if isinstance(function, type):
             if not any("__call__" in vars(base) for base in function.__mro__):
-                raise BadValue(
-                    f"{what}: the class {function.__name__} has no __call__", declared.at(declared.kind), "give it one: it is the task"
-                )
+                reason = f"{what}: what the class {function.__name__} makes cannot be called with a message: it has no __call__"
+                raise BadValue(reason, declared.at(declared.kind), f"name a function, or a class that has one: it is the {declared.kind}")
             function = types.MethodType(function.__call__, function)  # as an object of the class would have it
         elif declared.made:
             return
