@@ -22,27 +22,28 @@ from edgeserve.cli.wiring import Found
 from edgeserve.core.errors import EdgeServeError
 from edgeserve.data_source import DataSource
 from edgeserve.pipeline import InvalidPipeline
+from edgeserve.pipeline.build import doubles
 from edgeserve.stage.node import ends_after
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def run_node(node: Any, *, until_end: bool, progress: int | None = None) -> None:
-    """Runs a node until it is told to stop, or until its sources have ended. A byte goes to `progress` when it is there, and another when
-    it is closed and all that it has sent is stored."""
+    """Runs a node until it is told to stop, or until its sources have ended. A byte goes to `progress` when it is there ("0" if it is never
+    to be started again), and another when it is closed and all that it has sent is stored."""
     with node:
-        _say(progress)
+        _say(progress, b"0" if doubles(node) else b"1")
         if until_end and not isinstance(node, DataSource):
             node.run(until="end")
         else:
             node.run()
-    _say(progress)
+    _say(progress, b"1")
 
 
-def _say(progress: int | None) -> None:
+def _say(progress: int | None, word: bytes) -> None:
     if progress is not None:
         with contextlib.suppress(BrokenPipeError):  # the supervisor has gone
-            os.write(progress, b"1")
+            os.write(progress, word)
 
 
 class _Parent:

@@ -124,7 +124,8 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
     if outcome.killed:
         click.echo(f"did not end in time and had to be killed: {', '.join(outcome.killed)}", err=True)
     if outcome.failures:
-        what = "; ".join(f"{failure.name} failed ({failure.how})" for failure in outcome.failures)
+        why = ", and is not started again: without message_id= or a stream with a position it may send once more what it has sent"
+        what = "; ".join(f"{failure.name} failed ({failure.how}){why if failure.once else ''}" for failure in outcome.failures)
         others = "" if len(outcome.failures) > 1 else "; all other nodes were stopped"
         raise CommandError(what + others, str(app), f"its last lines stand above, after `{outcome.failures[0].name} |`")
     if outcome.killed and outcome.stopped_by:
@@ -153,6 +154,10 @@ def run(out: Output, app: Path, until_end: bool, grace: float, node: str | None,
     Ctrl-C (or SIGTERM) lets each node finish the message in hand, and ends with status 0; a second one kills what still runs, and the
     status is 130 (143). When a node fails, and is not started again, the others are stopped, and the status is 1.
     """
+    if until_end and host is not None:
+        raise click.UsageError(
+            "--until-end with --host: one host does not know when those have ended that feed it from others; leave one out"
+        )
     options = ["--node", node] if node is not None else []
     declared = look_into(app.resolve(), *options, *(["--host", host] if host is not None else []))
     # A pipeline's replicas are there so that one may fail.
@@ -189,7 +194,9 @@ def launch(out: Output, app: Path, declared: Found, options: list[str], *, until
     # Who reads is there before anything is sent: a broker takes all that it is given, and a join would begin far behind.
     sources = {each.name for each in found if each.wiring.topic_in is None}
     line = _Log(out, list(commands)).line
-    supervisor = Supervisor(commands, line, waiting, grace_s=grace, last=sources, upstream=upstream, restarts=restarts, again=again)
+    supervisor = Supervisor(
+        commands, line, waiting, grace_s=grace, last=sources, upstream=upstream, restarts=restarts, forgets=not until_end, again=again
+    )
     _report(out, app, supervisor.run())
 
 
