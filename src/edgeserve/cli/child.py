@@ -114,7 +114,7 @@ def _traceback_without_this_package(exc: BaseException) -> str:
 def _list(given: argparse.Namespace, app: Path) -> int:
     """Writes as JSON to a file descriptor what the app declares, or why it cannot be told."""
     try:
-        declared = App(app, given.node, given.host, recorded=given.recorded, out=given.out)
+        declared = App(app, given.node, given.host, recorded=given.recorded, out=given.out, live=given.live)
         found = Found(declared.listed(), declared.drawn())
     except Exception as exc:
         found = Found(error=_failure(exc, app))
@@ -127,6 +127,10 @@ def _files(text: str) -> dict[str, Path]:
     return {name: Path(path) for name, path in msgspec.json.decode(text, type=dict[str, str]).items()}
 
 
+def _names(text: str) -> list[str]:
+    return msgspec.json.decode(text, type=list[str])
+
+
 def main() -> int:
     """Lists an app's nodes, or runs one of them."""
     parser = argparse.ArgumentParser(prog="python -m edgeserve.cli.child")
@@ -136,6 +140,8 @@ def main() -> int:
     parser.add_argument("--host", metavar="NAME")
     parser.add_argument("--recorded", type=_files, metavar="JSON")
     parser.add_argument("--out", type=_files, metavar="JSON")
+    parser.add_argument("--live", type=_names, metavar="JSON", default=())
+    parser.add_argument("--counts", type=Path, metavar="DIR", help="where it writes what it has counted, to a file of its name")
     parser.add_argument("--list-to", type=int, metavar="FD")
     parser.add_argument("--parent", type=int, metavar="FD")
     parser.add_argument("--progress", type=int, metavar="FD")
@@ -152,10 +158,12 @@ def main() -> int:
     if given.list_to is not None:
         return _list(given, app)
     try:
-        node = App(app, given.node, recorded=given.recorded, out=given.out).make(given.name)
+        node = App(app, given.node, recorded=given.recorded, out=given.out, live=given.live).make(given.name)
         if parent is not None and given.fed:
             parent.wake = ends_after(node, parent.upstream_over)
         run_node(node, until_end=given.until_end, progress=given.progress)
+        if given.counts is not None:
+            (given.counts / given.name).write_bytes(msgspec.json.encode(dict(node.counters)))
     except KeyboardInterrupt:
         return 0  # what an engine's client makes of a signal that came before the node had its own handlers
     except Exception as exc:

@@ -103,7 +103,7 @@ class _Log:
             click.echo(f"{name:{self._width}} | {plain(text)}", err=stream == "stderr")
 
 
-def _tell(out: Output, text: str, **event: object) -> None:
+def tell(out: Output, text: str, **event: object) -> None:
     """Says something about the run itself: to people on standard error, to programs among the other lines."""
     if out.as_json:
         out.json_line(event)
@@ -114,7 +114,7 @@ def _tell(out: Output, text: str, **event: object) -> None:
 def _warn_of_mismatches(out: Output, app: Path, found: list[Listed]) -> None:
     label = click.style("warning:", fg="yellow", bold=True)
     for line in mismatches(found, app.name):
-        _tell(out, f"{label} {line}", event="warning", what=line)
+        tell(out, f"{label} {line}", event="warning", what=line)
 
 
 def _report(out: Output, app: Path, outcome: Outcome) -> None:
@@ -165,11 +165,14 @@ def run(out: Output, app: Path, until_end: bool, grace: float, node: str | None,
     launch(out, app, declared, options, until_end=until_end, grace=grace, restarts=most)
 
 
-def launch(out: Output, app: Path, declared: Found, options: list[str], *, until_end: bool, grace: float, restarts: int) -> None:
-    """Runs what an app declares, each node as a process, until all have ended.
+def launch(out: Output, app: Path, declared: Found, options: list[str], *, until_end: bool, grace: float, restarts: int) -> Outcome:
+    """Runs what an app declares, each node as a process, until all have ended. Returns how they did, unless one failed.
 
     Args:
         options: of these processes, which say more of what they are to run.
+
+    Raises:
+        CommandError: a node failed.
     """
     path = app.resolve()
     found = _as_processes(path, declared.nodes)
@@ -186,10 +189,10 @@ def launch(out: Output, app: Path, declared: Found, options: list[str], *, until
         _warn_of_mismatches(out, path, found)
 
     def waiting(names: list[str]) -> None:
-        _tell(out, f"waiting for {', '.join(names)}; Ctrl-C once more kills what still runs", event="waiting", nodes=names)
+        tell(out, f"waiting for {', '.join(names)}; Ctrl-C once more kills what still runs", event="waiting", nodes=names)
 
     def again(name: str, how: str) -> None:
-        _tell(out, f"{name} failed ({how}) and is started again", event="restart", node=name, how=how)
+        tell(out, f"{name} failed ({how}) and is started again", event="restart", node=name, how=how)
 
     # Who reads is there before anything is sent: a broker takes all that it is given, and a join would begin far behind.
     sources = {each.name for each in found if each.wiring.topic_in is None}
@@ -197,11 +200,13 @@ def launch(out: Output, app: Path, declared: Found, options: list[str], *, until
     supervisor = Supervisor(
         commands, line, waiting, grace_s=grace, last=sources, upstream=upstream, restarts=restarts, forgets=not until_end, again=again
     )
-    _report(out, app, supervisor.run())
+    outcome = supervisor.run()
+    _report(out, app, outcome)
+    return outcome
 
 
 def _verbatim(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-__all__ = ("find_nodes", "launch", "look_into", "run")
+__all__ = ("find_nodes", "launch", "look_into", "run", "tell")
