@@ -26,7 +26,6 @@ from score import load_thresholds
 from edgeserve.pipeline import Pipeline
 
 RECORDING = Path(__file__).resolve().parent / "data" / "judge"
-NODE = os.environ.get("EDGESERVE_NODE") or "local://"
 TAP_A = os.environ.get("TAP_A") or str(RECORDING / "tap_a.pcap.zst")
 TAP_B = os.environ.get("TAP_B") or str(RECORDING / "tap_b.pcap.zst")
 SPEED = float(os.environ.get("SPEED") or 1)
@@ -82,7 +81,7 @@ def window_start(window: Window) -> int:
     return window.start_ns
 
 
-app = Pipeline("network_security", node=NODE)
+app = Pipeline("network_security")
 for name, path in (("tap_a", TAP_A), ("tap_b", TAP_B)):
     args = {"path": path, "name": name}
     app.add_source(name, sent, args=args, topic=FLOWS, event_time=window_start, message_id=window_start)

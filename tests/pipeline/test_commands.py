@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import uuid
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -69,8 +70,8 @@ App = Callable[..., str]
 def app(tmp_path: Path, node: str) -> App:
     """`app()` writes a pipeline in Python, `app(text)` another; `app(YAML)` one in YAML."""
 
-    def write(text: str = APP, *, endless: bool = False) -> str:
-        fields = {"node": node, "here": str(tmp_path), "endless": endless}
+    def write(text: str = APP, *, endless: bool = False, **more: str) -> str:
+        fields = {"node": node, "here": str(tmp_path), "endless": endless, **more}
         path = tmp_path / ("app.yaml" if text == YAML else "app.py")
         if text == YAML:
             (tmp_path / "parts.py").write_text(APP.format(**fields))
@@ -135,6 +136,12 @@ def test_a_host_that_is_none_is_an_error(edgeserve: Command, app: App) -> None:
     assert result.stderr.splitlines()[2] == "to do: did you mean 'cellar'?"
 
 
+def test_a_host_alone_does_not_know_when_others_have_ended(edgeserve: Command, app: App) -> None:
+    result = edgeserve("run", app(), "--host", "cellar", "--until-end")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.splitlines()[0].startswith("error: --until-end with --host: one host does not know when those have ended")
+
+
 def test_a_replica_that_is_killed_is_started_again_and_nothing_is_lost(app: App) -> None:
     with started(app(endless=True)) as process:
         seen, pids, victim, counted = set[int](), set[int](), 0, -1
@@ -159,6 +166,61 @@ def test_a_replica_that_is_killed_is_started_again_and_nothing_is_lost(app: App)
         assert process.returncode == 0, out + err
     seen |= {int(pair[0]) for pair in got(out)}
     assert seen == set(range(max(seen) + 1))
+
+
+SOURCE = """
+import itertools, os, time
+from edgeserve.pipeline import Pipeline
+
+app = Pipeline("again", node={node!r})
+
+@app.source({known})
+def number():
+    open("{here}/pid", "w").write(str(os.getpid()))
+    for i in itertools.count():
+        yield i
+        time.sleep(0.005)
+
+@app.sink()
+def show(number):
+    print("got", number, flush=True)
+"""
+
+
+def kill_the_source(process: subprocess.Popen[str], tmp_path: Path) -> None:
+    line_with(process, "got 20")
+    os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+
+
+def numbers_got(process: subprocess.Popen[str]) -> list[int]:
+    """What it prints until it ends. `communicate` would leave out what was read ahead."""
+    return [int(line.split()[-1]) for line in process.stdout or () if "got " in line]
+
+
+def test_a_source_that_tells_its_messages_apart_is_started_again_and_doubles_nothing(app: App, tmp_path: Path) -> None:
+    with started(app(SOURCE, known="message_id=int")) as process:
+        kill_the_source(process, tmp_path)
+        line_with(process, "number failed (killed by SIGKILL) and is started again", "stderr")
+        found = list[int]()
+        while (newest := line_with(process, "got ")) and int(newest.split()[-1]) < 200:
+            found.append(int(newest.split()[-1]))
+        process.send_signal(signal.SIGINT)
+        found += [int(newest.split()[-1]), *numbers_got(process)]
+        assert process.wait(60) == 0
+    assert found == list(range(21, 21 + len(found)))
+
+
+def test_a_source_that_does_not_is_not_started_again_and_says_why(app: App, tmp_path: Path) -> None:
+    with started(app(SOURCE, known="")) as process:
+        kill_the_source(process, tmp_path)
+        found, err = numbers_got(process), process.stderr.read() if process.stderr else ""
+        assert process.wait(60) == 1
+    assert found == list(range(21, 21 + len(found)))
+    assert "is started again" not in err
+    assert (
+        "error: number failed (killed by SIGKILL), and is not started again: without message_id= or a stream with a position it may send "
+        "once more what it has sent; all other nodes were stopped"
+    ) in err.splitlines()
 
 
 DIES = """

@@ -6,9 +6,12 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
+from uuid import UUID
 
 import msgspec
 import numpy as np
@@ -330,13 +333,22 @@ REFUSED: list[tuple[type[InvalidPipeline], str, Callable[[Pipeline], Any]]] = [
     (room.CyclicPipeline, "in a circle: one -> two -> three -> one|two -> three -> one -> two|three -> one -> two -> three", circle),
     (room.CyclicPipeline, "in a circle: t -> t", lambda a: a.add_task("t", lambda cam1, t: 0)),
     (room.BadValue, "replicas=-1; give how many", lambda a: a.add_task("t", lambda cam1: 0, replicas=-1)),
+    (
+        room.BadValue,
+        "replicas=1001; give how many processes run it, an int from 1 to 1000",
+        lambda a: a.add_sink("t", print, replicas=1001),
+    ),
     (room.BadValue, "replicas=True", lambda a: a.add_task("t", lambda cam1: 0, replicas=True)),
     (room.BadValue, "place=3", lambda a: a.add_task("t", lambda cam1: 0, place=3)),
     (room.BadValue, "retries=-2: it is how often", lambda a: a.add_task("t", lambda cam1: 0, retries=-2)),
     (room.BadValue, "join='exactly'", lambda a: a.add_task("t", lambda cam1, cam2: 0, join="exactly")),
     (room.BadValue, "event_time= is a function", lambda a: a.add_source("t", [1], event_time=3)),
     (room.BadValue, "the stream must be|nothing that can be called|is neither", lambda a: a.add_source("t", 3, args={})),
-    (room.BadValue, "the class Unfinished has no __call__", lambda a: a.add_task("t", Unfinished, sources="cam1")),
+    (
+        room.BadValue,
+        "the class Unfinished makes cannot be called with a message: it has no __call__",
+        lambda a: a.add_task("t", Unfinished, sources="cam1"),
+    ),
     (room.BadValue, "missing a required argument: 'threshold'", lambda a: a.add_task("t", Detector)),
     (room.BadValue, "unexpected keyword argument 'high'", lambda a: a.add_task("t", Detector, args={"threshold": 1, "high": 1})),
     (room.BadValue, "parameter '\\*cams' names no source", lambda a: a.add_task("t", lambda *cams: 0)),
@@ -403,6 +415,10 @@ class Wide(View):
     more: int = 0
 
 
+class Columns(TypedDict):
+    number: int
+
+
 class Colour(Enum):
     RED = 1
 
@@ -436,7 +452,18 @@ def takes(kind: Any) -> Callable[[Any], Any]:
         (Iterator[int], float, True),
         (Iterator[bool], int, True),
         (Iterator[list], tuple, True),
-        (Iterator[np.ndarray], dict, False),
+        (Iterator[np.ndarray], dict, True),
+        (Iterator[list], int, False),
+        (Iterator[Frame], int, False),
+        (Iterator[View], list, True),
+        (Iterator[Columns], View, True),
+        (Iterator[View], Columns, True),
+        (Iterator[Columns], int, False),
+        (Iterator[str], datetime, True),
+        (Iterator[str], UUID, True),
+        (Iterator[str], Decimal, True),
+        (Iterator[Decimal], float, True),
+        (Iterator[np.int64], int, True),
         (Iterator[int], "int | None", True),
         (Iterator[Colour], int, True),
         (Iterator[str], Colour, True),

@@ -223,6 +223,32 @@ BROKEN: dict[str, tuple[str, str, type[InvalidPipeline], int, str]] = {
     "deep": ("args: {start: 1}", f"args: {{start: {'[' * 900}{']' * 900}}}", room.UnsafeDocument, 9, "more than 20 levels"),
     "many": ("args: {start: 1}", f"args: {{start: [{'1,' * 30_000}]}}", room.UnsafeDocument, 9, "more than 20000 values"),
     "too many inputs": ("inputs: add", "inputs: [add, cam1]", room.BadValue, 19, "has the parameters add; name one input for each"),
+    "no inputs": (
+        "task: things.py:Scale\n    args: {by: 10}\n    inputs: add",
+        "task: things.py:maker\n    args: {by: 10}",
+        room.MissingValue,
+        16,
+        "is not known before it runs; say it: inputs:",
+    ),
+    "an empty input": ("inputs: add", "inputs: ''", room.BadValue, 16, "task 'scaled': inputs=''"),
+    "a class that makes no task": (
+        "sink: things.py:kept.append",
+        "sink: builtins:str",
+        room.BadValue,
+        23,
+        "what the class str makes cannot be called with a message: it has no __call__; name a function, or a class that has one",
+    ),
+    "replicas": ("    join: exact", "    join: exact\n    replicas: 1001", room.BadValue, 16, "replicas: Expected `int` <= 1000"),
+    "a long text": ("args: {start: 1}", f"args:\n      start: {'x' * 4097}", room.UnsafeDocument, 10, "a value has more than 4096 bytes"),
+    "a long key": (
+        "args: {start: 1}",
+        f"args:\n      ? {'x' * 4097}\n      : 1",
+        room.UnsafeDocument,
+        10,
+        "a value has more than 4096 bytes",
+    ),
+    "a large number": ("args: {start: 1}", f"args:\n      start: {2**63}", room.UnsafeDocument, 10, "does not fit into 64 bits"),
+    "a larger number": ("args: {start: 1}", f"args:\n      start: -0x{'f' * 2000}", room.UnsafeDocument, 10, "does not fit into 64 bits"),
     "gate": ("inputs: add", "inputs: cam1\n    gate_in: things.py:texts", room.BadReference, 20, "has no 'texts'"),
 }
 

@@ -33,7 +33,7 @@ from edgeserve.core.codec import decode_frame
 from edgeserve.core.errors import ConfigurationError, FetchError, MissingExtra
 from edgeserve.core.message import Header, Kind, TimeKind
 from edgeserve.sources import Camera, Source, Video, live
-from edgeserve.sources.av_input import shown
+from edgeserve.sources.av_input import Damaged, shown
 from edgeserve.sources.live import DeviceClock
 from edgeserve.transport import connect, disconnect
 
@@ -72,7 +72,8 @@ def stalled(data: bytes, resting: threading.Event) -> Server:
 class Frames:
     """A decoder that has these."""
 
-    stream, lost, watch = None, False, None
+    stream, lost = None, False
+    watch: Callable[[Any], None] | None = None
 
     def __init__(self, frames: list[Any]) -> None:
         self._frames = iter(frames)
@@ -349,6 +350,67 @@ def test_a_device_that_stands_still_is_opened_once_more(
         assert camera._thread is not stands and "nothing came for 0.5 s (it is opened once more)" in caplog.text
 
 
+def test_no_more_than_two_threads_stand_in_a_read_that_does_not_end(
+    tmp_path: Path, quick: bytes, closing: Callable[[Source], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "_BEYOND_S", 0.1)
+    camera = closing(Camera(0, clock="arrival", timeout_s=0.1))
+    camera._place, ends = pipe(tmp_path, b"")
+    with ends:
+        for _ in range(2):
+            with pytest.raises(FetchError, match=r"nothing came for 0\.1 s$"):
+                next(camera)
+        for _ in range(3):
+            with pytest.raises(FetchError, match=r"nothing came for 0\.1 s, 2 times; it is not opened again before one"):
+                next(camera)
+        standing = [thread for thread in threading.enumerate() if thread.name == "edgeserve-camera-/dev/video0"]
+        assert len(standing) == 2
+    for thread in standing:
+        thread.join(20)
+    camera._timeout_s = 60
+    camera._place, ends = pipe(tmp_path, quick)
+    with ends:
+        assert next(camera).shape == (HEIGHT, WIDTH, 3)
+
+
+def test_each_connection_has_a_clock_of_its_own_and_one_that_was_given_up_has_none() -> None:
+    stream = Video("rtsp://127.0.0.1/live", timeout_s=5)._source
+    assert isinstance(stream, live.VideoStream)
+    begun: list[Any] = []
+
+    def clock() -> Any:
+        made = SimpleNamespace(begin=lambda _: begun.append(made), packet=None, ns=lambda frame: frame)
+        return made
+
+    stream._clock = clock
+    stream._frames_of(Frames([1]), pytest.fail)  # type: ignore[arg-type]
+    assert begun == []
+    stream._thread = threading.current_thread()
+    for _ in range(2):
+        stream._frames_of(Frames([1]), lambda _: None)  # type: ignore[arg-type]
+    assert len(begun) == 2 and begun[0] is not begun[1]
+
+
+def test_what_no_picture_can_be_made_of_is_a_sign_of_life() -> None:
+    stream = Video("rtsp://127.0.0.1/live", clock="arrival", timeout_s=5)._source
+    assert isinstance(stream, live.VideoStream)
+    now = itertools.count()
+    stream._timer.monotonic_ns = lambda: next(now)  # type: ignore[method-assign]
+    stream._thread = threading.current_thread()
+    seen: list[int] = []
+
+    class Broken(Frames):
+        def __next__(self) -> Any:
+            super().__next__()
+            seen.append(stream._alive_ns)
+            assert self.watch is not None
+            self.watch(None)
+            raise Damaged("it is gray")
+
+    stream._frames_of(Broken([1, 2, 3]), pytest.fail)  # type: ignore[arg-type]
+    assert seen[0] < seen[1] < seen[2]
+
+
 def test_a_camera_that_comes_back_is_left_alone_for_a_second_also_while_pictures_are_taken(quick: bytes) -> None:
     rests: list[float] = []
     with http(lambda: [quick]) as server, Camera(url(server)) as camera:
@@ -373,7 +435,7 @@ def test_one_frame_without_a_time_does_not_end_a_stream_that_is_old() -> None:
     stream._timer.monotonic_ns = lambda: next(now)  # type: ignore[method-assign]
     stream._thread = threading.current_thread()
     times = [*range(30), None, 31, None]
-    stream._clock = SimpleNamespace(begin=lambda _: None, packet=None, ns=lambda frame: frame)  # type: ignore[assignment]
+    stream._clock = lambda: SimpleNamespace(begin=lambda _: None, packet=None, ns=lambda frame: frame)  # type: ignore[assignment, return-value]
     taken: list[Any] = []
     stream._frames_of(Frames(times), taken.append)  # type: ignore[arg-type]
     assert [event_ns for _, event_ns in taken] == [*range(30), 31]
@@ -381,10 +443,10 @@ def test_one_frame_without_a_time_does_not_end_a_stream_that_is_old() -> None:
 
 def test_a_stream_without_an_end_goes_on_in_time_when_it_is_connected_again() -> None:
     timer = SimpleNamespace(monotonic_ns=iter([0, 60 * 10**9]).__next__)
-    clock = live.SinceClock(100 * 10**9, timer)  # type: ignore[arg-type]
+    clocks = live.Since(100 * 10**9, timer)  # type: ignore[arg-type]
     endless = SimpleNamespace(time_base=Fraction(1, 10), start_time=0, container=SimpleNamespace(duration=None))
     found = []
-    for _ in range(2):
+    for clock in (clocks(), clocks()):
         clock.begin(endless)
         found.extend(clock.ns(SimpleNamespace(pts=pts)) for pts in (0, 5))
     assert found == [100 * 10**9, 100_500_000_000, 160 * 10**9, 160_500_000_000]

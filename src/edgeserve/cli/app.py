@@ -7,6 +7,7 @@ import sys
 import click
 
 from edgeserve import __version__
+from edgeserve.cli.backfill import backfill
 from edgeserve.cli.broker import broker
 from edgeserve.cli.demo import demo
 from edgeserve.cli.doctor import doctor
@@ -14,7 +15,7 @@ from edgeserve.cli.groups import groups
 from edgeserve.cli.logs import log
 from edgeserve.cli.output import CommandError, show_error
 from edgeserve.cli.payloads import payloads
-from edgeserve.cli.pipelines import backfill, graph, validate
+from edgeserve.cli.pipelines import graph, validate
 from edgeserve.cli.run import run
 from edgeserve.cli.topic import topic
 

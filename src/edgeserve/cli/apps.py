@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +30,7 @@ class App:
         host: only what runs there, of a pipeline; None: all.
         recorded: files in place of sources, to run a pipeline over; None: it runs as it is.
         out: files in place of sinks.
+        live: sources that have none, and run as they are.
 
     Attributes:
         pipeline: the one that it declares; None: it has nodes at its top level.
@@ -43,6 +44,7 @@ class App:
         *,
         recorded: Mapping[str, Path] | None = None,
         out: Mapping[str, Path] | None = None,
+        live: Collection[str] = (),
     ) -> None:
         self._node, self._host = node, host
         self._module = None if path.suffix in YAML else load_file(path)
@@ -52,7 +54,7 @@ class App:
                 f"{path.name} declares no pipeline, and its nodes say themselves where they run: leave out --node and --host"
             )
         if self.pipeline is not None and out is not None:
-            self.pipeline = backfill(self.pipeline, recorded or {}, out)
+            self.pipeline = backfill(self.pipeline, recorded or {}, out, live)
 
     def listed(self) -> list[Listed]:
         """Its nodes, in the order of their definition."""

@@ -22,27 +22,28 @@ from edgeserve.cli.wiring import Found
 from edgeserve.core.errors import EdgeServeError
 from edgeserve.data_source import DataSource
 from edgeserve.pipeline import InvalidPipeline
+from edgeserve.pipeline.build import doubles
 from edgeserve.stage.node import ends_after
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def run_node(node: Any, *, until_end: bool, progress: int | None = None) -> None:
-    """Runs a node until it is told to stop, or until its sources have ended. A byte goes to `progress` when it is there, and another when
-    it is closed and all that it has sent is stored."""
+    """Runs a node until it is told to stop, or until its sources have ended. A byte goes to `progress` when it is there ("0" if it is never
+    to be started again), and another when it is closed and all that it has sent is stored."""
     with node:
-        _say(progress)
+        _say(progress, b"0" if doubles(node) else b"1")
         if until_end and not isinstance(node, DataSource):
             node.run(until="end")
         else:
             node.run()
-    _say(progress)
+    _say(progress, b"1")
 
 
-def _say(progress: int | None) -> None:
+def _say(progress: int | None, word: bytes) -> None:
     if progress is not None:
         with contextlib.suppress(BrokenPipeError):  # the supervisor has gone
-            os.write(progress, b"1")
+            os.write(progress, word)
 
 
 class _Parent:
@@ -113,7 +114,7 @@ def _traceback_without_this_package(exc: BaseException) -> str:
 def _list(given: argparse.Namespace, app: Path) -> int:
     """Writes as JSON to a file descriptor what the app declares, or why it cannot be told."""
     try:
-        declared = App(app, given.node, given.host, recorded=given.recorded, out=given.out)
+        declared = App(app, given.node, given.host, recorded=given.recorded, out=given.out, live=given.live)
         found = Found(declared.listed(), declared.drawn())
     except Exception as exc:
         found = Found(error=_failure(exc, app))
@@ -126,6 +127,10 @@ def _files(text: str) -> dict[str, Path]:
     return {name: Path(path) for name, path in msgspec.json.decode(text, type=dict[str, str]).items()}
 
 
+def _names(text: str) -> list[str]:
+    return msgspec.json.decode(text, type=list[str])
+
+
 def main() -> int:
     """Lists an app's nodes, or runs one of them."""
     parser = argparse.ArgumentParser(prog="python -m edgeserve.cli.child")
@@ -135,6 +140,8 @@ def main() -> int:
     parser.add_argument("--host", metavar="NAME")
     parser.add_argument("--recorded", type=_files, metavar="JSON")
     parser.add_argument("--out", type=_files, metavar="JSON")
+    parser.add_argument("--live", type=_names, metavar="JSON", default=())
+    parser.add_argument("--counts", type=Path, metavar="DIR", help="where it writes what it has counted, to a file of its name")
     parser.add_argument("--list-to", type=int, metavar="FD")
     parser.add_argument("--parent", type=int, metavar="FD")
     parser.add_argument("--progress", type=int, metavar="FD")
@@ -151,10 +158,12 @@ def main() -> int:
     if given.list_to is not None:
         return _list(given, app)
     try:
-        node = App(app, given.node, recorded=given.recorded, out=given.out).make(given.name)
+        node = App(app, given.node, recorded=given.recorded, out=given.out, live=given.live).make(given.name)
         if parent is not None and given.fed:
             parent.wake = ends_after(node, parent.upstream_over)
         run_node(node, until_end=given.until_end, progress=given.progress)
+        if given.counts is not None:
+            (given.counts / given.name).write_bytes(msgspec.json.encode(dict(node.counters)))
     except KeyboardInterrupt:
         return 0  # what an engine's client makes of a signal that came before the node had its own handlers
     except Exception as exc:

@@ -103,7 +103,7 @@ class _Log:
             click.echo(f"{name:{self._width}} | {plain(text)}", err=stream == "stderr")
 
 
-def _tell(out: Output, text: str, **event: object) -> None:
+def tell(out: Output, text: str, **event: object) -> None:
     """Says something about the run itself: to people on standard error, to programs among the other lines."""
     if out.as_json:
         out.json_line(event)
@@ -114,7 +114,7 @@ def _tell(out: Output, text: str, **event: object) -> None:
 def _warn_of_mismatches(out: Output, app: Path, found: list[Listed]) -> None:
     label = click.style("warning:", fg="yellow", bold=True)
     for line in mismatches(found, app.name):
-        _tell(out, f"{label} {line}", event="warning", what=line)
+        tell(out, f"{label} {line}", event="warning", what=line)
 
 
 def _report(out: Output, app: Path, outcome: Outcome) -> None:
@@ -124,7 +124,8 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
     if outcome.killed:
         click.echo(f"did not end in time and had to be killed: {', '.join(outcome.killed)}", err=True)
     if outcome.failures:
-        what = "; ".join(f"{failure.name} failed ({failure.how})" for failure in outcome.failures)
+        why = ", and is not started again: without message_id= or a stream with a position it may send once more what it has sent"
+        what = "; ".join(f"{failure.name} failed ({failure.how}){why if failure.once else ''}" for failure in outcome.failures)
         others = "" if len(outcome.failures) > 1 else "; all other nodes were stopped"
         raise CommandError(what + others, str(app), f"its last lines stand above, after `{outcome.failures[0].name} |`")
     if outcome.killed and outcome.stopped_by:
@@ -153,6 +154,10 @@ def run(out: Output, app: Path, until_end: bool, grace: float, node: str | None,
     Ctrl-C (or SIGTERM) lets each node finish the message in hand, and ends with status 0; a second one kills what still runs, and the
     status is 130 (143). When a node fails, and is not started again, the others are stopped, and the status is 1.
     """
+    if until_end and host is not None:
+        raise click.UsageError(
+            "--until-end with --host: one host does not know when those have ended that feed it from others; leave one out"
+        )
     options = ["--node", node] if node is not None else []
     declared = look_into(app.resolve(), *options, *(["--host", host] if host is not None else []))
     # A pipeline's replicas are there so that one may fail.
@@ -160,11 +165,14 @@ def run(out: Output, app: Path, until_end: bool, grace: float, node: str | None,
     launch(out, app, declared, options, until_end=until_end, grace=grace, restarts=most)
 
 
-def launch(out: Output, app: Path, declared: Found, options: list[str], *, until_end: bool, grace: float, restarts: int) -> None:
-    """Runs what an app declares, each node as a process, until all have ended.
+def launch(out: Output, app: Path, declared: Found, options: list[str], *, until_end: bool, grace: float, restarts: int) -> Outcome:
+    """Runs what an app declares, each node as a process, until all have ended. Returns how they did, unless one failed.
 
     Args:
         options: of these processes, which say more of what they are to run.
+
+    Raises:
+        CommandError: a node failed.
     """
     path = app.resolve()
     found = _as_processes(path, declared.nodes)
@@ -181,20 +189,24 @@ def launch(out: Output, app: Path, declared: Found, options: list[str], *, until
         _warn_of_mismatches(out, path, found)
 
     def waiting(names: list[str]) -> None:
-        _tell(out, f"waiting for {', '.join(names)}; Ctrl-C once more kills what still runs", event="waiting", nodes=names)
+        tell(out, f"waiting for {', '.join(names)}; Ctrl-C once more kills what still runs", event="waiting", nodes=names)
 
     def again(name: str, how: str) -> None:
-        _tell(out, f"{name} failed ({how}) and is started again", event="restart", node=name, how=how)
+        tell(out, f"{name} failed ({how}) and is started again", event="restart", node=name, how=how)
 
     # Who reads is there before anything is sent: a broker takes all that it is given, and a join would begin far behind.
     sources = {each.name for each in found if each.wiring.topic_in is None}
     line = _Log(out, list(commands)).line
-    supervisor = Supervisor(commands, line, waiting, grace_s=grace, last=sources, upstream=upstream, restarts=restarts, again=again)
-    _report(out, app, supervisor.run())
+    supervisor = Supervisor(
+        commands, line, waiting, grace_s=grace, last=sources, upstream=upstream, restarts=restarts, forgets=not until_end, again=again
+    )
+    outcome = supervisor.run()
+    _report(out, app, outcome)
+    return outcome
 
 
 def _verbatim(text: str) -> str:
     return text.replace("{", "{{").replace("}", "}}")
 
 
-__all__ = ("find_nodes", "launch", "look_into", "run")
+__all__ = ("find_nodes", "launch", "look_into", "run", "tell")

@@ -105,11 +105,12 @@ class _Child:
 
 @dataclass(frozen=True)
 class Failure:
-    """A process that ended otherwise than well: its name, how, and its last lines on standard error."""
+    """A process that ended otherwise than well: its name, how, its last lines on standard error. `once`: it was not to be started again."""
 
     name: str
     how: str
     tail: tuple[str, ...]
+    once: bool = False
 
 
 @dataclass
@@ -129,14 +130,16 @@ class Supervisor:
     Args:
         commands: name to command line. `{parent}` in it becomes the number of a file descriptor that is at its end when this process
             has ended, however it ended (see `upstream` for what else comes there); `{progress}` that of one to which it writes a byte when
-            it is ready, and another when it has done all. The processes start with SIGINT, SIGTERM and SIGHUP blocked and unblock them
-            when they can handle them: a signal in between is not lost, and no half-started interpreter complains about it.
+            it is ready ("0" if it is never to be started again), and another when it has done all. They start with SIGINT, SIGTERM and
+            SIGHUP blocked and unblock them when they can handle them: a signal in between is not lost, and no half-started interpreter
+            complains about it.
         line: takes each line that a process writes.
         waiting: is told, once, who still runs a second after the first signal.
         grace_s: how long the processes have after SIGINT, and again after SIGTERM.
         last: names of those that are started when the others are ready, or have ended.
         upstream: name to the names of others. It is told with a byte on its `{parent}` when all of these have done all, or ended well.
-        restarts: how often one that was ready and fails is started again, within a minute or so, before its failure ends all.
+        restarts: how often one that was ready, at whatever start, and fails is started again before its failure ends all.
+        forgets: whether one that has run for a minute may be started again as often as at the beginning.
         again: is told of each of these.
     """
 
@@ -150,12 +153,14 @@ class Supervisor:
         last: Container[str] = (),
         upstream: Mapping[str, Iterable[str]] = MappingProxyType({}),
         restarts: int = 0,
+        forgets: bool = True,
         again: Again = lambda name, how: None,
     ) -> None:
         self._commands, self._line, self._waiting, self._grace_s = commands, line, waiting, grace_s
         self._last = [name for name in commands if name in last]
         self._upstream = {name: set(names) for name, names in upstream.items()}
-        self._restarts, self._again = restarts, again
+        self._restarts, self._forgets, self._again = restarts, forgets, again
+        self._were_ready, self._once = set[str](), set[str]()
         self._restarted: dict[str, int] = {}
         self._restart_at: dict[str, float] = {}
         self._children: list[_Child] = []
@@ -220,7 +225,7 @@ class Supervisor:
                 wake.recv(4096)
             else:
                 self._read(*key.data)
-        for child in self._children:
+        for child in [*self._children]:
             if not child.reported and child.status is not None:
                 self._report(child)
         self._tell_of_upstream()
@@ -236,10 +241,14 @@ class Supervisor:
         self._start(due)
 
     def _hear(self, child: _Child) -> None:
-        said = len(os.read(child.progress, 2))
-        child.heard += said
+        said = os.read(child.progress, 2)
         if not said:
             self._selector.unregister(child.progress)
+        elif not child.heard:
+            self._were_ready.add(child.name)
+            if said.startswith(b"0"):
+                self._once.add(child.name)
+        child.heard += len(said)
 
     def _tell_of_upstream(self) -> None:
         over = {child.name for child in self._children if child.over}
@@ -288,22 +297,34 @@ class Supervisor:
         if status != 0 and not asked:
             how = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
             if not self._restart(child, how):
-                self._outcome.failures.append(Failure(child.name, how, tuple(child.tail)))
+                once = self._restarts > 0 and child.name in self._once
+                self._outcome.failures.append(Failure(child.name, how, tuple(child.tail), once))
 
     def _restart(self, child: _Child, how: str) -> bool:
         """Has a process that failed started again, if it may be. One that never was ready would not be the next time either."""
         if child.progress in self._selector.get_map() and select.select([child.progress], [], [], 0)[0]:
             self._hear(child)
-        if self._rung >= 0 or self._outcome.failures or child.heard != 1:
+        if self._rung >= 0 or self._outcome.failures or child.heard > 1:
+            return False
+        if child.name not in self._were_ready or child.name in self._once:
             return False
         now = time.monotonic()
-        before = 0 if now - child.started_at > _STEADY_S else self._restarted.get(child.name, 0)
+        before = 0 if self._forgets and child.heard and now - child.started_at > _STEADY_S else self._restarted.get(child.name, 0)
         if before >= self._restarts:
             return False
         self._restarted[child.name] = before + 1
         self._restart_at[child.name] = now + min(_RESTART_AFTER_S * 2**before, _RESTART_AT_MOST_S)
+        self._drop(child)
         self._again(child.name, how)
         return True
+
+    def _drop(self, child: _Child) -> None:
+        """Forgets one in whose place another is started."""
+        if child.progress in self._selector.get_map():
+            self._selector.unregister(child.progress)
+        os.close(child.pipe)
+        os.close(child.progress)
+        self._children.remove(child)
 
     def _climb(self, rung: int) -> None:
         """Sends the signal of this rung, or the strongest there is, to all that still run; who was to start does not any more."""

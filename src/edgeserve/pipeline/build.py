@@ -40,6 +40,14 @@ def look(part: Part, url: str, replica: int = 0) -> Node:
         raise BadValue(f"{part.kind} {part.name!r}: {exc}", declared.at(*named), "correct it") from exc
 
 
+def doubles(node: Node) -> bool:
+    """Whether a node that is started again sends what it has sent once more, with other ids, so that nobody drops it."""
+    if not isinstance(node, DataSource):
+        return False
+    stream = node._stream
+    return node._message_id is None and not (isinstance(stream, Source) and stream.resumable)
+
+
 def _build(part: Part, url: str, replica: int, *, made: bool) -> Node:
     keywords = {} if part.kind == "relay" else dict(part.declared.keywords)
     makers: dict[str, Callable[..., Node]] = {"source": _source, "task": _task, "relay": _relay, "sink": _sink}
@@ -78,4 +86,4 @@ def _sink(part: Part, url: str, replica: int, keywords: dict[str, Any], made: bo
     return Materialize(function, url, **keywords | {"topic": part.topic_in, "group": part.group})
 
 
-__all__ = ("build", "look")
+__all__ = ("build", "doubles", "look")

@@ -16,7 +16,6 @@ from collections.abc import (
     Mapping,
 )
 from dataclasses import is_dataclass
-from enum import Enum
 from typing import Any
 
 import msgspec
@@ -27,12 +26,14 @@ from edgeserve.pipeline.errors import BadValue
 from edgeserve.stage.task import Task
 
 _STREAMS = (Iterator, Iterable, Generator, AsyncIterator, AsyncIterable, AsyncGenerator, list)
-# What is one thing on the wire: within a row any may be sent as another, as the annotation of whoever takes it says.
-_ALIKE: tuple[tuple[type, ...], ...] = (
-    (int, float),
-    (list, tuple, set, frozenset),
-    (bytes, bytearray, memoryview),
-)
+# The kinds of plain values. Nothing that is one of them on the wire can be taken as another, except that a Struct may be a sequence.
+_KINDS: dict[type, str] = {
+    **dict.fromkeys((bool, int, float), "number"),
+    **dict.fromkeys((bytes, bytearray, memoryview), "bytes"),
+    **dict.fromkeys((list, tuple, set, frozenset), "sequence"),
+    str: "text",
+    dict: "fields",
+}
 
 
 class Signature:
@@ -49,9 +50,8 @@ class Signature:
         function, what = declared.function, f"{declared.kind} {declared.name!r}"
         if isinstance(function, type):
             if not any("__call__" in vars(base) for base in function.__mro__):
-                raise BadValue(
-                    f"{what}: the class {function.__name__} has no __call__", declared.at(declared.kind), "give it one: it is the task"
-                )
+                reason = f"{what}: what the class {function.__name__} makes cannot be called with a message: it has no __call__"
+                raise BadValue(reason, declared.at(declared.kind), f"name a function, or a class that has one: it is the {declared.kind}")
             function = types.MethodType(function.__call__, function)  # as an object of the class would have it
         elif declared.made:
             return
@@ -193,16 +193,14 @@ def plain_class(hint: Any) -> type | None:
 
 
 def contradict(sent: type, taken: type) -> bool:
-    """Whether nothing that is sent as the one class can be taken as the other. Fields have no class on the wire."""
-    if issubclass(sent, taken) or issubclass(taken, sent) or (_has_fields(sent) and _has_fields(taken)):
-        return False
-    if issubclass(sent, Enum) or issubclass(taken, Enum):
-        return False  # its values may be anything
-    return not any(issubclass(sent, alike) and issubclass(taken, alike) for alike in _ALIKE)
+    """Whether nothing that is sent as the one class can be taken as the other. Of all but plain values it is not known before they come."""
+    kinds = {_kind(sent), _kind(taken)}
+    return len(kinds) == 2 and None not in kinds and kinds != {"sequence", "fields"}
 
 
-def _has_fields(kind: type) -> bool:
-    return issubclass(kind, Mapping | msgspec.Struct) or is_dataclass(kind) or typing.is_typeddict(kind)
+def _kind(plain: type) -> str | None:
+    fields = is_dataclass(plain) or typing.is_typeddict(plain) or issubclass(plain, msgspec.Struct)
+    return "fields" if fields else _KINDS.get(plain)
 
 
 __all__ = (

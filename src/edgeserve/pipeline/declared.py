@@ -26,6 +26,7 @@ DERIVED = frozenset(("source_id", "output_id", "worker_id", "topic", "topic_in",
 """Keywords that the pipeline fills in where they are not given."""
 
 _NAME = re.compile(r"[\w-]+")
+MOST_REPLICAS = 1_000
 NAME_BYTES = 44
 """Of a name, at most: topics, groups and what belongs to them are called after two or three of them, and have 200."""
 
@@ -73,6 +74,12 @@ class Declared:
         given = self.keywords.get(_SAYS_ITS_ID[self.kind])
         return as_parameter(given if isinstance(given, str) else self.name)
 
+    @property
+    def takes(self) -> str:
+        """How the keyword that says what it takes is written where it was declared."""
+        in_yaml = bool(self.lines)
+        return f"{'of' if self.kind == 'sink' else 'inputs' if in_yaml else 'sources'}{':' if in_yaml else '='}"
+
     def at(self, *keywords: str) -> Where:
         """The line of the first of these keywords whose line is known."""
         known = [self.lines[keyword] for keyword in keywords if keyword in self.lines]
@@ -89,9 +96,9 @@ class Declared:
                 raise BadValue(
                     f"{self.kind} {self.name!r}: {keyword}={given!r}", self.at(keyword), "give a name, or leave it out: it is derived"
                 )
-        if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or self.replicas < 1:
+        if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or not 1 <= self.replicas <= MOST_REPLICAS:
             reason = f"{self.kind} {self.name!r}: replicas={self.replicas!r}"
-            raise BadValue(reason, self.at("replicas"), "give how many processes run it, an int of at least 1")
+            raise BadValue(reason, self.at("replicas"), f"give how many processes run it, an int from 1 to {MOST_REPLICAS}")
         if self.args is not None and not callable(self.function):
             reason = f"{self.kind} {self.name!r}: args= are what a function or class is called with, and {self.function!r} is neither"
             raise BadValue(reason, self.at("args"), "leave them out, or name what takes them")
@@ -138,6 +145,7 @@ def check_pipeline_name(name: Any, where: Where) -> None:
 
 __all__ = (
     "DERIVED",
+    "MOST_REPLICAS",
     "NAME_BYTES",
     "NODES",
     "Declared",

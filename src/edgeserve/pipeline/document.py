@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 
 import msgspec
 
-from edgeserve.pipeline.declared import DERIVED, NODES, Kind, check_pipeline_name, did_you_mean, keywords_of
+from edgeserve.pipeline.declared import DERIVED, MOST_REPLICAS, NODES, Kind, check_pipeline_name, did_you_mean, keywords_of
 from edgeserve.pipeline.errors import BadValue, InvalidDocument, MissingValue, UnknownKeyword, Where
 from edgeserve.pipeline.pipeline import Pipeline
 from edgeserve.pipeline.references import PATTERN, resolve
@@ -135,7 +135,7 @@ def _entry(kind: Kind) -> type[msgspec.Struct]:
         fields.append((name, _described(str | list[str] | None, meaning), None))
     fields += [
         ("args", _described(dict[str, Any] | None, "What it is called with to make it."), None),
-        ("replicas", Annotated[int, msgspec.Meta(ge=1, description="How many processes run it.")], 1),
+        ("replicas", Annotated[int, msgspec.Meta(ge=1, le=MOST_REPLICAS, description="How many processes run it.")], 1),
         ("place", _described(str | list[str] | None, "The host that it runs on, or one for each replica in turn."), None),
     ]
     hints, meanings = typing.get_type_hints(NODES[kind].__init__), _meanings(NODES[kind])

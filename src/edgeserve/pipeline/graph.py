@@ -141,9 +141,8 @@ def _inputs(each: Declared) -> tuple[str, ...]:
     known = Signature(each).parameters
     if each.inputs is None:
         if not known:
-            how = "of" if each.kind == "sink" else "sources"
             reason = f"{each.kind} {each.name!r}: what it takes is not known before it runs"
-            raise MissingValue(reason, each.where, f"say it: {how}=, or inputs: in YAML" if how == "sources" else "say it: of=")
+            raise MissingValue(reason, each.where, f"say it: {each.takes}")
         return known
     if known is not None and len(known) != len(each.inputs):
         reason = f"task {each.name!r} takes {', '.join(each.inputs)}, and has the parameters {', '.join(known)}"

@@ -213,7 +213,7 @@ class Pipeline:
         lines: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Declares what stands at `where`, its keywords on `lines`."""
-        how = "of" if kind == "sink" else "sources"
+        how = "of" if kind == "sink" else "inputs" if lines else "sources"
         taken = None if inputs is None else names(inputs, f"{kind} {name!r}: {how}", where)
         places = () if place is None else names(place, f"{kind} {name!r}: place", where)
         self.declare(Declared(kind, name, function, where, args, taken, replicas, places, keywords, lines))

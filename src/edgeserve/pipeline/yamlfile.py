@@ -10,7 +10,7 @@ from typing import Any
 from edgeserve.core.errors import MissingExtra
 from edgeserve.pipeline.errors import DuplicateName, InvalidDocument, UnsafeDocument, Where
 
-MOST_BYTES, MOST_NODES, MOST_LEVELS = 1_000_000, 20_000, 20
+MOST_BYTES, MOST_NODES, MOST_LEVELS, MOST_SCALAR_BYTES = 1_000_000, 20_000, 20, 4096
 _TAGS = "tag:yaml.org,2002:"
 
 
@@ -31,7 +31,7 @@ def read(path: Path) -> Mapped:
 
     Raises:
         InvalidDocument: it is no YAML, or no mapping.
-        UnsafeDocument: it is too large or too deep, or has anchors, aliases or tags.
+        UnsafeDocument: it or one of its values is too large, it is too deep, or it has anchors, aliases or tags.
         DuplicateName: a key comes twice.
         MissingExtra: PyYAML is not installed.
     """
@@ -77,6 +77,8 @@ def _check_events(yaml: Any, events: Any, file: str) -> None:
             raise UnsafeDocument(
                 f"the tag {event.tag!r} is not taken", where, "write a plain value, or 'module:name' for something of Python"
             )
+        if isinstance(event, yaml.ScalarEvent) and len(event.value.encode(errors="replace")) > MOST_SCALAR_BYTES:
+            raise UnsafeDocument(f"a value has more than {MOST_SCALAR_BYTES} bytes", where, "put it into a file, and name that")
         nodes += isinstance(event, yaml.NodeEvent)
         level += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         documents += isinstance(event, yaml.DocumentStartEvent)
@@ -97,11 +99,15 @@ class _Reader:
             return self._mapping(node)
         if isinstance(node, self._yaml.SequenceNode):
             return [self.value(item) for item in node.value]
+        where = Where(self._file, node.start_mark.line + 1)
         try:
-            return self._plain.construct_object(node)
+            found = self._plain.construct_object(node)
         except (ValueError, self._yaml.constructor.ConstructorError) as exc:
             reason = f"{str(node.value)[:60]!r} is no {node.tag.removeprefix(_TAGS)}"
-            raise InvalidDocument(reason, Where(self._file, node.start_mark.line + 1), "put quotes around it, or correct it") from exc
+            raise InvalidDocument(reason, where, "put quotes around it, or correct it") from exc
+        if isinstance(found, int) and not -(2**63) <= found < 2**63:
+            raise UnsafeDocument(f"{node.value[:60]!r} does not fit into 64 bits", where, "put quotes around it, or correct it")
+        return found
 
     def _mapping(self, node: Any) -> Mapped:
         found, lines = Mapped(), dict[str, int]()
@@ -121,4 +127,4 @@ class _Reader:
         return found
 
 
-__all__ = ("MOST_BYTES", "MOST_LEVELS", "MOST_NODES", "Mapped", "read")
+__all__ = ("MOST_BYTES", "MOST_LEVELS", "MOST_NODES", "MOST_SCALAR_BYTES", "Mapped", "read")

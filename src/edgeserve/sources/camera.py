@@ -38,7 +38,8 @@ class Camera(Live):
     Raises:
         MissingExtra: PyAV is not installed.
         ConfigurationError: something that cannot work; or by `next()`: there is no such camera. The next call tries again.
-        FetchError: by `next()`: it is there and sends nothing. The next call tries again.
+        FetchError: by `next()`: it is there and sends nothing. The next call tries again. Or two reads of it stand still: then it is not
+            opened again before one of them has ended.
         BadRow: by `next()`: a picture that cannot be handed out. The next call goes on behind it.
     """
 
@@ -60,7 +61,7 @@ class Camera(Live):
         self.dropped = self._seen = 0
         place = _place(device, size, rate_hz)
         told = clock_of(self._kind, clock, place.url, start_ns=None)
-        kept = None if told == "arrival" else RtcpClock() if scheme_of(place.url) else DeviceClock()
+        kept = None if told == "arrival" else RtcpClock if scheme_of(place.url) else DeviceClock
         timeout_s = checked_timeout(self._kind, timeout_s)
         super().__init__(place, look=looks, every=1, clock=kept, keep=1, timeout_s=timeout_s, timer=timer)
 

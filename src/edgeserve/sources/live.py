@@ -25,6 +25,9 @@ _LONGEST_S = 3600.0
 _BEYOND_S = 1.0
 """How long FFmpeg has, beyond `timeout_s`, to say itself that nothing comes: a read of a device that stands still never ends."""
 
+_MOST_STANDING = 2
+"""So many threads may stand in a read that does not end, each with a connection, before there are no more of them."""
+
 _PRFT = struct.Struct("<q")
 
 
@@ -40,10 +43,10 @@ class Place(NamedTuple):
 
 
 class Clock:
-    """Tells the time of a frame by its stream; of arrival: nothing does."""
+    """Tells the time of a frame by its stream, of one connection; of arrival: nothing does."""
 
     def begin(self, stream: Any) -> None:
-        """A new connection."""
+        """The connection is there."""
 
     def packet(self, packet: Any) -> None:
         """A packet that is about to be decoded."""
@@ -64,20 +67,15 @@ class DeviceClock(Clock):
 
 
 class SinceClock(Clock):
-    """Times in the stream, counted from its first frame, taken at `start_ns`; what has no end went on while nobody was connected."""
+    """Times in the stream, counted from its first frame, taken at `start_ns`; what has no end went on for the `elapsed_ns` since."""
 
-    def __init__(self, start_ns: int, timer: Timer) -> None:
-        self._given_ns = self._start_ns = start_ns
-        self._timer = timer
-        self._began_ns: int | None = None
+    def __init__(self, start_ns: int, elapsed_ns: int) -> None:
+        self._start_ns, self._elapsed_ns = start_ns, elapsed_ns
 
     def begin(self, stream: Any) -> None:
         self._base, self._first = stream.time_base, stream.start_time
-        now_ns = self._timer.monotonic_ns()
-        if self._began_ns is None:
-            self._began_ns = now_ns
-        elif not stream.container.duration:
-            self._start_ns = self._given_ns + now_ns - self._began_ns
+        if not stream.container.duration:
+            self._start_ns += self._elapsed_ns
 
     def ns(self, frame: Any) -> int | None:
         if frame.pts is None:
@@ -85,6 +83,20 @@ class SinceClock(Clock):
         if self._first is None:
             self._first = frame.pts
         return self._start_ns + ns_of(frame.pts - self._first, self._base)
+
+
+class Since:
+    """Makes the `SinceClock` of each connection, which know when the first of them began."""
+
+    def __init__(self, start_ns: int, timer: Timer) -> None:
+        self._start_ns, self._timer = start_ns, timer
+        self._began_ns: int | None = None
+
+    def __call__(self) -> SinceClock:
+        now_ns = self._timer.monotonic_ns()
+        if self._began_ns is None:
+            self._began_ns = now_ns
+        return SinceClock(self._start_ns, now_ns - self._began_ns)
 
 
 class RtcpClock(Clock):
@@ -116,7 +128,7 @@ class Live(Source):
         place: what is read.
         look: how pictures are handed out.
         every: of so many frames one is handed out.
-        clock: tells their times; None: their arrival is their time.
+        clock: makes what tells their times, for each connection; None: their arrival is their time.
         keep: how many decoded frames wait for `next()` at most.
         timeout_s: how long connecting may take, and how long nothing may come.
         timer: what waits for frames, and is woken; tests hand in another.
@@ -126,7 +138,15 @@ class Live(Source):
     _kind = "Live"
 
     def __init__(
-        self, place: Place, *, look: Look, every: int, clock: Clock | None, keep: int, timeout_s: float, timer: Timer | None = None
+        self,
+        place: Place,
+        *,
+        look: Look,
+        every: int,
+        clock: Callable[[], Clock] | None,
+        keep: int,
+        timeout_s: float,
+        timer: Timer | None = None,
     ) -> None:
         self._av = pyav(self._kind)
         self._place, self._look, self._every, self._clock, self._timeout_s = place, look, every, clock, timeout_s
@@ -134,6 +154,7 @@ class Live(Source):
         self._timer: Timer = SystemTimer() if timer is None else timer
         self._rest = SystemTimer()  # what the thread waits with
         self._thread: threading.Thread | None = None
+        self._standing: list[threading.Thread] = []  # given up, and still in a read
         self._handed: tuple[Any, int | None] = (None, None)
         self._error: Exception | None = None
         self._ended = self._woken = self._closed = False
@@ -165,13 +186,14 @@ class Live(Source):
                 self._thread, self._ended = None, False  # the next call tries again
                 raise error
             if self._thread is None:
-                self._begin()
+                self._thread = self._begin()
             silent_s = (self._timer.monotonic_ns() - max(waits_ns, self._alive_ns)) / SECOND
             left_s = self._timeout_s + _BEYOND_S - silent_s
             if left_s > 0:
                 self._timer.wait(left_s)
             else:
-                self._thread = None  # it stands in a read, and ends when that does
+                self._standing.append(self._thread)  # it ends when its read does
+                self._thread = None
                 self._stands_still(FetchError(f"{self._kind}: {self._place.shown} was lost: {self._silence()}"))
 
     def _stands_still(self, error: FetchError) -> None:
@@ -185,12 +207,19 @@ class Live(Source):
         except IndexError:
             return None
 
-    def _begin(self) -> None:
+    def _begin(self) -> threading.Thread:
+        self._standing = [thread for thread in self._standing if thread.is_alive()]
+        if len(self._standing) >= _MOST_STANDING:
+            raise FetchError(
+                f"{self._kind}: {self._place.shown} was lost: {self._silence()}, {_MOST_STANDING} times; it is not opened again before one "
+                "of these reads has ended: start the program again, or the device"
+            )
         self._alive_ns = self._timer.monotonic_ns()
         # No non-daemon thread: FFmpeg may stand in a read for `timeout_s`, and a process that ends does not wait for that.
         thread = threading.Thread(target=self._work, name=f"edgeserve-{self._kind.lower()}-{self._place.shown}", daemon=True)
-        self._thread = thread
+        self._thread = thread  # before it asks whether it is the one
         thread.start()
+        return thread
 
     @property
     def event_time(self) -> Callable[[Any], int] | None:
@@ -284,10 +313,18 @@ class Live(Source):
         Raises:
             FetchError: it was lost.
         """
-        clock, count, timed_ns, lost = self._clock, 0, self._timer.monotonic_ns(), None
+        if self._stopped:
+            return
+        clock, count, timed_ns, lost = None if self._clock is None else self._clock(), 0, self._timer.monotonic_ns(), None
         if clock is not None:
             clock.begin(decoder.stream)
-            decoder.watch = clock.packet
+
+        def watch(packet: Any) -> None:
+            self._still_there()  # also if no picture can be made of it
+            if clock is not None:
+                clock.packet(packet)
+
+        decoder.watch = watch
         self._still_there()
         while not self._stopped:
             try:
@@ -346,7 +383,7 @@ class VideoStream(Live):
         self, url: str, *, look: Look, every: int, start_ns: int | None, clock: str, timeout_s: float, timer: Timer | None
     ) -> None:
         timer = SystemTimer() if timer is None else timer
-        told = None if clock == "arrival" else RtcpClock() if start_ns is None else SinceClock(start_ns, timer)
+        told = None if clock == "arrival" else RtcpClock if start_ns is None else Since(start_ns, timer)
         place = network(url)
         super().__init__(place, look=look, every=every, clock=told, keep=self._KEEP, timeout_s=timeout_s, timer=timer)
 
@@ -389,4 +426,17 @@ def clock_of(kind: str, given: Any, url: str, *, start_ns: int | None) -> str:
     return str(given or ("device" if sends else "arrival"))
 
 
-__all__ = ("RETRY_S", "Clock", "DeviceClock", "Live", "Place", "RtcpClock", "SinceClock", "VideoStream", "clock_of", "network", "scheme_of")
+__all__ = (
+    "RETRY_S",
+    "Clock",
+    "DeviceClock",
+    "Live",
+    "Place",
+    "RtcpClock",
+    "Since",
+    "SinceClock",
+    "VideoStream",
+    "clock_of",
+    "network",
+    "scheme_of",
+)
