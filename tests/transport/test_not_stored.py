@@ -10,7 +10,7 @@ from tests import servers
 
 from edgeserve.core.errors import SendError, TransportError
 from edgeserve.transport import Subscription, Transport, connect, disconnect
-from edgeserve.transport.broker import member
+from edgeserve.transport.broker import member, membership
 
 
 def at_work(transport: Transport) -> tuple[Subscription, int]:
@@ -28,6 +28,7 @@ def at_work(transport: Transport) -> tuple[Subscription, int]:
 def test_who_leaves_before_its_last_results_are_stored_is_told(new_nats: servers.NewServer, monkeypatch: pytest.MonkeyPatch) -> None:
     server = new_nats()
     monkeypatch.setattr(member, "_CLOSE_S", 0.3)
+    monkeypatch.setattr(membership, "_ANSWER_S", 0.3)
     transport = connect(server.url)
     try:
         mine, second = at_work(transport)
@@ -40,7 +41,7 @@ def test_who_leaves_before_its_last_results_are_stored_is_told(new_nats: servers
         disconnect(transport)
 
 
-def test_what_was_raised_before_is_not_raised_again_by_leaving(new_nats: servers.NewServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_raised_before_is_not_raised_again_by_leaving(new_nats: servers.NewServer) -> None:
     server = new_nats()
     transport = connect(f"{server.url}/?deadline_s=1")
     try:
