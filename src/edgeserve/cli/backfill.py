@@ -6,7 +6,7 @@ import os
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -65,8 +65,8 @@ def backfill(out: Output, app: Path, recorded: dict[str, str], live: tuple[str, 
     files = [Path(file) for file in written.values()]
     if len(set(files)) < len(files):
         raise click.UsageError("--out: give each sink a file of its own")
-    letters = Path(f"{files[0]}.dead-letters")
-    for file in (*files, *map(partial, files), letters):
+    letters, begun = Path(f"{files[0]}.dead-letters"), {partial(file): file for file in files}
+    for file in (*files, *begun, letters):
         if file.exists():
             raise CommandError(f"{file} is there already", str(app), "name a new file, or move that one away")
     with tempfile.TemporaryDirectory(prefix="edgeserve-backfill-") as folder:
@@ -83,7 +83,7 @@ def backfill(out: Output, app: Path, recorded: dict[str, str], live: tuple[str, 
             lost = _lost(counts)
             whole = not outcome.stopped_by and not lost
         finally:
-            _finish(out, files, whole=whole)
+            _finish(out, begun, whole=whole)
             _keep_dead_letters(out, node, letters)
         if outcome.stopped_by:
             raise click.exceptions.Exit(128 + signal.Signals[outcome.stopped_by])
@@ -123,12 +123,9 @@ def _keep_dead_letters(out: Output, node: str, file: Path) -> None:
         tell(out, f"dead letters: {len(found)} in {file}", event="dead-letters", count=len(found), file=str(file))
 
 
-def _finish(out: Output, files: Sequence[Path], *, whole: bool) -> None:
+def _finish(out: Output, files: Mapping[Path, Path], *, whole: bool) -> None:
     """Gives files that are whole their names, and says which are not."""
-    from edgeserve.pipeline.backfill import partial
-
-    for file in files:
-        begun = partial(file)
+    for begun, file in files.items():
         # The ids of what was written are of use to whoever goes on writing only.
         Path(f"{begun}.ids").unlink(missing_ok=True)
         if whole:
