@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from msgspec.structs import replace
+
 from edgeserve.core.message import Kind
 from edgeserve.stage.partition import Partition
 from edgeserve.stage.sources import _Producer
@@ -19,7 +21,7 @@ _records = Settlements._records
 _follow = BrokerSubscription._follow_the_lead
 _snapshot = GroupLog.snapshot
 _end_frames = Partition.end_frames
-_comes_again = _Producer.comes_again
+_comes_again, _told = _Producer.comes_again, _Producer.told
 
 
 def _any_epoch(self: GroupLog, line: Line, at: int, *, ids_only: bool = False) -> None:
@@ -113,6 +115,9 @@ PLANTED: dict[str, dict[str, Any]] = {
         "edgeserve.stage.sources:_Producer.comes_again": lambda self, header, position: False,
     },
     "who takes over does not know a source's producers": {"edgeserve.stage.sources:SourceClock.restore": lambda self, known: None},
+    "who takes over does not know what the replicas of a source have sent": {
+        "edgeserve.stage.sources:_Producer.told": lambda self, name, upto: replace(_told(self, name, upto), newest=-1),
+    },
     "a partition is given away while its holder goes on": {"edgeserve.stage.partition:Partition.halt": lambda self: None},
     "a checkpoint misses ids": {"edgeserve.transport.broker.grouplog:GroupLog.snapshot": _snapshot_without_ids},
 }

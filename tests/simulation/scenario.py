@@ -234,9 +234,7 @@ class Schedule:
             replicas = (sent, number == 0) if source in self._replicas_of else None
             again = _feed(source, f"{source}{number}.{0 if self._same else round_}", list(numbers), begin, go_on, replicas)
             end.wait()
-            # What one of a task's replicas stores once more behind the end of another is known by its id, and not to other partitions.
-            known = replicas is None or replicas[1] or self.verdict.partitions == 1
-            if self.world.random.random() < self._again and known:
+            if self.world.random.random() < self._again:
                 # Perhaps when the others have begun the next round, or when all is over.
                 self.world.sleep(self.world.random.choice((0.0, 0.5, 2.0)) * self.world.random.random())
                 again()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import msgspec
+import pytest
 
 from edgeserve.core.message import WATERMARK_END, Header, Kind, TimeKind
 from edgeserve.stage.sources import SourceClock, restored, telling
@@ -55,7 +56,7 @@ def test_who_comes_next_knows_it_too_and_reads_an_end_that_is_not_settled() -> N
     clock.observe(header("only", 1), 1, 0)
     for _ in range(2):  # brought twice
         assert clock.end(header("only", 2, Kind.END), 2)
-    before, after = (restored("a", telling("a", clock, upto)) for upto in (1, 2))
+    before, after = (restored("a", telling("a", clock.told(upto))) for upto in (1, 2))
     assert before.end(header("only", 2, Kind.END), 2)
     assert after.observe(header("only", 1), 3, 0) is None
     assert not after.end(header("only", 2, Kind.END), 4)
@@ -79,17 +80,18 @@ def test_an_end_that_is_not_settled_is_not_told_however_many_follow() -> None:
 
     def promises_again(upto: int) -> list[int | None]:
         """What whoever comes next, and is told that all up to there is settled, takes from each message that is stored once more."""
-        return [restored("a", telling("a", clock, upto)).observe(header("only", number), 4 + number, 0) for number in (1, 3)]
+        return [restored("a", telling("a", clock.told(upto))).observe(header("only", number), 4 + number, 0) for number in (1, 3)]
 
     assert promises_again(1) == [1, 3]
     assert promises_again(2) == [None, 3]
     assert promises_again(4) == [None, None]
 
 
-def test_what_a_replica_sends_again_behind_the_end_of_another_begins_nothing() -> None:
-    def of(producer: str, number: int, kind: Kind = Kind.DATA) -> Header:
-        return header(producer, number, kind, TimeKind.COMPUTED)
+def of(producer: str, number: int, kind: Kind = Kind.DATA) -> Header:
+    return header(producer, number, kind, TimeKind.COMPUTED)
 
+
+def test_what_a_replica_sends_again_behind_the_end_of_another_begins_nothing() -> None:
     clock = SourceClock()
     for position, (producer, number) in enumerate((("p", 1), ("q", 1), ("p", 2), ("q", 2))):
         clock.observe(of(producer, number), position, 0)
@@ -105,3 +107,23 @@ def test_what_a_version_before_has_told_of_producers_can_be_read() -> None:
     clock = restored("a", {"producers:a": raw})
     assert clock.seen
     assert clock.observe(header("only", 3), 5, 0) == 3
+
+
+@pytest.mark.parametrize("end_is_read_before", [False, True])
+def test_who_comes_next_knows_what_the_replicas_have_sent_before_the_end_of_one(end_is_read_before: bool) -> None:
+    first = SourceClock()
+    for position, (producer, number) in enumerate((("p", 1), ("q", 1), ("p", 2), ("q", 2))):
+        first.observe(of(producer, number), position, 0)
+    if end_is_read_before:
+        assert first.end(of("p", 3, Kind.END), 4)
+        first.observe(of("q", 5), 6, 0)
+    assert first.computed
+    clock = restored("a", telling("a", first.known(3)))  # before the end is settled
+    if end_is_read_before:
+        clock.pass_end(of("p", 3, Kind.END), 4)
+    else:
+        assert clock.end(of("p", 3, Kind.END), 4)
+        clock.observe(of("q", 2), 5, 0)
+        assert clock.ended
+    clock.observe(of("q", 5), 6, 0)
+    assert not clock.ended

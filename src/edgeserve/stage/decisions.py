@@ -10,7 +10,7 @@ import contextlib
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import TypeAlias
 
@@ -137,6 +137,7 @@ class Decisions(Settlement):
     Attributes:
         topic_out: where what it publishes goes: the results' topic, or that of sets which wait for a replica.
         drops: what the group's join has dropped so far; see `read_drops`.
+        known: what the group is to know with what is settled.
     """
 
     def __init__(
@@ -157,6 +158,7 @@ class Decisions(Settlement):
         self._encode = msgspec.msgpack.Encoder().encode
         self.held: dict[int, bytes] = {}
         self.drops = read_drops(subscription.attributes())
+        self.known: Callable[[], dict[str, bytes]] = dict
 
     def _write(self, n: int) -> None:
         units = self.units[:n]
@@ -183,7 +185,7 @@ class Decisions(Settlement):
                 ids=list(chain.from_iterable(ids)),
                 decisions=decisions,
                 fence=self.fence,
-                attributes={_DROPS: self._encode(totals)} if drops else None,
+                attributes=self.known() | ({_DROPS: self._encode(totals)} if drops else {}),
             )
         except BaseException as exc:
             if not isinstance(exc, REFUSED):

@@ -96,6 +96,8 @@ class Holding:
         self.broken = self.at_end = False
         self.warned: Warning | None = None
         self.ends, self._settled_upto = Ends(attributes), -1
+        if run_set.part is not None:
+            pending.known = self._computed
         # Sources that have ended, as far as this member has read: their next message opens them again.
         self._gone = {source for source in self._parameters if source in self.ends.ended}
         self.ended_at = max(at for _, at in self.ends.ended.values()) if len(self._gone) == len(self._parameters) else None
@@ -416,12 +418,24 @@ class Holding:
 
     def _tell_producers(self, source: str, clock: SourceClock) -> None:
         """Before anything of it is settled."""
-        unsettled = min((position for _, position, name in self.ends.held if name == source), default=2**63)
         try:
-            self.pending.write_control({}, {}, telling(source, clock, unsettled - 1))
+            self.pending.write_control({}, {}, telling(source, clock.told(self._settled_end(source))))
         except BaseException:
             clock.changed = True
             raise
+
+    def _settled_end(self, source: str) -> int:
+        """Below which position whoever comes next reads no end of a source again."""
+        return min((position for _, position, name in self.ends.held.copy() if name == source), default=2**63) - 1
+
+    def _computed(self) -> dict[str, bytes]:
+        """What is to be told with a settlement, of sources that are a task's replicas: what one of them stores again behind another's end
+        is known by its sequence, and by its id only to the partition that it is of. From any thread."""
+        attributes: dict[str, bytes] = {}
+        for source, clock in self._clocks.items():
+            if clock.computed:
+                attributes |= telling(source, clock.known(self._settled_end(source)))
+        return attributes
 
     def _control_message(self, delivery: Delivery, header: Header) -> Any:
         _, position, _, _, topic = delivery
@@ -495,7 +509,7 @@ class Holding:
             if frames is None:
                 return
             ended = self._clocks[source].ended and ends.is_last(entry) and not again
-            attributes = telling(source, self._clocks[source], position) | (ends.recording(source, topic, position) if ended else {})
+            attributes = telling(source, self._clocks[source].told(position)) | (ends.recording(source, topic, position) if ended else {})
             pending.write_control({topic: [position]}, {pending.topic_out: frames} if frames else {}, attributes)
             ends.written(entry, ended=ended)
             if ends_round:

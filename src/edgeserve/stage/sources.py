@@ -21,8 +21,9 @@ _MOST_PRODUCERS = 64
 
 
 class Known(msgspec.Struct, frozen=True, array_like=True):
-    """Of a producer: name, positions of its first and last message, when that was published, whether it has ended, and the sequence of its
-    newest end, also where it has begun again; -1: it never has ended, or that is not known."""
+    """Of a producer: name, positions of its first and last message, when that was published, whether it has ended, the sequence of its
+    newest end, also where it has begun again, and the highest sequence that has come from it before the ends that are still to be read; -1:
+    there is none, or it is not known."""
 
     name: str
     first: int
@@ -30,6 +31,7 @@ class Known(msgspec.Struct, frozen=True, array_like=True):
     seen_ns: int
     ended: bool
     ended_with: int = -1
+    newest: int = -1
 
 
 _PREFIX = "producers:"
@@ -68,9 +70,16 @@ class _Producer:
 
     def told(self, name: str, upto: int) -> Known:
         """What whoever comes next must know, who will read all ends behind `upto` again."""
-        settled = [end for end in self.ends if end[0] <= upto]
-        self.ends = [*settled[-1:], *self.ends[len(settled) :]]
-        return Known(name, self.first, self.last, self.seen_ns, self.ended and self.ended_at <= upto, settled[-1][1] if settled else -1)
+        ends = self.ends.copy()
+        settled = [end for end in ends if end[0] <= upto]
+        newest = ends[len(settled)][1] if len(settled) < len(ends) else self.newest
+        ended = self.ended and self.ended_at <= upto
+        return Known(name, self.first, self.last, self.seen_ns, ended, settled[-1][1] if settled else -1, newest)
+
+    def forget_ends(self, upto: int) -> None:
+        """Of its ends up to there only the newest is needed."""
+        settled = sum(at <= upto for at, _ in self.ends)
+        self.ends = self.ends[max(0, settled - 1) :]
 
 
 class SourceClock:
@@ -78,14 +87,15 @@ class SourceClock:
 
     Attributes:
         ended: whether all of them have.
+        computed: whether they are a task's replicas, of which one tells the end of all and does not know what the others have sent.
         changed: whether who they are, or which of them live, is another than was `told`: whoever comes next must know, who may see no
             message of theirs before they end.
     """
 
-    __slots__ = ("_current", "_ended_at", "_name", "_newest_first", "_only", "_producers", "changed", "ended")
+    __slots__ = ("_current", "_ended_at", "_name", "_newest_first", "_only", "_producers", "changed", "computed", "ended")
 
     def __init__(self) -> None:
-        self.changed = False
+        self.changed = self.computed = False
         self._producers: dict[str, _Producer] = {}
         self._current: _Producer | None = None
         # The current producer while it is the only one and has not ended.
@@ -114,6 +124,7 @@ class SourceClock:
         producer = self._current
         if producer is None or header.producer != self._name:
             producer = self._switch(header.producer, position)
+        self.computed = header.time_kind == TimeKind.COMPUTED
         if producer.comes_again(header, position):
             return self._together(published_ns) if len(self._producers) > 1 else None if producer.ended else producer.watermark_ns
         if header.sequence > producer.newest:
@@ -141,13 +152,19 @@ class SourceClock:
     def told(self, upto: int) -> list[Known]:
         """What whoever comes next must know, who will read all ends behind `upto` again."""
         self.changed = False
-        return [producer.told(name, upto) for name, producer in self._producers.items()]
+        for producer in self._producers.values():
+            producer.forget_ends(upto)
+        return self.known(upto)
+
+    def known(self, upto: int) -> list[Known]:
+        """As `told`, for who only looks. From any thread."""
+        return [producer.told(name, upto) for name, producer in list(self._producers.items())]
 
     def restore(self, known: Iterable[Known]) -> None:
         """What another member has told. What a producer has promised is known again when it sends."""
         for one in known:
             producer = self._producers[one.name] = _Producer(one.first)
-            producer.last, producer.seen_ns, producer.ended = one.last, one.seen_ns, one.ended
+            producer.last, producer.seen_ns, producer.ended, producer.newest = one.last, one.seen_ns, one.ended, one.newest
             if one.ended_with >= 0:
                 producer.add_end(-1, one.ended_with)
             producer.watermark_ns = WATERMARK_END if one.ended else None
@@ -207,9 +224,9 @@ class SourceClock:
         return None if least == WATERMARK_END else least
 
 
-def telling(source: str, clock: SourceClock, upto: int) -> dict[str, bytes]:
-    """The attribute of a group that says who produces for a source; see `SourceClock.told`."""
-    return {_PREFIX + source: _encode(clock.told(upto))}
+def telling(source: str, known: Iterable[Known]) -> dict[str, bytes]:
+    """The attribute of a group that says who produces for a source."""
+    return {_PREFIX + source: _encode(known)}
 
 
 def restored(source: str, attributes: dict[str, bytes]) -> SourceClock:
