@@ -24,25 +24,29 @@ from hosts import HOSTS, Cluster
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "room_ar"
 SHARE, NEAR, MOST_CM, LEAST_HZ = 0.2, 0.05, 5.0, 2.0
-START_S = 8.0
-"""Until the sources begin: ten processes have to start before."""
+START_S = 10.0
+"""Until the sources begin: thirteen processes have to start before."""
 
-PLACES = {
-    "c": [("sink",), ("track",), *(("detect", "--index", str(n)) for n in range(3))],
-    "a": [("camera", "--index", "0"), ("camera", "--index", "1"), ("imu",)],
-    "b": [("camera", "--index", "2")],
-}
+PLACES = {"west": "a", "east": "b", "server": "c"}
+
+
+def processes() -> list[tuple[str, str]]:
+    """The host and the name of each process of the pipeline; who reads before who sends."""
+    command = [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()", "graph", "--format", "json", str(EXAMPLE / "app.py")]
+    nodes = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["nodes"]
+    return [(PLACES[node["places"][0]], node["name"]) for node in reversed(nodes)]
 
 
 def measure(routing: str, join: str, room: Path, limit_s: float) -> dict[str, Any]:
     """One run: the example's report, with the bytes in and out of each host."""
+    started = processes()
     with Cluster("room") as cluster:
         network, root = cluster.network, cluster.root
         time.sleep(1.0)
         options = ["--node", cluster.node, "--room", str(room), "--out", str(root / "out"), "--routing", routing, "--join", join]
         options += ["--at", str(time.time() + START_S)]
         before = {host: network.counters(host) for host in HOSTS}
-        stages = [cluster.on(host, sys.executable, str(EXAMPLE), *each, *options) for host, some in PLACES.items() for each in some]
+        stages = [cluster.on(host, sys.executable, str(EXAMPLE), name, *options) for host, name in started]
         began, ends = time.monotonic(), time.monotonic() + limit_s
         while any(each.poll() is None for each in stages) and time.monotonic() < ends:
             if any(each.returncode for each in stages):
@@ -54,7 +58,8 @@ def measure(routing: str, join: str, room: Path, limit_s: float) -> dict[str, An
             each.terminate()
         for each in stages:
             each.wait(60)
-        found: dict[str, Any] = json.loads((root / "out" / "report.json").read_text())
+        judged = [sys.executable, str(EXAMPLE), "report", "--room", str(room), "--out", str(root / "out"), "--json"]
+        found: dict[str, Any] = json.loads(subprocess.run(judged, check=False, stdout=subprocess.PIPE).stdout)
         found["bytes"] = {host: [b - a for a, b in zip(before[host], after[host], strict=True)] for host in HOSTS}
         return found | {"over": over, "seconds": time.monotonic() - began - START_S}
 

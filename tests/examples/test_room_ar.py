@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("room")
     room.record(folder, 4)
     return folder
+
+
+def edgeserve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
 
 
 def test_the_ball_is_found_to_a_fraction_of_a_pixel() -> None:
@@ -96,6 +102,31 @@ def test_the_whole_of_it_gives_a_track(folder: Path, tmp_path: Path, options: li
         assert len(list(film.decode(video=0))) == 10
 
 
+def test_it_is_a_pipeline_that_is_checked_and_drawn() -> None:
+    valid = edgeserve("validate", str(ROOM_AR / "app.py"))
+    assert "'room': 4 sources, 4 relays, 4 tasks, 1 sink, in 13 processes" in valid.stdout
+    graph = json.loads(edgeserve("graph", "--format", "json", str(ROOM_AR / "app.py")).stdout)
+    assert {edge["to"] for edge in graph["edges"] if edge["from"].startswith("imu>")} == {"seen0", "seen1", "seen2", "track"}
+    assert all(node["places"] for node in graph["nodes"]), "something would run on no host"
+
+
+def test_its_processes_run_one_by_one_as_on_several_hosts(folder: Path, tmp_path: Path) -> None:
+    names = [node["name"] for node in json.loads(edgeserve("graph", "--format", "json", str(ROOM_AR / "app.py")).stdout)["nodes"]]
+    options = ["--room", str(folder), "--out", str(tmp_path / "out")]
+    command = [sys.executable, str(ROOM_AR), *options, "--node", f"local://{tmp_path}/store", "--speed", "4"]
+    processes = [subprocess.Popen([*command, name], env=os.environ | {"HOME": str(tmp_path)}) for name in reversed(names)]
+    try:
+        assert [each.wait(100) for each in processes] == [0] * len(names)
+    finally:
+        for each in processes:
+            each.kill()
+            each.wait()
+    command = [sys.executable, str(ROOM_AR), "report", *options, "--live", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    report = json.loads(ended.stdout)
+    assert (report["results"], report["asked"], report["good"]) == (10, 10, True)
+
+
 def test_a_stage_that_dies_ends_the_run(folder: Path, tmp_path: Path) -> None:
     for path in folder.iterdir():
         if path.name != "camera-1.mp4":
@@ -104,6 +135,19 @@ def test_a_stage_that_dies_ends_the_run(folder: Path, tmp_path: Path) -> None:
         [sys.executable, str(ROOM_AR), "--room", str(tmp_path)], capture_output=True, text=True, timeout=100, check=False
     )
     assert ended.returncode == 1 and "there is no file" in ended.stderr and "a stage has failed" in ended.stderr
+    alone = [sys.executable, str(ROOM_AR), "camera9", "--room", str(tmp_path), "--node", "memory://"]
+    ended = subprocess.run(alone, capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 1 and "there is no process 'camera9'" in ended.stderr
+
+
+def test_an_interrupt_ends_all_processes(folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOM_AR), "--room", str(folder), "--out", str(tmp_path / "out"), "--speed", "0.01"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None and "running 13 nodes" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in "".join(output)
 
 
 def test_how_long_a_recording_is_made_is_checked(folder: Path) -> None:
@@ -114,3 +158,10 @@ def test_how_long_a_recording_is_made_is_checked(folder: Path) -> None:
     command = [sys.executable, str(ROOM_AR), "--room", str(folder), "--seconds", "5"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert ended.returncode == 1 and "holds a recording already" in ended.stderr
+
+
+def test_a_track_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "track.jsonl").touch()
+    command = [sys.executable, str(ROOM_AR), "--room", str(folder), "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert ended.returncode == 1 and "holds a track already" in ended.stderr
