@@ -28,7 +28,7 @@ _WHY = {
 }
 
 
-def _named(_context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+def named(_context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     """`NAME=FILE` options as a dict; FILE alone is named ""."""
     found: dict[str, str] = {}
     for text in given:
@@ -42,11 +42,9 @@ def _named(_context: click.Context, parameter: click.Parameter, given: tuple[str
 
 @command("backfill", "{app}")
 @click.argument("app", type=APP)
-@click.option("--in", "recorded", multiple=True, callback=_named, metavar="SOURCE=FILE", help="Read this file in place of a source.")
+@click.option("--in", "recorded", multiple=True, callback=named, metavar="SOURCE=FILE", help="Read this file in place of a source.")
 @click.option("--live", multiple=True, metavar="SOURCE", help="Run this source as it is: it has to end by itself.")
-@click.option(
-    "--out", "written", multiple=True, required=True, callback=_named, metavar="[SINK=]FILE", help="Write a sink's results to it."
-)
+@click.option("--out", "written", multiple=True, required=True, callback=named, metavar="[SINK=]FILE", help="Write a sink's results to it.")
 def backfill(out: Output, app: Path, recorded: dict[str, str], live: tuple[str, ...], written: dict[str, str]) -> None:
     """Run what feeds the named sinks of the pipeline in APP over recorded files, to their end, in a store of its own that is removed.
 
@@ -136,4 +134,4 @@ def _finish(out: Output, files: Mapping[Path, Path], *, whole: bool) -> None:
             tell(out, f"not whole: {begun}", event="partial", file=str(begun))
 
 
-__all__ = ("backfill",)
+__all__ = ("backfill", "named")
