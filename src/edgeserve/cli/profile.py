@@ -7,7 +7,6 @@ import os
 import resource
 import secrets
 import signal
-import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -169,7 +168,6 @@ def _listen(out: Output, address: Address) -> NoReturn:
         else:
             out.line(f"listening on {shown}; on the other machine, with NAME for this one:")
             out.line(f"{_TOKEN}={'...' if own else token} edgeserve profile --links NAME={shown}")
-        sys.stdout.flush()
 
     listen(address, token, ready)
 
@@ -192,6 +190,7 @@ def _run(out: Output, app: Path, recorded: dict[str, str], messages: int | None,
     from edgeserve.pipeline.costs import Costs
     from edgeserve.pipeline.measure import source_cost, task_cost
 
+    look_at(app)  # so that what is wrong with it is not said of what measures it
     with tempfile.TemporaryDirectory(prefix="edgeserve-profile-") as folder:
         os.environ["EDGESERVE_STATE_DIR"] = str(Path(folder, "state"))
         node, counts, reports = f"local://{folder}/store", Path(folder, "counts"), Path(folder, "reports")
