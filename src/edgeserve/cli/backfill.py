@@ -21,7 +21,7 @@ from edgeserve.core.metrics import Reason
 from edgeserve.transport import connect, disconnect
 
 # What joins, gates and ids are there for is no loss.
-_NO_LOSS = {Reason.DUPLICATE, Reason.GATE, Reason.SUPERSEDED, Reason.THROTTLED, Reason.UNMATCHED}
+NO_LOSS = {Reason.DUPLICATE, Reason.GATE, Reason.SUPERSEDED, Reason.THROTTLED, Reason.UNMATCHED}
 _WHY = {
     Reason.LATE: "they are older than their source's watermark: raise its max_lateness_ms",
     Reason.OVERFLOW: "the join holds too many that wait for partners: give it more max_held",
@@ -96,7 +96,7 @@ def _lost(counts: Path) -> list[str]:
     found: dict[str, Counter[str]] = {}
     for file in sorted(counts.iterdir()):
         for reason, count in msgspec.json.decode(file.read_bytes(), type=dict[str, int]).items():
-            if count and reason in set(Reason) - _NO_LOSS:
+            if count and reason in set(Reason) - NO_LOSS:
                 found.setdefault(reason, Counter())[file.name] += count
     return [
         f"{where.total():,} {reason} ({', '.join(where)}): {_WHY.get(Reason(reason), 'see the dead letters')}"
@@ -134,4 +134,4 @@ def _finish(out: Output, files: Mapping[Path, Path], *, whole: bool) -> None:
             tell(out, f"not whole: {begun}", event="partial", file=str(begun))
 
 
-__all__ = ("backfill", "named")
+__all__ = ("NO_LOSS", "backfill", "named")

@@ -9,6 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
+from typing import NoReturn
 
 from edgeserve.cli.output import CommandError
 
@@ -26,7 +27,7 @@ _YES, _NO = b"1", b"0"
 Address = tuple[str, int]
 
 
-def listen(address: Address, token: str, ready: Callable[[Address], None]) -> None:
+def listen(address: Address, token: str, ready: Callable[[Address], None]) -> NoReturn:
     """Answers `measure`, one peer at a time, until the process ends. `ready` is told where.
 
     A peer has to know the token, which never travels; it can make this process read bytes and drop them, at most 256 MiB a time and for a

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 import msgspec
 
-from edgeserve.cli.backfill import named
+from edgeserve.cli.backfill import NO_LOSS, named
 from edgeserve.cli.links import Address, listen, measure
 from edgeserve.cli.options import command
 from edgeserve.cli.output import CommandError, Output
@@ -277,8 +277,8 @@ class _Found:
                 yield f"task {name!r} was measured on only {_counting(task.runs, 'run')}, so its quantiles say little: {_LONGER}"
             if not task.outputs_per_run:
                 yield f"task {name!r} made no result, so the size of one is not known"
-            if failed := self.counts[name][Reason.DEAD_LETTER]:
-                yield f"task {name!r} failed on {_counting(failed, 'message')}: these runs count, too"
+            if lost := [f"{count} {word}" for word, count in self.counts[name].items() if count and word in set(Reason) - NO_LOSS]:
+                yield f"task {name!r} lost messages ({', '.join(lost)}), so its figures are not those of a run where all is well"
         held = [name for name, sent in self.sent.items() if name in costs.sources and not all(each.timed for each in sent.values())]
         busy = [name for name in costs.tasks if any(sum(r.cpu_ns) >= _BUSY * r.wall_ns > 0 for r in self.reports[name])]
         if held and busy:
@@ -359,15 +359,15 @@ def _show(out: Output, costs: Costs, file: Path) -> None:
         out.json_line({"event": "costs", "file": str(file), "costs": msgspec.to_builtins(costs)})
         return
     links = [(*link.ends, round(link.bandwidth_bytes_s / 1e6, 3), round(link.latency_ms, 3)) for link in costs.links]
-    rows = [(name, each.messages, round(each.rate_hz, 3), round(each.bytes)) for name, each in costs.sources.items()]
-    out.table(("source", "messages", "rate_hz", "bytes"), rows)
+    sources = [(name, each.messages, round(each.rate_hz, 3), round(each.bytes)) for name, each in costs.sources.items()]
+    out.table(("source", "messages", "rate_hz", "bytes"), sources)
     out.line("")
-    rows = []
+    tasks = []
     for name, each in costs.tasks.items():
         cpu_ms = [round(cpu_s * 1e3, 3) for cpu_s in (each.cpu_s, *each.cpu_s_quantiles.values())]
         rest = (round(each.memory_bytes / 2**20), round(each.output_bytes), round(each.outputs_per_run, 3))
-        rows.append((name, each.runs, *cpu_ms, *rest))
-    out.table(("task", "runs", "cpu_ms", "p50", "p90", "p99", "memory_mib", "output_bytes", "outputs_per_run"), rows)
+        tasks.append((name, each.runs, *cpu_ms, *rest))
+    out.table(("task", "runs", "cpu_ms", "p50", "p90", "p99", "memory_mib", "output_bytes", "outputs_per_run"), tasks)
     if links:
         out.line("")
         out.table(("from", "to", "mb_s", "latency_ms"), links)
