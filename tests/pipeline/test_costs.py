@@ -122,6 +122,13 @@ def test_costs_that_are_none_are_not_written_and_leave_the_file_that_is_there(fi
     assert list(file.parent.iterdir()) == [file]
 
 
+def test_who_reads_while_it_is_written_anew_reads_what_was_there(file: Path) -> None:
+    with file.open("rb") as reader:
+        write_costs(file, msgspec.structs.replace(COSTS, host="cellar"))
+        assert msgspec.json.decode(reader.read(), type=Costs) == COSTS
+    assert read_costs(file).host == "cellar"
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(OSError):
