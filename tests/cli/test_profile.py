@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,10 @@ from tests.cli.conftest import COMMAND, Command
 
 from edgeserve.cli import links
 from edgeserve.cli.output import CommandError
-from edgeserve.cli.profile import others
-from edgeserve.pipeline.costs import Costs, LinkCost, read_costs, write_costs
+from edgeserve.cli.profile import Ran, others
+from edgeserve.core.message import Header, TimeKind
+from edgeserve.pipeline.costs import Costs, LinkCost, SourceCost, read_costs, write_costs
+from edgeserve.pipeline.measure import Report, Sent, task_cost
 from edgeserve.sources import CsvReplay
 
 # What burns is counted on the burner's own clock, so that it is as much on a machine that is busy.
@@ -338,6 +341,26 @@ def test_what_is_interrupted_is_not_written(tmp_path: Path, number: signal.Signa
 def test_what_others_take_of_the_machine_is_what_is_neither_idle_nor_own() -> None:
     assert others((100.0, 50.0, 7.0), (120.0, 55.0, 17.0)) == pytest.approx(0.25)
     assert others((100.0, 50.0, 7.0), (100.0, 50.0, 7.0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "busy_ns", "disturbed", "said"),
+    [
+        (TimeKind.ARRIVAL, 95, 0.0, "t may not have kept up, so a may have been held back below the rate of its own"),
+        (TimeKind.DEVICE, 95, 0.0, None),
+        (TimeKind.ARRIVAL, 80, 0.0, None),
+        (TimeKind.ARRIVAL, 80, 0.25, "the machine was too busy: other processes took 25% of its cores"),
+    ],
+)
+def test_what_makes_figures_doubtful(kind: TimeKind, busy_ns: int, disturbed: float, said: str | None) -> None:
+    sent, report = Sent(), Report("t", 11, [busy_ns] * 10, 1000, 1)
+    sent.add(Header(bytes(16), "a", "p", 99, 0, 0, time_kind=int(kind)))
+    task = task_cost([report], [sent], 0)
+    assert task is not None
+    costs = Costs(pipeline="yard", sources={"a": SourceCost(rate_hz=1, bytes=1, messages=100)}, tasks={"t": task})
+    ran = Ran("app.py", (), 0, {"a": {"p": sent}, "t": {"q": sent}}, {"t": [report]}, {"t": Counter()}, disturbed)
+    doubts = list(ran.doubts(costs))
+    assert len(doubts) == (said is not None) and all(doubt.startswith(str(said)) for doubt in doubts)
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

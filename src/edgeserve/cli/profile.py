@@ -214,20 +214,20 @@ def _run(out: Output, app: Path, recorded: dict[str, str], messages: int | None,
         if outcome.killed:
             what = f"{', '.join(outcome.killed)} did not end when it was time to"
             raise CommandError(what, str(app), "a run that takes longer than 20 seconds needs --messages, and no --seconds")
-        found = _Found(str(app), recorded, warm_up, _sent(node, drawn.json["nodes"]), _reports(reports), _counted(counts), disturbed)
-    found.check()
+        ran = Ran(str(app), recorded, warm_up, _sent(node, drawn.json["nodes"]), _reports(reports), _counted(counts), disturbed)
+    ran.check()
     costs = Costs(
         pipeline=drawn.json["pipeline"],
-        sources={name: source_cost(found.sent[name].values()) or found.no_rate(name) for name in sources},
-        tasks={name: task_cost(found.reports[name], found.sent[name].values(), warm_up) or found.no_run(name) for name in tasks},
+        sources={name: source_cost(ran.sent[name].values()) or ran.no_rate(name) for name in sources},
+        tasks={name: task_cost(ran.reports[name], ran.sent[name].values(), warm_up) or ran.no_run(name) for name in tasks},
     )
-    for line in found.doubts(costs):
+    for line in ran.doubts(costs):
         tell(out, f"{click.style('warning:', fg='yellow', bold=True)} {line}", event="warning", what=line)
     return costs
 
 
 @dataclass(frozen=True)
-class _Found:
+class Ran:
     """What a run has left, by the name of the source or task."""
 
     app: str
@@ -374,4 +374,4 @@ def _show(out: Output, costs: Costs, file: Path) -> None:
     out.line(f"written: {file}")
 
 
-__all__ = ("others", "profile")
+__all__ = ("Ran", "others", "profile")
