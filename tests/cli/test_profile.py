@@ -231,7 +231,7 @@ def double(n):
     (tmp_path / "app.yaml").write_text(
         "pipeline: endless\nsources: {n: {stream: 'app.py:numbers'}}\ntasks: {double: {task: 'app.py:double', inputs: [n]}}\n"
     )
-    result = edgeserve("profile", "app.yaml", "--seconds", "1", "--out", "other.json", "--host", "roof")
+    result = edgeserve("profile", "app.yaml", "--seconds", "5", "--out", "other.json", "--host", "roof")
     assert result.returncode == 0, result.stdout + result.stderr
     costs = read_costs(tmp_path / "other.json")
     assert (costs.pipeline, costs.host) == ("endless", "roof")

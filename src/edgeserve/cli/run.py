@@ -181,7 +181,7 @@ def launch(
 
     Args:
         options: of these processes, which say more of what they are to run.
-        most_s: how long after the sources were started all are asked to end.
+        most_s: how long after all were ready they are asked to end.
 
     Raises:
         CommandError: a node failed.

@@ -138,7 +138,7 @@ class Supervisor:
         grace_s: how long the processes have after SIGINT, and again after SIGTERM.
         last: names of those that are started when the others are ready, or have ended.
         upstream: name to the names of others. It is told with a byte on its `{parent}` when all of these have done all, or ended well.
-        most_s: how long after `last` were started all are asked to end, as after a signal.
+        most_s: how long after all were ready they are asked to end, as after a signal.
         restarts: how often one that was ready, at whatever start, and fails is started again before its failure ends all.
         forgets: whether one that has run for a minute may be started again as often as at the beginning.
         again: is told of each of these.
@@ -184,7 +184,6 @@ class Supervisor:
                     if self._last and all(child.ready for child in self._children):
                         names, self._last = self._last, []
                         self._start(names)
-                        self._stop_at = time.monotonic() + self._most_s
                     self._turn(wake)
             finally:
                 self._kill_what_is_left()
@@ -255,6 +254,8 @@ class Supervisor:
             if said.startswith(b"0"):
                 self._once.add(child.name)
         child.heard += len(said)
+        if self._stop_at == _NEVER and self._rung < 0 and not self._last and all(each.ready for each in self._children):
+            self._stop_at = time.monotonic() + self._most_s
 
     def _tell_of_upstream(self) -> None:
         over = {child.name for child in self._children if child.over}
