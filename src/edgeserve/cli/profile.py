@@ -72,7 +72,7 @@ def _linked(_context: click.Context, parameter: click.Parameter, given: tuple[st
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="S",
-    help=f"Stop so long after all nodes are ready. Default: {_LIVE_S:g} with live sources and without --messages, else when all is processed.",
+    help=f"Stop so long after all are ready. Default: {_LIVE_S:g} with live sources and without --messages, else when all is processed.",
 )
 @click.option(
     "--warm-up", type=click.IntRange(min=0), default=5, show_default=True, metavar="N", help="Leave out the first runs of each process."
