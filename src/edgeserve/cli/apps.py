@@ -14,6 +14,7 @@ from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
 from edgeserve.pipeline import Pipeline, load_yaml
 from edgeserve.pipeline.backfill import backfill
+from edgeserve.pipeline.measure import measured
 from edgeserve.pipeline.picture import mermaid, svg
 from edgeserve.pipeline.references import load_file
 
@@ -31,6 +32,8 @@ class App:
         recorded: files in place of sources, to run a pipeline over; None: it runs as it is.
         out: files in place of sinks.
         live: sources that have none, and run as they are.
+        measure: where it leaves what its tasks take, if it is to be measured.
+        messages: how many each source sends then; None: all.
 
     Attributes:
         pipeline: the one that it declares; None: it has nodes at its top level.
@@ -45,6 +48,8 @@ class App:
         recorded: Mapping[str, Path] | None = None,
         out: Mapping[str, Path] | None = None,
         live: Collection[str] = (),
+        measure: Path | None = None,
+        messages: int | None = None,
     ) -> None:
         self._node, self._host = node, host
         self._module = None if path.suffix in YAML else load_file(path)
@@ -55,6 +60,8 @@ class App:
             )
         if self.pipeline is not None and out is not None:
             self.pipeline = backfill(self.pipeline, recorded or {}, out, live)
+        if self.pipeline is not None and measure is not None:
+            self.pipeline = measured(self.pipeline, recorded or {}, measure, messages)
 
     def listed(self) -> list[Listed]:
         """Its nodes, in the order of their definition."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -165,11 +166,22 @@ def run(out: Output, app: Path, until_end: bool, grace: float, node: str | None,
     launch(out, app, declared, options, until_end=until_end, grace=grace, restarts=most)
 
 
-def launch(out: Output, app: Path, declared: Found, options: list[str], *, until_end: bool, grace: float, restarts: int) -> Outcome:
+def launch(
+    out: Output,
+    app: Path,
+    declared: Found,
+    options: list[str],
+    *,
+    until_end: bool,
+    grace: float,
+    restarts: int,
+    most_s: float = math.inf,
+) -> Outcome:
     """Runs what an app declares, each node as a process, until all have ended. Returns how they did, unless one failed.
 
     Args:
         options: of these processes, which say more of what they are to run.
+        most_s: how long after all were ready they are asked to end.
 
     Raises:
         CommandError: a node failed.
@@ -198,7 +210,16 @@ def launch(out: Output, app: Path, declared: Found, options: list[str], *, until
     sources = {each.name for each in found if each.wiring.topic_in is None}
     line = _Log(out, list(commands)).line
     supervisor = Supervisor(
-        commands, line, waiting, grace_s=grace, last=sources, upstream=upstream, restarts=restarts, forgets=not until_end, again=again
+        commands,
+        line,
+        waiting,
+        grace_s=grace,
+        last=sources,
+        most_s=most_s,
+        upstream=upstream,
+        restarts=restarts,
+        forgets=not until_end,
+        again=again,
     )
     outcome = supervisor.run()
     _report(out, app, outcome)
