@@ -114,7 +114,7 @@ def _traceback_without_this_package(exc: BaseException) -> str:
 def _list(given: argparse.Namespace, app: Path) -> int:
     """Writes as JSON to a file descriptor what the app declares, or why it cannot be told."""
     try:
-        declared = App(app, given.node, given.host, recorded=given.recorded, out=given.out, live=given.live)
+        declared = App(app, given.node, given.host, recorded=given.recorded, out=given.out, live=given.live, assignment=given.assignment)
         found = Found(declared.listed(), declared.drawn())
     except Exception as exc:
         found = Found(error=_failure(exc, app))
@@ -138,6 +138,7 @@ def main() -> int:
     parser.add_argument("name", nargs="?")
     parser.add_argument("--node", metavar="URL")
     parser.add_argument("--host", metavar="NAME")
+    parser.add_argument("--assignment", type=Path, metavar="FILE")
     parser.add_argument("--recorded", type=_files, metavar="JSON")
     parser.add_argument("--out", type=_files, metavar="JSON")
     parser.add_argument("--live", type=_names, metavar="JSON", default=())
@@ -158,7 +159,7 @@ def main() -> int:
     if given.list_to is not None:
         return _list(given, app)
     try:
-        node = App(app, given.node, recorded=given.recorded, out=given.out, live=given.live).make(given.name)
+        node = App(app, given.node, recorded=given.recorded, out=given.out, live=given.live, assignment=given.assignment).make(given.name)
         if parent is not None and given.fed:
             parent.wake = ends_after(node, parent.upstream_over)
         run_node(node, until_end=given.until_end, progress=given.progress)
