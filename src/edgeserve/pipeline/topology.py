@@ -238,8 +238,7 @@ class _Reader:
         return found
 
     def _entry(self, entry: Any, *path: str) -> dict[str, Any]:
-        section, what = path[0], " ".join((path[0].removesuffix("s") if len(path) > 1 else path[0], *map(repr, path[1:])))
-        known = FIELDS[section]
+        section, what, known = path[0], _called(*path), FIELDS[path[0]]
         if not isinstance(entry, Mapped):
             raise InvalidDocument(f"{what} is no mapping", self._where(*path), f"write what it has under it: {', '.join(known)}")
         found = {}
@@ -259,8 +258,13 @@ class _Reader:
             return convert(given)
         except _Wrong as exc:
             reason, hint = exc.args
-            place = " ".join((path[0], *map(repr, path[1:-1]))) if key else " ".join((path[0], *map(repr, path[1:])))
+            place = _called(*(path[:-1] if key else path))
             raise BadValue(f"{place}{f': {key}' if key else ''}: {given!r:.60} {reason}", self._where(*path), hint) from None
+
+
+def _called(section: str, *names: str) -> str:
+    """What a section, or an entry of it, is called in messages."""
+    return " ".join((section.removesuffix("s"), *map(repr, names))) if names else section
 
 
 __all__ = ("FIELDS", "KEYS", "Topology", "read_topology")
