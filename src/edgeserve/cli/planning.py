@@ -268,19 +268,19 @@ def as_run(name: str, problem: Problem, assignment: Mapping[str, Sequence[str]],
     for edge in edges(problem):
         of.setdefault(maker(edge[0]), []).append(edge)
     modes: dict[str, Mode] = {}
-    open_: list[str] = []
+    choices: list[str] = []
     for made_by, taken in of.items():
         wishes = {wanted.get(edge, "lazy") for edge in taken} if wanted is not None else set[Mode](("eager", "lazy"))
         modes[made_by] = "eager" if sizes[made_by] < LAZY_BYTES else min(wishes)
         if sizes[made_by] >= LAZY_BYTES and len(wishes) > 1:
-            open_.append(made_by)
+            choices.append(made_by)
 
     def priced(modes: Mapping[str, Mode]) -> Case:
         each = {edge: modes[maker(edge[0])] for edge in edges(problem)}
         return Case(name, {task: tuple(nodes) for task, nodes in assignment.items()}, modes, evaluate(problem, assignment, each))
 
     best = priced(modes)
-    for made_by in open_ * 2:  # the second time with the others as the first one has left them
+    for made_by in choices * 2:  # the second time with the others as the first one has left them
         turned: Mode = "lazy" if best.routing[made_by] == "eager" else "eager"
         best = min(best, priced({**best.routing, made_by: turned}), key=Case.rank)
     return best
