@@ -146,7 +146,7 @@ class Inputs:
             colocate=(*topology.colocate, *together),
             separate=topology.separate,
             weights=Weights(**topology.weights),
-            **({} if topology.header_bytes is None else {"header_bytes": topology.header_bytes}),
+            header_bytes=topology.header_bytes,
         )
 
     def _known(self, place: str, part: Mapping[str, Any]) -> str:

@@ -107,8 +107,10 @@ class Report:
         else:
             part = _signed(reason.extra / max(self._plan.objective, 1e-12))
             said = f"on {_names(reason.next_best)} it would add {_number(reason.extra)} ({part}) to the objective"
-        limit = f"; {reason.limited_by.partition(': ')[0]} would be cheaper, but for {reason.limited_by.partition(': ')[2]}"
-        return f"{name} runs on {_names(reason.nodes)}: {said}{limit if reason.limited_by and '>' not in name else ''}"
+        if reason.limited_by is not None and ">" not in name:
+            there, _, what = reason.limited_by.partition(": ")
+            said += f"; {there} would be cheaper, but for {what}"
+        return f"{name} runs on {_names(reason.nodes)}: {said}"
 
     def _edges(self) -> list[dict[str, Any]]:
         rates = {stream.name: (stream.rate, stream.bytes) for stream in Model(self._problem).streams}

@@ -113,9 +113,7 @@ FIELDS: dict[str, dict[str, _Field]] = {
 }
 _REQUIRED: dict[str, tuple[str, ...]] = {"nodes": ("cores",), "links": ("ends",), "routes": ("start", "end", "links")}
 _PLACED = ("sources", "sinks")  # an entry may be the node alone
-_PLAIN: dict[str, Callable[[Any], Any]] = {"broker": _text, "header": _size}
-_GROUPS = ("colocate", "separate")
-KEYS = (*FIELDS, *_PLAIN, "pins", *_GROUPS)
+KEYS = (*FIELDS, "broker", "header", "pins", "colocate", "separate")
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ class Topology:
         pins: task to the nodes that it may run on.
         colocate, separate: sets of tasks.
         broker: the node of the broker.
-        header_bytes: size of a header, if it is given.
+        header_bytes: size of a header.
         lines: the line of a section, an entry, or a field of one.
     """
 
@@ -146,7 +144,7 @@ class Topology:
     colocate: tuple[tuple[str, ...], ...]
     separate: tuple[tuple[str, ...], ...]
     broker: str
-    header_bytes: float | None
+    header_bytes: float
     lines: Mapping[tuple[str, ...], int]
 
     def at(self, *path: str) -> Where:
@@ -181,21 +179,25 @@ class _Reader:
             if not document.get(key):
                 hint = "name the node of the broker" if key == "broker" else "name the machines, each with its cores and memory"
                 raise MissingValue(f"the topology has no {key}", Where(self._file, self._lines.get((key,), document.line)), hint)
-        sections = {section: self._section(section) for section in FIELDS if section not in ("routes", "weights")}
-        for name, fields in sections["nodes"].items():
+        nodes = self._section("nodes")
+        for name, fields in nodes.items():
             if fields["cores"] and "memory_bytes" not in fields:
                 reason = f"node {name!r} has no memory"
                 raise MissingValue(reason, self._where("nodes", name), "write it, as in memory: 8 GB; who only forwards has cores: 0")
-        pins = {task: self._value(nodes, _nodes, "pins", task) for task, nodes in self._mapping("pins").items()}
         return Topology(
             file=self._file,
-            **sections,
+            nodes=nodes,
+            links=self._section("links"),
+            sources=self._section("sources"),
+            tasks=self._section("tasks"),
+            sinks=self._section("sinks"),
             routes=tuple(self._routes()),
             weights=self._entry(self._mapping("weights"), "weights"),
-            pins=pins,
+            pins={task: self._value(given, _nodes, "pins", task) for task, given in self._mapping("pins").items()},
+            colocate=tuple(self._groups("colocate")),
+            separate=tuple(self._groups("separate")),
             broker=self._value(document["broker"], _text, "broker"),
-            header_bytes=self._value(document["header"], _size, "header") if "header" in document else None,
-            **{key: tuple(self._groups(key)) for key in _GROUPS},
+            header_bytes=self._value(document.get("header", "200 B"), _size, "header"),
             lines=self._lines,
         )
 
