@@ -33,6 +33,7 @@ from edgeserve.placement import (
     evaluate,
     solve,
 )
+from edgeserve.placement.check import colocated
 from edgeserve.placement.evaluation import Mode
 from edgeserve.stage.payloads import LAZY_BYTES
 
@@ -325,6 +326,13 @@ def _with_relays(problem: Problem, places: Mapping[str, Any]) -> dict[str, tuple
     return {name: (place,) if isinstance(place, str) else tuple(place) for name, place in found.items()}
 
 
+def elsewhere(problem: Problem, case: Case, task: str, nodes: Sequence[str]) -> Case:
+    """A plan with one task, and what is to run beside it, on other nodes."""
+    together = colocated(problem)
+    moved = {name: tuple(nodes) for name in case.assignment if together[name] == together[task]}
+    return as_run(case.name, problem, {**case.assignment, **moved})
+
+
 def to_apply(inputs: Inputs, problem: Problem, case: Case) -> Assignment:
     """The assignment of a plan: tasks where it puts them, sources and sinks where they are."""
     ends = {source.name: (source.node,) for source in problem.sources}
@@ -380,4 +388,17 @@ def _new(name: str, taken: set[str]) -> str:
     return next(found for i in range(2, len(taken) + 3) if (found := f"{name}-{i}") not in taken)
 
 
-__all__ = ("Case", "Inputs", "as_run", "at_source", "centralised", "current", "edges", "largest", "maker", "to_apply", "what_ifs")
+__all__ = (
+    "Case",
+    "Inputs",
+    "as_run",
+    "at_source",
+    "centralised",
+    "current",
+    "edges",
+    "elsewhere",
+    "largest",
+    "maker",
+    "to_apply",
+    "what_ifs",
+)

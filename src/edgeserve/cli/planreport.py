@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgeserve.cli.output import Output
-from edgeserve.cli.planning import Case, Inputs, edges, maker
-from edgeserve.placement import Plan, Problem, Reason
+from edgeserve.cli.planning import Case, Inputs, edges, elsewhere, maker
+from edgeserve.placement import Evaluation, Plan, Problem, Reason
 from edgeserve.placement.model import Model
 
 _BROKEN = 4  # violations that are told of each placement
@@ -22,6 +22,7 @@ class Report:
         self._inputs, self._problem, self._plan, self._case = inputs, problem, plan, case
         self._others, self._changes = others, changes
         self._now = next((other for other in others if other.name == "current"), None)
+        self._why = {name: self._reason(name, plan.why[name]) for name in case.assignment}
         self._gap = max(case.evaluation.objective - plan.lower_bound, 0.0) / max(case.evaluation.objective, 1e-12)
 
     # --- for people -------------------------------------------------------------------------------------------------
@@ -30,22 +31,16 @@ class Report:
         """Writes it as tables and sentences."""
         found, topology = self._case.evaluation, self._inputs.topology
         head = f"plan for {self._inputs.graph['pipeline']} on {topology.file}: objective {_number(found.objective)}"
-        bound = (
-            f"at most {100 * self._gap:.2g} % above the best there can be" if math.isfinite(self._plan.lower_bound) else "no bound proven"
-        )
-        out.line(f"{head}, {bound} (lower bound {_number(self._plan.lower_bound)})", "bold")
-        moved = [] if self._now is None else ["now"]
+        out.line(f"{head}, {self._bound()}", "bold")
         out.line("")
+        now = self._now
         out.table(
-            ["TASK", *map(str.upper, moved), "RUNS ON", "NEXT BEST", "WOULD ADD"],
+            ["TASK", *(["NOW"] if now else []), "RUNS ON", "WHY"],
             [
-                [name, *(_names(self._now.assignment[name]) for _ in moved if self._now), _names(nodes), *self._next(self._plan.why[name])]
+                [name, *([_names(now.assignment[name])] if now else []), _names(nodes), self._why[name]["why"]]
                 for name, nodes in self._case.assignment.items()
             ],
         )
-        out.line("")
-        for name in self._case.assignment:
-            out.line(self._sentence(name))
         out.line("")
         out.table(["FROM", "TO", "TRAVELS", "MESSAGES/S", "BYTES"], [list(row.values()) for row in self._edges()])
         for line in self._notes():
@@ -91,26 +86,44 @@ class Report:
                 ],
             )
 
-    def _next(self, reason: Reason) -> list[object]:
-        if reason.next_best is None:
-            return ["-", "-"]
-        return [_names(reason.next_best), f"{_number(reason.extra)} ({_signed(reason.extra / max(self._plan.objective, 1e-12))})"]
+    def _bound(self) -> str:
+        if not math.isfinite(self._plan.lower_bound):
+            return "and nothing proven of how good the best can be"
+        proven = "no placement has a lower one" if self._gap < 1e-6 else f"at most {_part(self._gap)} above the lowest there can be"
+        return f"{proven} (lower bound {_number(self._plan.lower_bound)})"
 
-    def _sentence(self, name: str) -> str:
-        reason, pins = self._plan.why[name], self._problem.pins.get(name)
+    def _reason(self, name: str, reason: Reason) -> dict[str, Any]:
+        """Why a task is where it is, by what would be otherwise where it would go next."""
+        pins, other, said = self._problem.pins.get(name), None, ""
+        if reason.next_best is not None:
+            other = elsewhere(self._problem, self._case, name, reason.next_best).evaluation
         if ">" in name:
-            said = "it hands on where that is made"
-        elif pins is not None and set(pins) == set(reason.nodes):
-            said = "it is pinned there"
-        elif reason.next_best is None:
-            said = "nowhere else has room for it"
+            said = "hands on what is made there"
+        elif pins is not None and len(pins) <= len(reason.nodes):
+            said = "pinned"
+        elif other is None or reason.next_best is None:
+            said = "no room elsewhere"
         else:
-            part = _signed(reason.extra / max(self._plan.objective, 1e-12))
-            said = f"on {_names(reason.next_best)} it would add {_number(reason.extra)} ({part}) to the objective"
+            said = f"on {_names(reason.next_best)} {self._otherwise(other)}"
         if reason.limited_by is not None and ">" not in name:
             there, _, what = reason.limited_by.partition(": ")
             said += f"; {there} would be cheaper, but for {what}"
-        return f"{name} runs on {_names(reason.nodes)}: {said}"
+        extra = None if other is None else other.objective - self._case.evaluation.objective
+        return {"nodes": reason.nodes, "next_best": reason.next_best, "extra": extra, "limited_by": reason.limited_by, "why": said}
+
+    def _otherwise(self, other: Evaluation) -> str:
+        """What would differ most: the objective, the latency of a sink, the load of a link or a node."""
+        here = self._case.evaluation
+        told = [f"the objective would be {_change(other.objective, here.objective)}"]
+        sink = max(here.latency_ms, key=lambda name: other.latency_ms[name] - here.latency_ms[name])
+        if other.latency_ms[sink] > here.latency_ms[sink]:
+            told.append(f"{sink} would come after {_ms(other.latency_ms[sink])}, not {_ms(here.latency_ms[sink])}")
+        then = {**other.link_utilisation, **{node: load.utilisation for node, load in other.nodes.items()}}
+        now = {**here.link_utilisation, **{node: load.utilisation for node, load in here.nodes.items()}}
+        fullest = max(then, key=lambda name: then[name] - now[name])
+        if then[fullest] - now[fullest] > 0.01:
+            told.append(f"{fullest} would be {_part(then[fullest])} busy, not {_part(now[fullest])}")
+        return ", ".join(told)
 
     def _edges(self) -> list[dict[str, Any]]:
         rates = {stream.name: (stream.rate, stream.bytes) for stream in Model(self._problem).streams}
@@ -128,8 +141,8 @@ class Report:
     def _notes(self) -> Iterable[str]:
         """What nodes cannot do as it was computed."""
         other = [f"{a} -> {b}" for (a, b), mode in self._plan.routing.items() if mode != self._case.routing[maker(a)]]
-        if other:
-            worse = self._case.evaluation.objective / max(self._plan.objective, 1e-12) - 1
+        worse = self._case.evaluation.objective / max(self._plan.objective, 1e-12) - 1
+        if other and worse > 5e-4:
             yield (
                 f"note: nodes send what a source or task makes to all in one way, and below 64 KiB always eagerly; so {', '.join(other)} "
                 f"travel{'s' if len(other) == 1 else ''} otherwise than computed ({_signed(worse)})"
@@ -165,16 +178,6 @@ class Report:
     def document(self) -> dict[str, Any]:
         """All of it as JSON; what is infinite is null."""
         cases = {case.name.replace(" ", "_"): _as_json(case) for case in (self._case, *self._others)}
-        why = {
-            name: {
-                "nodes": reason.nodes,
-                "next_best": reason.next_best,
-                "extra": _finite(reason.extra),
-                "limited_by": reason.limited_by,
-                "why": self._sentence(name),
-            }
-            for name, reason in self._plan.why.items()
-        }
         return {
             "pipeline": self._inputs.graph["pipeline"],
             "objective": self._case.evaluation.objective,
@@ -182,7 +185,7 @@ class Report:
             "gap": _finite(self._gap),
             "edges": self._edges(),
             "notes": list(self._notes()),
-            "why": why,
+            "why": self._why,
             "placements": cases,
             "what_if": [{"change": change.name, "moves": self._moves(change), **_as_json(change)} for change in self._changes],
         }
@@ -222,12 +225,12 @@ def _ms(number: float) -> str:
     return f"{number:.3g} ms" if math.isfinite(number) else "grows for ever"
 
 
-def _part(number: float) -> str:
-    return f"{100 * number:.0f} %"
+def _part(part: float) -> str:
+    return f"{100 * part:.0f} %" if part == 0 or part >= 0.1 else f"{100 * part:.1g} %"
 
 
 def _signed(part: float) -> str:
-    return f"{100 * part:+.2g} %"
+    return "+0 %" if abs(part) < 5e-4 else f"{100 * part:+,.0f} %" if abs(part) >= 0.095 else f"{100 * part:+.1g} %"
 
 
 def _change(then: float, now: float, shown: Any = _number) -> str:
