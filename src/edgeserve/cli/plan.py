@@ -46,7 +46,7 @@ def plan(
 
     Shows the plan beside other placements, priced alike, why each task is where it is, and what a faster link or one more node would
     change.
-    The status is 2 when a file is wrong, and 1 when no placement keeps within the cluster's capacities; then nothing is written.
+    The status is 2 when a file is wrong, and 1 when no placement keeps within the cluster's capacities; then no assignment is written.
     """
     # Here: no other command needs what a plan does.
     from edgeserve.cli import planning

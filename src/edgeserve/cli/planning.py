@@ -85,7 +85,7 @@ class Inputs:
         for name, places in assignment.places.items():
             for place in places:
                 if place not in self.topology.nodes:
-                    hint = did_you_mean(place, list(self.topology.nodes), "add it to the nodes")
+                    hint = did_you_mean(place, list(self.topology.nodes), "add it to the nodes, or leave --current out")
                     raise UnknownName(f"{name!r} runs on {place!r}, and {self.topology.file} has no such node", Where(file, 0), hint)
         return assignment
 
