@@ -162,6 +162,7 @@ def test_people_read_tables_sentences_and_a_picture(edgeserve: Command, write: W
         assert sum(line.strip().startswith(f"{heading} ") for line in lines) == 1, heading
     picture = ET.fromstring((tmp_path / "plan.svg").read_text())
     texts = [text.text for text in picture.iter("{http://www.w3.org/2000/svg}text")]
+    assert "12 % of its cores, and the broker" in texts
     assert {"camera", "gateway", "cloud", "frames", "detect", "track", "alarm"} <= set(texts)
     assert any(text and text.startswith("wifi (camera - gateway): ") for text in texts)
     arrows = [path for path in picture.iter("{http://www.w3.org/2000/svg}path") if path.get("marker-end")]

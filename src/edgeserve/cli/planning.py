@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -247,6 +247,10 @@ class Case:
     routing: Mapping[str, Mode]
     evaluation: Evaluation
 
+    def modes(self, problem: Problem) -> dict[Edge, Mode]:
+        """The routing of each edge of a problem with these streams."""
+        return {edge: self.routing[maker(edge[0])] for edge in edges(problem)}
+
     def rank(self) -> tuple[int, float]:
         """The less the better: what can be run comes first."""
         return len(self.evaluation.violations), self.evaluation.objective
@@ -261,9 +265,15 @@ def edges(problem: Problem) -> list[Edge]:
     return [*((name, task.name) for task in problem.tasks for name in task.inputs), *((sink.input, sink.name) for sink in problem.sinks)]
 
 
-def as_run(name: str, problem: Problem, assignment: Mapping[str, Sequence[str]], wanted: Mapping[Edge, Mode] | None = None) -> Case:
+def as_run(
+    name: str,
+    problem: Problem,
+    assignment: Mapping[str, Sequence[str]],
+    wanted: Mapping[Edge, Mode] | None = None,
+    free: Collection[str] = (),
+) -> Case:
     """A placement with a routing that nodes have: what a source or a task makes travels one way to all who take it, and what is small
-    with its header. Where that leaves a choice, and the wanted routing makes none, the way of the lower price is taken."""
+    with its header. Where no routing is wanted, a wanted one has both ways, or what makes the stream is `free`, the cheaper is taken."""
     sizes = {stream.name: _size(stream) for stream in problem.made}
     of: dict[str, list[Edge]] = {}
     for edge in edges(problem):
@@ -271,9 +281,10 @@ def as_run(name: str, problem: Problem, assignment: Mapping[str, Sequence[str]],
     modes: dict[str, Mode] = {}
     choices: list[str] = []
     for made_by, taken in of.items():
-        wishes = {wanted.get(edge, "lazy") for edge in taken} if wanted is not None else set[Mode](("eager", "lazy"))
-        modes[made_by] = "eager" if sizes[made_by] < LAZY_BYTES else min(wishes)
-        if sizes[made_by] >= LAZY_BYTES and len(wishes) > 1:
+        wishes = {"eager"} if wanted is None else {wanted.get(edge, "lazy") for edge in taken}
+        small = sizes[made_by] < LAZY_BYTES
+        modes[made_by] = "eager" if small or "eager" in wishes else "lazy"
+        if not small and (wanted is None or len(wishes) > 1 or made_by in free):
             choices.append(made_by)
 
     def priced(modes: Mapping[str, Mode]) -> Case:
@@ -330,7 +341,8 @@ def elsewhere(problem: Problem, case: Case, task: str, nodes: Sequence[str]) -> 
     """A plan with one task, and what is to run beside it, on other nodes."""
     together = colocated(problem)
     moved = {name: tuple(nodes) for name in case.assignment if together[name] == together[task]}
-    return as_run(case.name, problem, {**case.assignment, **moved})
+    near = {maker(name) for task in problem.tasks if task.name in moved for name in (task.name, *task.inputs)}
+    return as_run(case.name, problem, {**case.assignment, **moved}, case.modes(problem), near)
 
 
 def to_apply(inputs: Inputs, problem: Problem, case: Case) -> Assignment:
@@ -352,7 +364,7 @@ def what_ifs(problem: Problem, plan: Plan, case: Case, *, time_limit_s: float, s
     changed += [(f"one more node like {largest(problem).name}", _one_more(problem))] if problem.links else []
     for name, other in changed:
         found = solve(other, time_limit_s=time_limit_s, seed=seed, incumbent=plan)
-        as_it_is = as_run(name, other, case.assignment, {edge: case.routing[maker(edge[0])] for edge in edges(other)})
+        as_it_is = as_run(name, other, case.assignment, case.modes(other))
         yield min(as_it_is, as_run(name, other, found.assignment, found.routing), key=Case.rank)
 
 

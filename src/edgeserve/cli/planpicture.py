@@ -25,11 +25,11 @@ def picture(graph: Mapping[str, Any], problem: Problem, case: Case) -> str:
             boxes.setdefault(node, []).append(name)
     kinds = {part["name"]: part["kind"] for part in graph["nodes"]}
     longest = max(len(text) for text in (*boxes, *steps))
-    width = max(150, int(longest * _CHARACTER) + 2 * _PAD)
+    width = max(170, int(longest * _CHARACTER) + 2 * _PAD)
     drawn, at = list[str](), dict[tuple[str, str], tuple[int, int]]()
     for column, (node, names) in enumerate(boxes.items()):
         x = _MARGIN + column * (width + 2 * _PAD + _APART)
-        drawn += _box(x, node, len(names), width, case)
+        drawn += _box(x, node, len(names), width, case, broker=node == problem.broker)
         for row, name in enumerate(names):
             y = _MARGIN + _HEAD + row * (_HEIGHT + _GAP)
             at[node, name] = x + _PAD, y
@@ -70,10 +70,10 @@ def _steps(graph: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def _box(x: int, node: str, count: int, width: int, case: Case) -> list[str]:
+def _box(x: int, node: str, count: int, width: int, case: Case, *, broker: bool) -> list[str]:
     load = case.evaluation.nodes[node]
     tall = _HEAD + count * (_HEIGHT + _GAP)
-    busy = f"{100 * load.utilisation:.0f} % of its cores"
+    busy = f"{100 * load.utilisation:.0f} % of its cores{', and the broker' if broker else ''}"
     broken = any(each.where.partition(" ")[0] == node for each in case.evaluation.violations)
     return [
         _rect(x, _MARGIN, width + 2 * _PAD, tall, "#fafafa", stroke=_FULL if broken else "#999"),
