@@ -50,6 +50,7 @@ def plan(
     """
     # Here: no other command needs what a plan does.
     from edgeserve.cli import planning
+    from edgeserve.cli.planinputs import Inputs
     from edgeserve.cli.planpicture import picture
     from edgeserve.cli.planreport import Report
     from edgeserve.pipeline import InvalidPipeline
@@ -60,7 +61,7 @@ def plan(
 
     graph = look_at(app)[1].json
     try:
-        inputs = planning.Inputs(graph, str(app), read_costs(costs), str(costs), read_topology(topology))
+        inputs = Inputs(graph, str(app), read_costs(costs), str(costs), read_topology(topology))
         problem = inputs.problem()
         others = []
         with inputs.located():

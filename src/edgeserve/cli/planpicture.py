@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
-from edgeserve.cli.planning import Case, maker
+from edgeserve.cli.planinputs import maker
+from edgeserve.cli.planning import Case
 from edgeserve.placement import Problem
 
 _COLOURS = {"source": "#dcefe0", "task": "#dbe7f6", "relay": "#eeeeee", "sink": "#f6e7d4"}

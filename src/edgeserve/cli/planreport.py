@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgeserve.cli.output import Output
-from edgeserve.cli.planning import Case, Inputs, edges, elsewhere, maker
+from edgeserve.cli.planinputs import Inputs, maker
+from edgeserve.cli.planning import Case, edges, elsewhere
 from edgeserve.placement import Evaluation, Plan, Problem, Reason
 from edgeserve.placement.model import Model
 
