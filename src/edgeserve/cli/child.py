@@ -113,7 +113,15 @@ def _traceback_without_this_package(exc: BaseException) -> str:
 
 def _declared(given: argparse.Namespace, app: Path, host: str | None = None) -> App:
     return App(
-        app, given.node, host, recorded=given.recorded, out=given.out, live=given.live, measure=given.measure, messages=given.messages
+        app,
+        given.node,
+        host,
+        recorded=given.recorded,
+        out=given.out,
+        live=given.live,
+        measure=given.measure,
+        messages=given.messages,
+        assignment=given.assignment,
     )
 
 
@@ -144,6 +152,7 @@ def main() -> int:
     parser.add_argument("name", nargs="?")
     parser.add_argument("--node", metavar="URL")
     parser.add_argument("--host", metavar="NAME")
+    parser.add_argument("--assignment", type=Path, metavar="FILE")
     parser.add_argument("--recorded", type=_files, metavar="JSON")
     parser.add_argument("--out", type=_files, metavar="JSON")
     parser.add_argument("--live", type=_names, metavar="JSON", default=())

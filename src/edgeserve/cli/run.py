@@ -144,12 +144,27 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
 )
 @click.option("--host", metavar="NAME", help="Run what a pipeline places on this host only.")
 @click.option(
+    "--assignment",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Place a pipeline as this file says, which `edgeserve plan --apply` has written.",
+)
+@click.option(
     "--restarts",
     type=click.IntRange(min=0),
     metavar="N",
     help=f"How often a node that fails is started again before all are stopped. Default: {_RESTARTS} in a pipeline, else 0.",
 )
-def run(out: Output, app: Path, until_end: bool, grace: float, node: str | None, host: str | None, restarts: int | None) -> None:
+def run(
+    out: Output,
+    app: Path,
+    until_end: bool,
+    grace: float,
+    node: str | None,
+    host: str | None,
+    assignment: Path | None,
+    restarts: int | None,
+) -> None:
     """Run the pipeline or the nodes at the top level of the Python file APP, or the pipeline of a YAML file, each node as its own process.
 
     Ctrl-C (or SIGTERM) lets each node finish the message in hand, and ends with status 0; a second one kills what still runs, and the
@@ -160,6 +175,7 @@ def run(out: Output, app: Path, until_end: bool, grace: float, node: str | None,
             "--until-end with --host: one host does not know when those have ended that feed it from others; leave one out"
         )
     options = ["--node", node] if node is not None else []
+    options += ["--assignment", str(assignment.resolve())] if assignment is not None else []
     declared = look_into(app.resolve(), *options, *(["--host", host] if host is not None else []))
     # A pipeline's replicas are there so that one may fail.
     most = (0 if declared.graph is None else _RESTARTS) if restarts is None else restarts
