@@ -529,7 +529,7 @@ def test_types_of_results_and_of_what_gates_make() -> None:
         ({"join": Exact}, "all", 0),
         ({"by": True, "min_interval_ms": 5}, "any", 0),
     ],
-    ids=str,
+    ids=["default", "latest", "no_overlap", "exact", "object", "partial", "class", "by"],
 )
 def test_what_starts_a_run_and_how_often(keywords: dict[str, Any], trigger: str, interval_ms: float) -> None:
     app = cameras()
