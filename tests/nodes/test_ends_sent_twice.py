@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
@@ -18,7 +18,7 @@ from edgeserve.core.message import WATERMARK_END, Header, Kind, TimeKind
 from edgeserve.core.payload import encode_sized
 from edgeserve.stage import direct
 from edgeserve.stage.assignment import partition_group, partition_of
-from edgeserve.stage.decisions import decision_topic
+from edgeserve.stage.decisions import Decisions, decision_topic
 from edgeserve.transport import connect, disconnect
 from edgeserve.transport.broker.envelope import INDEX_BITS
 
@@ -156,3 +156,30 @@ def test_what_others_have_done_while_a_replica_stood_still_is_not_published(
         compute.run(until="end")
         assert compute.counters["duplicate"] == 1
     assert results(topic="out") == [1, 3]
+
+
+def test_what_a_round_has_left_over_meets_nothing_of_the_next_though_its_holder_is_gone(
+    node: str, results: Callable[..., list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is there when the first holder comes, which is gone when it has told that the next round has begun."""
+
+    def join() -> Compute:
+        return Compute(pair, node, worker_id="w", output_id="pair", topic_in="in", topic_out="out", join="exact", group="g")
+
+    def write_control(self: Decisions, acks: Any, outputs: Any, attributes: Mapping[str, bytes], *ids: Any) -> None:
+        written(self, acks, outputs, attributes, *ids)
+        if any("begun:" in name for name in attributes):
+            patched.setattr(Decisions, "_write", lambda *_: None)  # killed
+            raise InterruptedError
+
+    written = Decisions.write_control
+    ends_of_first, ends_of_second = ([message(name, "p", at, at, Kind.END) for name in "ab"] for at in (2, 5))
+    send(node, message("a", "p", 1, 5), message("b", "p", 1, 3), *ends_of_first, message("b", "p", 3, 5))
+    with monkeypatch.context() as patched, join() as first:
+        patched.setattr(Decisions, "write_control", write_control)
+        with pytest.raises(InterruptedError):
+            first.run()
+    send(node, *(message(name, "p", 4, 7) for name in "ab"), *ends_of_second)
+    with join() as second:
+        second.run(until="end")
+    assert results(topic="out") == [7]
