@@ -286,7 +286,7 @@ TASK = SOURCE + T
             1,
             "source 'a' sent no messages",
         ),
-        ("app.add_source('a', [])\n" + T, ("--in", "a=lines.jsonl"), 1, "source 'a' has no event times"),
+        ("app.add_source('a', [])\n" + T, ("--in", "a=lines.jsonl"), 1, "event_time needs the name of the field"),
         (TASK, ("--in", "b=lines.jsonl"), 2, "has no source 'b'"),
         (TASK, ("--in", "a=lines.txt"), 2, "nothing is known of how lines.txt is read"),
         (TASK, ("--out", "nowhere/costs.json"), 1, "there is no directory"),
