@@ -55,7 +55,7 @@ def plan(
     from edgeserve.cli.planreport import Report
     from edgeserve.pipeline import InvalidPipeline
     from edgeserve.pipeline.assignment import check_assignment, read_assignment, write_assignment
-    from edgeserve.pipeline.costs import read_costs
+    from edgeserve.pipeline.costs import InvalidCosts, read_costs
     from edgeserve.pipeline.topology import read_topology
     from edgeserve.placement import Unplaceable, solve
 
@@ -74,6 +74,8 @@ def plan(
             found = solve(problem, time_limit_s=time_limit, seed=seed)
     except InvalidPipeline as exc:
         raise CommandError(exc.reason, str(exc.where), exc.suggestion, exit_code=_INVALID) from exc
+    except InvalidCosts as exc:
+        raise CommandError(str(exc), str(costs), "measure the pipeline anew: edgeserve profile", exit_code=_INVALID) from exc
     except Unplaceable as exc:
         what, _, to_do = str(exc).rpartition(": ")
         raise CommandError(what, str(topology), to_do) from exc
