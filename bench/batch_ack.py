@@ -86,13 +86,16 @@ def run(node: str, root: Path, messages: int, crashes: int) -> list[str]:
     for least in [*at, messages + 1]:
         worker = cx.Process(target=task, args=(node, tag, root))
         worker.start()
-        while worker.is_alive() and len(lines(root / "sunk")) < least:
+        while worker.is_alive():
             worker.join(0.001)
-        if worker.is_alive():
-            assert worker.pid is not None
+            if worker.pid is None or len(lines(root / "sunk")) < least:
+                continue
             os.kill(worker.pid, signal.SIGSTOP)
-            proven += len(set(lines(root / "begun"))) not in ends
-            os.kill(worker.pid, signal.SIGKILL)
+            if len(set(lines(root / "begun"))) not in ends:
+                proven += 1
+                os.kill(worker.pid, signal.SIGKILL)
+                break
+            os.kill(worker.pid, signal.SIGCONT)  # between two batches: a moment later
         worker.join()
     final.join(60)
     counts = Counter(lines(root / "sunk"))

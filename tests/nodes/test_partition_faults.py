@@ -78,8 +78,8 @@ def _killed_at_the_end(node: str, when: str) -> None:
     from edgeserve.stage.partition import Partition
     from edgeserve.stage.rounds import Rounds
 
-    def end_frames(self: Partition, position: int) -> Any:
-        frames = has_end_frames(self, position)
+    def end_frames(self: Partition, position: int, of: bytes) -> Any:
+        frames = has_end_frames(self, position, of)
         if frames:
             os.kill(os.getpid(), signal.SIGKILL)
         return frames

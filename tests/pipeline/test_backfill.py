@@ -77,7 +77,7 @@ def test_the_graph_runs_over_files_to_their_end_and_leaves_the_results_only(edge
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.splitlines()[-1] == f"written: {tmp_path}/out.jsonl"
     assert rows(tmp_path / "out.jsonl") == [{"t": t, "v": f"a{t}b{t}c"} for t in range(10, 40)]
-    assert set(tmp_path.iterdir()) - before == {tmp_path / "out.jsonl"}
+    assert set(tmp_path.iterdir()) - before - {tmp_path / "__pycache__"} == {tmp_path / "out.jsonl"}
     assert list(temporary.iterdir()) == []
 
 

@@ -387,6 +387,8 @@ def test_the_graph_as_mermaid_json_and_svg(edgeserve: Command, app: App) -> None
         "group": "pair",
         "replicas": 2,
         "places": ["roof", "cellar"],
+        "trigger": "all",
+        "min_interval_ms": 0.0,
     }
     picture = ET.fromstring(edgeserve("graph", path, "--format", "svg").stdout)
     name = "{http://www.w3.org/2000/svg}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
@@ -20,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeserve import pipeline as room
+from edgeserve.align import Exact, Latest
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.pipeline import Graph, InvalidPipeline, Part, Pipeline
 from edgeserve.stage.keywords import check_keywords
@@ -513,3 +515,26 @@ def test_types_of_results_and_of_what_gates_make() -> None:
     sink.add_sink("show", takes(bytes), of="one")
     with pytest.raises(room.TypeConflict, match="sink 'show' takes 'one' as bytes"):
         sink.graph()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "trigger", "interval_ms"),
+    [
+        ({}, "any", 0),
+        ({"join": "latest", "min_interval_ms": 5}, "any", 5),
+        ({"no_overlap": True}, "all", 0),
+        ({"join": "exact"}, "all", 0),
+        ({"join": Latest(["cam1", "cam2"], min_period_ns=2_000_000)}, "any", 2),
+        ({"join": functools.partial(Latest, max_interval_ns=1)}, "any", 0),
+        ({"join": Exact}, "all", 0),
+        ({"by": True, "min_interval_ms": 5}, "any", 0),
+    ],
+    ids=["default", "latest", "no_overlap", "exact", "object", "partial", "class", "by"],
+)
+def test_what_starts_a_run_and_how_often(keywords: dict[str, Any], trigger: str, interval_ms: float) -> None:
+    app = cameras()
+    app.add_task("detect", lambda cam1, cam2: cam1 + cam2, **keywords)
+    app.add_sink("raw", print, of="cam1")
+    parts = {part.name: part for part in app.graph().parts}
+    assert (parts["detect"].trigger, parts["detect"].min_interval_ms) == (trigger, interval_ms)
+    assert (parts["cam1>detect"].trigger, parts["cam1>detect"].min_interval_ms) == ("any", 0), "a relay hands on all"

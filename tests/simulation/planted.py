@@ -65,9 +65,9 @@ def _snapshot_without_ids(self: GroupLog, stored: int, unsettled: int) -> list[A
     return [state]
 
 
-def _while_results_are_on_their_way(self: Partition, position: int) -> Any:
+def _while_results_are_on_their_way(self: Partition, position: int, of: bytes) -> Any:
     self.reached = position
-    return _end_frames(self, position)
+    return _end_frames(self, position, of)
 
 
 PLANTED: dict[str, dict[str, Any]] = {
@@ -103,12 +103,14 @@ PLANTED: dict[str, dict[str, Any]] = {
     "a partition goes on before the end is published": {"edgeserve.stage.partition:Partition.goes_on": lambda self, position: True},
     "an end that comes again counts once more": {
         "edgeserve.stage.ends:Ends.has_recorded": lambda self, entry: False,
+        "edgeserve.stage.holding:Holding._is_known_end": lambda self, id_: False,
         "edgeserve.stage.sources:SourceClock.has_come": lambda self, header, position: False,
         "edgeserve.stage.sources:_Producer.comes_again": lambda self, header, position: (
             header.kind != Kind.END and _comes_again(self, header, position)
         ),
     },
     "an end that comes again is waited for in place of the first": {
+        "edgeserve.stage.holding:Holding._is_known_end": lambda self, id_: False,
         "edgeserve.stage.sources:SourceClock.has_come": lambda self, header, position: False,
     },
     "what is stored once more behind an end begins a source anew": {

@@ -16,6 +16,7 @@ RARE = {
     "inputs are acknowledged before their results are durable",
     "a checkpoint misses ids",
     "a partition goes on before the end is published",
+    "who takes over does not know what the replicas of a source have sent",
 }
 """Show in one schedule of some hundreds or thousands: `bench/simulate.py` looks for them."""
 

@@ -225,7 +225,7 @@ def test_the_producers_of_a_source_are_not_remembered_for_ever() -> None:
 
 def test_recorded_ends_reach_other_members_and_are_taken_back() -> None:
     one, two = Ends({}), Ends({})
-    one.hold("t", 7, "a")
+    one.hold(("t", 7, "a"), bytes(16))
     two.learn(one.recording("a", "t", 7))
     one.written(("t", 7, "a"), ended=True)
     assert two.all_ended(["a"]) and not two.all_ended(["a", "b"])
@@ -252,7 +252,7 @@ def test_a_member_that_was_away_takes_no_later_end_back() -> None:
 def test_who_reads_the_ends_of_a_round_again_knows_that_the_next_has_begun() -> None:
     holder = Ends({})
     holder.learn(holder.recording("a", "t", 5))
-    holder.hold("t", 7, "b")
+    holder.hold(("t", 7, "b"), bytes(16))
     attributes = holder.recording("a", "t", 5) | holder.reopening_all()
     late = Ends(attributes)
     assert not late.ended and late.has_recorded(("t", 5, "a")) and late.has_recorded(("t", 7, "b"))

@@ -13,7 +13,9 @@ from edgeserve.core.errors import ConfigurationError
 from edgeserve.data_source import DataSource
 from edgeserve.materialize import Materialize
 from edgeserve.pipeline import Pipeline, load_yaml
+from edgeserve.pipeline.assignment import apply, read_assignment
 from edgeserve.pipeline.backfill import backfill
+from edgeserve.pipeline.measure import measured
 from edgeserve.pipeline.picture import mermaid, svg
 from edgeserve.pipeline.references import load_file
 
@@ -31,6 +33,9 @@ class App:
         recorded: files in place of sources, to run a pipeline over; None: it runs as it is.
         out: files in place of sinks.
         live: sources that have none, and run as they are.
+        measure: where it leaves what its tasks take, if it is to be measured.
+        messages: how many each source sends then; None: all.
+        assignment: a file that says where everything of a pipeline runs; None: it says so itself.
 
     Attributes:
         pipeline: the one that it declares; None: it has nodes at its top level.
@@ -45,16 +50,23 @@ class App:
         recorded: Mapping[str, Path] | None = None,
         out: Mapping[str, Path] | None = None,
         live: Collection[str] = (),
+        measure: Path | None = None,
+        messages: int | None = None,
+        assignment: Path | None = None,
     ) -> None:
         self._node, self._host = node, host
         self._module = None if path.suffix in YAML else load_file(path)
         self.pipeline = load_yaml(path) if self._module is None else _pipeline(self._module, path)
-        if self.pipeline is None and (node is not None or host is not None):
+        if self.pipeline is None and any(given is not None for given in (node, host, assignment)):
             raise ConfigurationError(
-                f"{path.name} declares no pipeline, and its nodes say themselves where they run: leave out --node and --host"
+                f"{path.name} declares no pipeline, and its nodes say themselves where they run: leave out --node, --host and --assignment"
             )
+        if self.pipeline is not None and assignment is not None:
+            self.pipeline = apply(self.pipeline, read_assignment(assignment), str(assignment))
         if self.pipeline is not None and out is not None:
             self.pipeline = backfill(self.pipeline, recorded or {}, out, live)
+        if self.pipeline is not None and measure is not None:
+            self.pipeline = measured(self.pipeline, recorded or {}, measure, messages)
 
     def listed(self) -> list[Listed]:
         """Its nodes, in the order of their definition."""

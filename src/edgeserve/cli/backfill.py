@@ -21,14 +21,14 @@ from edgeserve.core.metrics import Reason
 from edgeserve.transport import connect, disconnect
 
 # What joins, gates and ids are there for is no loss.
-_NO_LOSS = {Reason.DUPLICATE, Reason.GATE, Reason.SUPERSEDED, Reason.THROTTLED, Reason.UNMATCHED}
+NO_LOSS = {Reason.DUPLICATE, Reason.GATE, Reason.SUPERSEDED, Reason.THROTTLED, Reason.UNMATCHED}
 _WHY = {
     Reason.LATE: "they are older than their source's watermark: raise its max_lateness_ms",
     Reason.OVERFLOW: "the join holds too many that wait for partners: give it more max_held",
 }
 
 
-def _named(_context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+def named(_context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
     """`NAME=FILE` options as a dict; FILE alone is named ""."""
     found: dict[str, str] = {}
     for text in given:
@@ -42,11 +42,9 @@ def _named(_context: click.Context, parameter: click.Parameter, given: tuple[str
 
 @command("backfill", "{app}")
 @click.argument("app", type=APP)
-@click.option("--in", "recorded", multiple=True, callback=_named, metavar="SOURCE=FILE", help="Read this file in place of a source.")
+@click.option("--in", "recorded", multiple=True, callback=named, metavar="SOURCE=FILE", help="Read this file in place of a source.")
 @click.option("--live", multiple=True, metavar="SOURCE", help="Run this source as it is: it has to end by itself.")
-@click.option(
-    "--out", "written", multiple=True, required=True, callback=_named, metavar="[SINK=]FILE", help="Write a sink's results to it."
-)
+@click.option("--out", "written", multiple=True, required=True, callback=named, metavar="[SINK=]FILE", help="Write a sink's results to it.")
 def backfill(out: Output, app: Path, recorded: dict[str, str], live: tuple[str, ...], written: dict[str, str]) -> None:
     """Run what feeds the named sinks of the pipeline in APP over recorded files, to their end, in a store of its own that is removed.
 
@@ -98,7 +96,7 @@ def _lost(counts: Path) -> list[str]:
     found: dict[str, Counter[str]] = {}
     for file in sorted(counts.iterdir()):
         for reason, count in msgspec.json.decode(file.read_bytes(), type=dict[str, int]).items():
-            if count and reason in set(Reason) - _NO_LOSS:
+            if count and reason in set(Reason) - NO_LOSS:
                 found.setdefault(reason, Counter())[file.name] += count
     return [
         f"{where.total():,} {reason} ({', '.join(where)}): {_WHY.get(Reason(reason), 'see the dead letters')}"
@@ -136,4 +134,4 @@ def _finish(out: Output, files: Mapping[Path, Path], *, whole: bool) -> None:
             tell(out, f"not whole: {begun}", event="partial", file=str(begun))
 
 
-__all__ = ("backfill",)
+__all__ = ("NO_LOSS", "backfill", "named")

@@ -111,10 +111,24 @@ def _traceback_without_this_package(exc: BaseException) -> str:
     return "".join(traceback.format_exception(type(exc), exc, tb))
 
 
+def _declared(given: argparse.Namespace, app: Path, host: str | None = None) -> App:
+    return App(
+        app,
+        given.node,
+        host,
+        recorded=given.recorded,
+        out=given.out,
+        live=given.live,
+        measure=given.measure,
+        messages=given.messages,
+        assignment=given.assignment,
+    )
+
+
 def _list(given: argparse.Namespace, app: Path) -> int:
     """Writes as JSON to a file descriptor what the app declares, or why it cannot be told."""
     try:
-        declared = App(app, given.node, given.host, recorded=given.recorded, out=given.out, live=given.live)
+        declared = _declared(given, app, given.host)
         found = Found(declared.listed(), declared.drawn())
     except Exception as exc:
         found = Found(error=_failure(exc, app))
@@ -138,9 +152,12 @@ def main() -> int:
     parser.add_argument("name", nargs="?")
     parser.add_argument("--node", metavar="URL")
     parser.add_argument("--host", metavar="NAME")
+    parser.add_argument("--assignment", type=Path, metavar="FILE")
     parser.add_argument("--recorded", type=_files, metavar="JSON")
     parser.add_argument("--out", type=_files, metavar="JSON")
     parser.add_argument("--live", type=_names, metavar="JSON", default=())
+    parser.add_argument("--measure", type=Path, metavar="DIR", help="where its task leaves what a run takes")
+    parser.add_argument("--messages", type=int, metavar="N")
     parser.add_argument("--counts", type=Path, metavar="DIR", help="where it writes what it has counted, to a file of its name")
     parser.add_argument("--list-to", type=int, metavar="FD")
     parser.add_argument("--parent", type=int, metavar="FD")
@@ -158,7 +175,7 @@ def main() -> int:
     if given.list_to is not None:
         return _list(given, app)
     try:
-        node = App(app, given.node, recorded=given.recorded, out=given.out, live=given.live).make(given.name)
+        node = _declared(given, app).make(given.name)
         if parent is not None and given.fed:
             parent.wake = ends_after(node, parent.upstream_over)
         run_node(node, until_end=given.until_end, progress=given.progress)

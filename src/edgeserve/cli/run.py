@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -143,12 +144,27 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
 )
 @click.option("--host", metavar="NAME", help="Run what a pipeline places on this host only.")
 @click.option(
+    "--assignment",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Place a pipeline as this file says, which `edgeserve plan --apply` has written.",
+)
+@click.option(
     "--restarts",
     type=click.IntRange(min=0),
     metavar="N",
     help=f"How often a node that fails is started again before all are stopped. Default: {_RESTARTS} in a pipeline, else 0.",
 )
-def run(out: Output, app: Path, until_end: bool, grace: float, node: str | None, host: str | None, restarts: int | None) -> None:
+def run(
+    out: Output,
+    app: Path,
+    until_end: bool,
+    grace: float,
+    node: str | None,
+    host: str | None,
+    assignment: Path | None,
+    restarts: int | None,
+) -> None:
     """Run the pipeline or the nodes at the top level of the Python file APP, or the pipeline of a YAML file, each node as its own process.
 
     Ctrl-C (or SIGTERM) lets each node finish the message in hand, and ends with status 0; a second one kills what still runs, and the
@@ -159,17 +175,29 @@ def run(out: Output, app: Path, until_end: bool, grace: float, node: str | None,
             "--until-end with --host: one host does not know when those have ended that feed it from others; leave one out"
         )
     options = ["--node", node] if node is not None else []
+    options += ["--assignment", str(assignment.resolve())] if assignment is not None else []
     declared = look_into(app.resolve(), *options, *(["--host", host] if host is not None else []))
     # A pipeline's replicas are there so that one may fail.
     most = (0 if declared.graph is None else _RESTARTS) if restarts is None else restarts
     launch(out, app, declared, options, until_end=until_end, grace=grace, restarts=most)
 
 
-def launch(out: Output, app: Path, declared: Found, options: list[str], *, until_end: bool, grace: float, restarts: int) -> Outcome:
+def launch(
+    out: Output,
+    app: Path,
+    declared: Found,
+    options: list[str],
+    *,
+    until_end: bool,
+    grace: float,
+    restarts: int,
+    most_s: float = math.inf,
+) -> Outcome:
     """Runs what an app declares, each node as a process, until all have ended. Returns how they did, unless one failed.
 
     Args:
         options: of these processes, which say more of what they are to run.
+        most_s: how long after all were ready they are asked to end.
 
     Raises:
         CommandError: a node failed.
@@ -198,7 +226,16 @@ def launch(out: Output, app: Path, declared: Found, options: list[str], *, until
     sources = {each.name for each in found if each.wiring.topic_in is None}
     line = _Log(out, list(commands)).line
     supervisor = Supervisor(
-        commands, line, waiting, grace_s=grace, last=sources, upstream=upstream, restarts=restarts, forgets=not until_end, again=again
+        commands,
+        line,
+        waiting,
+        grace_s=grace,
+        last=sources,
+        most_s=most_s,
+        upstream=upstream,
+        restarts=restarts,
+        forgets=not until_end,
+        again=again,
     )
     outcome = supervisor.run()
     _report(out, app, outcome)

@@ -138,6 +138,7 @@ class Supervisor:
         grace_s: how long the processes have after SIGINT, and again after SIGTERM.
         last: names of those that are started when the others are ready, or have ended.
         upstream: name to the names of others. It is told with a byte on its `{parent}` when all of these have done all, or ended well.
+        most_s: how long after all were ready they are asked to end, as after a signal.
         restarts: how often one that was ready, at whatever start, and fails is started again before its failure ends all.
         forgets: whether one that has run for a minute may be started again as often as at the beginning.
         again: is told of each of these.
@@ -151,6 +152,7 @@ class Supervisor:
         *,
         grace_s: float = 10.0,
         last: Container[str] = (),
+        most_s: float = _NEVER,
         upstream: Mapping[str, Iterable[str]] = MappingProxyType({}),
         restarts: int = 0,
         forgets: bool = True,
@@ -159,6 +161,7 @@ class Supervisor:
         self._commands, self._line, self._waiting, self._grace_s = commands, line, waiting, grace_s
         self._last = [name for name in commands if name in last]
         self._upstream = {name: set(names) for name, names in upstream.items()}
+        self._most_s, self._stop_at = most_s, _NEVER
         self._restarts, self._forgets, self._again = restarts, forgets, again
         self._were_ready, self._once = set[str](), set[str]()
         self._restarted: dict[str, int] = {}
@@ -216,7 +219,7 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def _turn(self, wake: socket.socket) -> None:
-        next_at = min(self._next_rung_at, self._tell_at, *self._restart_at.values())
+        next_at = min(self._next_rung_at, self._tell_at, self._stop_at, *self._restart_at.values())
         wait = None if next_at == _NEVER else max(0.0, next_at - time.monotonic())
         for key, _ in self._selector.select(wait):
             if isinstance(key.data, _Child):
@@ -233,6 +236,8 @@ class Supervisor:
             self._stop(*self._asked.pop(0))
         if (self._outcome.failures and self._rung < 0) or time.monotonic() >= self._next_rung_at:
             self._climb(self._rung + 1)
+        if time.monotonic() >= self._stop_at:
+            self._climb(0)
         if time.monotonic() >= self._tell_at:
             self._tell()
         due = [name for name, at in self._restart_at.items() if time.monotonic() >= at]
@@ -249,6 +254,8 @@ class Supervisor:
             if said.startswith(b"0"):
                 self._once.add(child.name)
         child.heard += len(said)
+        if self._stop_at == _NEVER and self._rung < 0 and not self._last and all(each.ready for each in self._children):
+            self._stop_at = time.monotonic() + self._most_s
 
     def _tell_of_upstream(self) -> None:
         over = {child.name for child in self._children if child.over}
@@ -330,6 +337,7 @@ class Supervisor:
         """Sends the signal of this rung, or the strongest there is, to all that still run; who was to start does not any more."""
         self._last = []
         self._restart_at = {}
+        self._stop_at = _NEVER
         self._rung = min(rung, _KILL)
         self._next_rung_at = time.monotonic() + self._grace_s
         for child in self._children:

@@ -21,11 +21,11 @@ JSON_LINES = (".jsonl", ".ndjson", ".json")
 _AT_ONCE: dict[str, Any] = {"speed": None, "loop": False, "from_start": True, "follow": False}
 _READERS: dict[str, type[Source]] = {".csv": CsvReplay, ".parquet": ParquetReplay, **dict.fromkeys(JSON_LINES, JsonLinesTail)}
 # What depends on how fast files are read, and what reaches beyond the store.
-_BY_THE_CLOCK = ("min_interval_ms", "drop_if_older_than_ms")
+BY_THE_CLOCK = ("min_interval_ms", "drop_if_older_than_ms")
 _ELSEWHERE = ("ftp", "ftp_memory", "ftp_delete")
-_LOGS = ("log_path", "log_filename", "log_verbose")
+LOGS = ("log_path", "log_filename", "log_verbose")
 # Files are not read in step: the one that is ahead is held. Memory is the bound, and not a number of messages.
-_HOLDS_ALL = {"max_held": 2**31, "overflow": "error"}
+HOLDS_ALL = {"max_held": 2**31, "overflow": "error"}
 
 
 def backfill(pipeline: Pipeline, recorded: Mapping[str, Path], out: Mapping[str, Path], live: Collection[str] = ()) -> Pipeline:
@@ -45,8 +45,8 @@ def backfill(pipeline: Pipeline, recorded: Mapping[str, Path], out: Mapping[str,
     made = Pipeline(pipeline.name, node=pipeline.url)
     made.where = pipeline.where
     declared, graph = pipeline.declared, pipeline.graph()
-    _check_names(pipeline, "source", [*recorded, *live], declared)
-    _check_names(pipeline, "sink", out, declared)
+    check_names(pipeline, "source", [*recorded, *live], declared)
+    check_names(pipeline, "sink", out, declared)
     if not out:
         raise MissingValue(f"no sink of pipeline {pipeline.name!r} is to be written", pipeline.where, "name one, and its file")
     needed = _feeding(graph, out)
@@ -62,7 +62,7 @@ def backfill(pipeline: Pipeline, recorded: Mapping[str, Path], out: Mapping[str,
             raise MissingValue(reason, each.where, f"give --in {each.name}=FILE, or --live {each.name} for it to run as it is")
         each = _without_clock_or_files(each)
         if each.name in recorded:
-            each = _reading(each, recorded[each.name])
+            each = reading(each, recorded[each.name])
         elif each.kind == "sink":
             each = _writing(each, out[each.name], graph)
         made.declare(each)
@@ -84,7 +84,8 @@ def _feeding(graph: Graph, sinks: Iterable[str]) -> set[str]:
     return found
 
 
-def _check_names(pipeline: Pipeline, kind: str, given: Iterable[str], declared: Iterable[Declared]) -> None:
+def check_names(pipeline: Pipeline, kind: str, given: Iterable[str], declared: Iterable[Declared]) -> None:
+    """Raises `UnknownName` unless each of these names is that of a source, or whatever kind it is, that is declared."""
     known = [each.name for each in declared if each.kind == kind]
     for name in given:
         if name not in known:
@@ -93,9 +94,9 @@ def _check_names(pipeline: Pipeline, kind: str, given: Iterable[str], declared: 
 
 
 def _without_clock_or_files(each: Declared) -> Declared:
-    given = {name: value for name, value in each.keywords.items() if name not in _LOGS}
+    given = {name: value for name, value in each.keywords.items() if name not in LOGS}
     for name, why in (
-        *((name, "goes by the clock, and files are read as fast as they can be") for name in _BY_THE_CLOCK),
+        *((name, "goes by the clock, and files are read as fast as they can be") for name in BY_THE_CLOCK),
         ("backlog", "keeps what is newest, and files are read as fast as they can be"),
         *((name, "takes files from elsewhere, and a backfill reads and writes those that are named only") for name in _ELSEWHERE),
     ):
@@ -105,11 +106,12 @@ def _without_clock_or_files(each: Declared) -> Declared:
     if getattr(join, "min_period_ns", 0):
         raise BadValue(f"{each.kind} {each.name!r}: the min_period_ns of its join goes by the clock", each.at("join"), "leave it out")
     if join == "exact" or given.get("by") is not None:
-        given |= _HOLDS_ALL
+        given |= HOLDS_ALL
     return replace(each, keywords=given)
 
 
-def _reading(source: Declared, path: Path) -> Declared:
+def reading(source: Declared, path: Path) -> Declared:
+    """A source that reads a file to its end instead, at once."""
     function, args = source.function, dict(source.args or {})
     if "path" not in parameters_of(function):
         if path.suffix not in _READERS:
@@ -131,4 +133,4 @@ def _writing(sink: Declared, path: Path, graph: Graph) -> Declared:
     return replace(sink, function=writer, args={"path": partial(path)}, inputs=inputs, replicas=1)
 
 
-__all__ = ("JSON_LINES", "backfill", "partial")
+__all__ = ("BY_THE_CLOCK", "HOLDS_ALL", "JSON_LINES", "LOGS", "backfill", "check_names", "partial", "reading")

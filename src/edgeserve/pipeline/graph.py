@@ -7,6 +7,7 @@ and a relay (a task that hands on what it takes) brings it to each of the others
 
 from __future__ import annotations
 
+import functools
 import graphlib
 import keyword
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 
 from xxhash import xxh3_64_hexdigest
 
+from edgeserve.align import Latest
 from edgeserve.pipeline.callables import Signature, check_args, contradict, made_type, plain_class
 from edgeserve.pipeline.declared import NAME_BYTES, Declared, did_you_mean
 from edgeserve.pipeline.errors import BadValue, CyclicPipeline, DuplicateName, MissingValue, TypeConflict, UnknownName
@@ -53,6 +55,24 @@ class Part:
     def processes(self) -> list[str]:
         """The names of its processes."""
         return [self.name] if self.replicas == 1 else [f"{self.name}[{i}]" for i in range(self.replicas)]
+
+    @property
+    def trigger(self) -> str:
+        """Whether `any` message of an input starts a run of it, or the matching ones of `all` inputs do."""
+        keywords = self.declared.keywords if self.kind == "task" else {}
+        join = keywords.get("join")
+        if isinstance(join, functools.partial):
+            join = join.func
+        newest = join is None or join is Latest or isinstance(join, Latest) or (isinstance(join, str) and join == "latest")
+        return "any" if len(self.inputs) < 2 or (newest and not keywords.get("no_overlap")) else "all"
+
+    @property
+    def min_interval_ms(self) -> float:
+        """The least time between two runs of it; 0 where there is none, or one for each key."""
+        keywords = self.declared.keywords if self.kind == "task" else {}
+        if keywords.get("by") is not None:
+            return 0.0
+        return float(keywords.get("min_interval_ms") or getattr(keywords.get("join"), "min_period_ns", 0) / 1e6)
 
     def place(self, replica: int) -> str | None:
         """Where a replica runs; None: anywhere. A relay runs where what it hands on is made."""
@@ -94,6 +114,8 @@ class Graph:
                 "group": part.group or None,
                 "replicas": part.replicas,
                 "places": list(part.declared.places),
+                "trigger": part.trigger if part.inputs else None,
+                "min_interval_ms": part.min_interval_ms,
             }
             for part in self.parts
         ]

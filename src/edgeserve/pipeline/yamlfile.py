@@ -26,8 +26,13 @@ class Mapped(dict[str, Any]):
     lines: Mapping[str, int] = MappingProxyType({})
 
 
-def read(path: Path) -> Mapped:
+def read(path: Path, what: str = "pipeline", begin: str = "`pipeline: NAME`, then sources, tasks and sinks") -> Mapped:
     """The mapping that a file holds.
+
+    Args:
+        path: the file.
+        what: what it describes, for messages.
+        begin: what such a file begins with.
 
     Raises:
         InvalidDocument: it is no YAML, or no mapping.
@@ -38,17 +43,17 @@ def read(path: Path) -> Mapped:
     try:
         import yaml
     except ImportError as exc:
-        raise MissingExtra("a pipeline in YAML needs PyYAML: pip install 'edgeserve-streams[pipeline]'") from exc
+        raise MissingExtra(f"a {what} in YAML needs PyYAML: pip install 'edgeserve-streams[pipeline]'") from exc
     with path.open("rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise UnsafeDocument(
-            f"the file has more than {MOST_BYTES} bytes", Where(str(path), 0), "a pipeline has a few hundred: is it the right file?"
+            f"the file has more than {MOST_BYTES} bytes", Where(str(path), 0), f"a {what} has far fewer: is it the right file?"
         )
     # The one in C is twenty times faster, and the same otherwise.
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        _check_events(yaml, yaml.parse(data, Loader=loader), str(path))
+        _check_events(yaml, yaml.parse(data, Loader=loader), str(path), what)
         document = yaml.compose(data, Loader=loader)
         found = _Reader(yaml, str(path)).value(document) if document is not None else None
     except yaml.MarkedYAMLError as exc:
@@ -61,11 +66,11 @@ def read(path: Path) -> Mapped:
         what = " ".join(str(exc).split())
         raise InvalidDocument(f"this is no YAML: {what:.200}", Where(str(path), 0), "write it as UTF-8 text") from exc
     if not isinstance(found, Mapped):
-        raise InvalidDocument("this is no mapping", Where(str(path), 1), "begin it with `pipeline: NAME`, then sources, tasks and sinks")
+        raise InvalidDocument("this is no mapping", Where(str(path), 1), f"begin it with {begin}")
     return found
 
 
-def _check_events(yaml: Any, events: Any, file: str) -> None:
+def _check_events(yaml: Any, events: Any, file: str, what: str) -> None:
     """Looks through a document before anything is made of it."""
     level = nodes = documents = 0
     for event in events:
@@ -84,9 +89,9 @@ def _check_events(yaml: Any, events: Any, file: str) -> None:
         documents += isinstance(event, yaml.DocumentStartEvent)
         if nodes > MOST_NODES or level > MOST_LEVELS:
             reason = f"it has more than {MOST_NODES} values" if nodes > MOST_NODES else f"it has more than {MOST_LEVELS} levels"
-            raise UnsafeDocument(reason, where, "a pipeline has far fewer: is it the right file?")
+            raise UnsafeDocument(reason, where, f"a {what} has far fewer: is it the right file?")
         if documents > 1:
-            raise InvalidDocument("a second document begins", where, "write one pipeline in a file")
+            raise InvalidDocument("a second document begins", where, f"write one {what} in a file")
 
 
 class _Reader:

@@ -178,13 +178,16 @@ class Decisions(Settlement):
             totals = Counter(self.drops)
             totals.update(reason for _, reason in drops)
         decisions = [self._frame(Record(sets, drops, list(after.items())))] if sets or drops or after != self.held else []
+        settled = list(chain.from_iterable(ids))
+        # To acknowledge what others take, or have decided, is no decision: the log, which is kept until there is another one, would grow.
+        fence = self.fence if decisions or settled or outputs else None
         try:
             self._subscription.settle(
                 {self._topic: positions} if positions else {},
                 outputs,
-                ids=list(chain.from_iterable(ids)),
+                ids=settled,
                 decisions=decisions,
-                fence=self.fence,
+                fence=fence,
                 attributes=self.known() | ({_DROPS: self._encode(totals)} if drops else {}),
             )
         except BaseException as exc:
@@ -195,7 +198,7 @@ class Decisions(Settlement):
             raise
         if (files := self._payloads.files) is not None:
             kept = set(after.values())
-            over = [id_ for id_ in chain(self.held.values(), chain.from_iterable(ids)) if id_ not in kept]
+            over = [id_ for id_ in chain(self.held.values(), settled) if id_ not in kept]
             (files.forget if shared else files.settled)(over)
         del self.units[:n]
         self.held, self.drops = after, totals

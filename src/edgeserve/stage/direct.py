@@ -63,8 +63,8 @@ class Direct(Stage):
     def _prepare(self) -> None:
         """Whatever else has to be opened; called when the group is joined and its ids are known."""
 
-    def _end_frame(self, event_ns: int) -> Frame | None:
-        """What is published when all sources have ended."""
+    def _end_frame(self, of: bytes) -> Frame | None:
+        """What is published when all sources have ended. `of`: the id of the last one's end."""
         return None
 
     def _failed(self, header: Header) -> None:
@@ -167,7 +167,7 @@ class Direct(Stage):
                 ready.append(delivery)
                 raise
             age_ns = monotonic_ns() - since
-            if age_ns > _PAUSE_NS and ready and type(result) is not Raised:
+            if age_ns > _PAUSE_NS and type(result) is not Raised:
                 self._look_again()
             if (
                 (age_ns > OLDEST_PENDING_NS and (len(positions) >= _WORTH or age_ns > _SLOW_NS))
@@ -247,9 +247,12 @@ class Direct(Stage):
         return True
 
     def _look_again(self) -> None:
-        """Nobody has stepped for so long that this process may have stood still, and others may have done what is ready."""
-        self.flush()
-        self._known.update(self._subscription.settled_ids())
+        """Nobody has stepped for so long that this process may have stood still, and others may have done what is ready, and what is done
+        here and not published: that would come behind the end of its round."""
+        self._subscription.flush()
+        others = self._subscription.settled_ids()
+        self._pending.leave_out(set(others))
+        self._known.update(others)
 
     def _learn(self) -> None:
         """Takes over what other members are known to have done, beyond what they have settled."""
@@ -366,7 +369,7 @@ class Direct(Stage):
         self._controls += 1
         if header.kind == Kind.END and (self._source is None or header.source_id == self._source):
             self._clocks.setdefault(header.source_id, SourceClock()).end(header, position)
-            self._ends.hold(topic, position, header.source_id)
+            self._ends.hold((topic, position, header.source_id), header.id)
         else:
             self._pending.controls.add((topic, position))
             self._keep(delivery, None)
@@ -391,18 +394,23 @@ class Direct(Stage):
                 continue
             attributes: dict[str, bytes] = {}
             outputs: dict[str, list[Frame]] = {}
+            self._known.update(self._subscription.settled_ids())
+            id_ = ends.ids[entry]
             ended = self._clocks[source].ended and ends.is_last(entry) and not ends.has_recorded(entry)
             if ended:
                 attributes = ends.recording(source, topic, position)
                 # Also where it had ended before: what stands between the two may have gone to other members before the first was recorded.
-                frame = self._end_frame(time.time_ns())
+                # One that was stored twice, or sent on by two members, is recorded where it stands last, and sent on once.
+                frame = None if id_ in self._known else self._end_frame(id_)
                 if frame is not None and self._topic_out is not None:
                     outputs[self._topic_out] = [frame]
             try:
-                self._pending.write_control({topic: [position]}, outputs, attributes)
+                self._pending.write_control({topic: [position]}, outputs, attributes, [id_] if ended else ())
             except ClaimLost:
                 ends.let_go(entry)  # whoever has it by now records it
             else:
+                if ended:
+                    self._known.new.add(id_)
                 ends.written(entry, ended=ended)
 
     def _sources(self) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from edgeserve.core.codec import encode_frame
-from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, result_id
+from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, result_id
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.core.payload import encode_sized
 from edgeserve.stage.payloads import LAZY_BYTES, Payloads
@@ -45,8 +45,7 @@ class Emitter:
     ) -> None:
         self._task_version, self._payloads = task_version, payloads
         self.output_id, self._group, self._gate_out, self._counts = output_id, group.encode(), gate_out, counts
-        self._prefix = os.urandom(8)
-        self._producer = self._prefix.hex()
+        self._producer = os.urandom(8).hex()
         self._sequence = itertools.count(1)  # atomic: ends may be made by another thread
         self.max_frame_bytes: int | None = None
 
@@ -120,16 +119,20 @@ class Emitter:
             self._check(frame)
         return frame
 
-    def end(self, event_ns: int) -> Frame:
+    def end_id(self, of: bytes) -> bytes:
+        """The id of the end that is sent on for the last source's, whose id is `of`: the same whoever sends it, and when."""
+        return result_id(self._group, of, 0)
+
+    def end(self, id_: bytes) -> Frame:
         """The header that says that no results will follow."""
-        sequence = next(self._sequence)
+        now = time.time_ns()
         header = Header(
-            message_id(self._prefix, sequence),
+            id_,
             self.output_id,
             self._producer,
-            sequence,
-            event_ns,
-            time.time_ns(),
+            next(self._sequence),
+            now,
+            now,
             watermark_ns=WATERMARK_END,
             kind=int(Kind.END),
             time_kind=int(TimeKind.COMPUTED),

@@ -14,6 +14,8 @@ from edgeserve.transport import GROWS
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(tuple[str, int]).decode
 _At: TypeAlias = tuple[str, int]
+Entry: TypeAlias = tuple[str, int, str]
+"""(topic, position, source) of an end."""
 
 GRACE_S = 5.0
 """How long a member that finds all sources ended when it starts waits for one to begin again."""
@@ -25,6 +27,11 @@ class Ends:
     An end is acknowledged only when everything before it is settled by the whole group, and then recorded where all members see it.
     What is to be written is asked for first (`recording`, `reopening`) and taken over when it is written: a store without room then
     loses nothing, the same is asked for again.
+
+    Attributes:
+        held: in the order of their positions.
+        ids: of those that are held.
+        ended: source to where it has ended, unless it has begun again since.
     """
 
     # Where a source has ended, and where it has begun again: two attributes that only grow, so that a member that was away for a while
@@ -32,7 +39,8 @@ class Ends:
     _END, _BEGUN = GROWS + "end:", GROWS + "begun:"
 
     def __init__(self, attributes: dict[str, bytes]) -> None:
-        self.held: list[tuple[str, int, str]] = []
+        self.held: list[Entry] = []
+        self.ids: dict[Entry, bytes] = {}
         self.ended: dict[str, _At] = {}
         # The newest end of each source that is recorded, also of those that have begun again since; where these have.
         self._recorded: dict[str, _At] = {}
@@ -59,26 +67,27 @@ class Ends:
         else:
             self.ended.pop(source, None)
 
-    def hold(self, topic: str, position: int, source: str) -> None:
+    def hold(self, entry: Entry, id_: bytes) -> None:
         """Keeps an end until it can be recorded. One that came again is kept once."""
-        if (topic, position, source) not in self.held:
-            insort(self.held, (topic, position, source))
+        if entry not in self.held:
+            self.ids[entry] = id_
+            insort(self.held, entry)
 
     def recording(self, source: str, topic: str, position: int) -> dict[str, bytes]:
         """The attribute that says that a source has ended."""
         return {self._END + source: _encode((topic, position))}
 
-    def is_last(self, entry: tuple[str, int, str]) -> bool:
+    def is_last(self, entry: Entry) -> bool:
         """Whether no later end of the same source is held: what came between the two is not settled when the first is."""
         return all(held <= entry or held[2] != entry[2] for held in self.held)
 
-    def has_recorded(self, entry: tuple[str, int, str]) -> bool:
+    def has_recorded(self, entry: Entry) -> bool:
         """Whether the end of its source is recorded, there or further on: it came again."""
         topic, position, source = entry
         recorded = self._recorded.get(source)
         return recorded is not None and recorded[0] == topic and position <= recorded[1]
 
-    def written(self, entry: tuple[str, int, str], *, ended: bool) -> None:
+    def written(self, entry: Entry, *, ended: bool) -> None:
         """An end that was held is acknowledged, and recorded if its source has `ended`."""
         topic, position, source = entry
         if ended:
@@ -87,10 +96,11 @@ class Ends:
             self.at_start = False
         self.let_go(entry)
 
-    def let_go(self, entry: tuple[str, int, str]) -> None:
+    def let_go(self, entry: Entry) -> None:
         """An end is no longer this member's to record."""
         if entry in self.held:
             self.held.remove(entry)
+            del self.ids[entry]
 
     def reopening(self, source: str, topic: str, position: int) -> dict[str, bytes]:
         """The attribute that takes an end back, because the source has sent again; empty when it has not."""
@@ -116,4 +126,4 @@ class Ends:
         return bool(self.ended) and all(source in self.ended for source in sources)
 
 
-__all__ = ("GRACE_S", "Ends")
+__all__ = ("GRACE_S", "Ends", "Entry")

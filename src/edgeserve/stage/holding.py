@@ -57,8 +57,8 @@ class Holding:
         ends: the sources' ends.
         untold: messages since the policy was last told the watermarks.
         ended_at: the position of the last source's end, of the last round that has ended.
-        at_end: all sources have ended and the last end is not written, or not known to all: nothing behind it is to be taken. Only of a
-            join in partitions, whose rounds end together.
+        at_end: all sources have ended and the last end is not written, or, of a join in partitions, not known to all: nothing behind it is
+            to be taken.
         push: takes one delivered message.
         broken: whether an error came out of the midst of a change: nothing more is to be taken or run by this holding.
         warned: a warning that is an error here, to be raised between two messages.
@@ -417,8 +417,9 @@ class Holding:
                 self._mark(source, watermark_ns)
 
     def _tell_producers(self, source: str, clock: SourceClock) -> None:
-        """Before anything of it is settled."""
+        """Before anything of it is settled, and behind what was decided while less was known of it."""
         try:
+            self.pending.settle()
             self.pending.write_control({}, {}, telling(source, clock.told(self._settled_end(source))))
         except BaseException:
             clock.changed = True
@@ -445,24 +446,37 @@ class Holding:
             return CONTROL
         entry = (topic, position, header.source_id)
         recorded = self.ends.has_recorded(entry)
-        if not recorded and clock.has_come(header, position):
-            self._admission.leave(position)  # or the one before would wait for this one to be the last
+        # Stored twice, or sent on by two members of its group: the one before would wait for this one to be the last.
+        if self._is_known_end(header.id) or (not recorded and clock.has_come(header, position)):
+            self._admission.leave(position)
             return CONTROL
         self._admission.apart += 1
         if entry not in self.ends.held:
-            self.ends.hold(*entry)
-            if recorded:
-                clock.pass_end(header, position)
-            elif clock.end(header, position):
+            with self.pending.lock:  # who settles tells what is known of an end, and whether it is held
+                self.ends.hold(entry, header.id)
+                ended = not recorded and clock.end(header, position)
+                if recorded:
+                    clock.pass_end(header, position)
+            if ended:
                 self._gone.add(header.source_id)
                 self._mark(header.source_id, WATERMARK_END)
-            self.at_end = self._run_set.part is not None and all(clock.ended for clock in self._clocks.values())
+            self.at_end = all(clock.ended for clock in self._clocks.values())
         return CONTROL
+
+    def _is_known_end(self, id_: bytes) -> bool:
+        """Whether the group has recorded an end."""
+        return id_ in self.known
 
     def _reopen(self, source: str, position: int) -> bool:
         """A new incarnation of a source that had ended. After the end of all of them it begins a new round, and opens all. True: with a new
         policy, since the ends of the round before are not written yet."""
         whole = len(self._gone) == len(self._parameters)
+        begins = whole and bool(self.ends.held)
+        if begins:
+            while (due_ns := self.policy.next_due_ns()) is not None:
+                self.advance(due_ns)  # a set that waits for its time is the last of its round
+            self._let_go()
+        self.pending.settle()  # what the ends have decided: whoever comes next reads no end of them again
         attributes = self.ends.reopening_all() if whole else self.ends.reopening(source, self._topic, position)
         if attributes:
             self.pending.write_control({}, {}, attributes)
@@ -475,12 +489,7 @@ class Holding:
         self._gone.clear()
         for clock in self._clocks.values():
             clock.ended = False
-        if not self.ends.held:
-            return False
-        while (due_ns := self.policy.next_due_ns()) is not None:
-            self.advance(due_ns)  # a set that waits for its time is the last of its round
-        self._let_go()
-        return True
+        return begins
 
     def write_ends(self, *, idle: bool) -> None:
         """Acknowledges ends that all before is settled of. When all sources have ended, nothing will use what is held any more.
@@ -505,12 +514,15 @@ class Holding:
                 return
             again = ends.has_recorded(entry)
             ends_round = last and len(ends.held) == 1 and not again
-            frames = self._way.end_frames(position) if ends_round else []
+            id_ = ends.ids[entry]
+            frames = self._way.end_frames(position, id_) if ends_round else []
             if frames is None:
                 return
             ended = self._clocks[source].ended and ends.is_last(entry) and not again
             attributes = telling(source, self._clocks[source].told(position)) | (ends.recording(source, topic, position) if ended else {})
-            pending.write_control({topic: [position]}, {pending.topic_out: frames} if frames else {}, attributes)
+            pending.write_control({topic: [position]}, {pending.topic_out: frames} if frames else {}, attributes, [id_] if ended else ())
+            if ended:
+                self.known.new.add(id_)
             ends.written(entry, ended=ended)
             if ends_round:
                 if self._run_set.part is not None:

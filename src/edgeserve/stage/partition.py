@@ -137,14 +137,14 @@ class Partition:
 
         return offer
 
-    def end_frames(self, position: int) -> list[Frame] | None:
+    def end_frames(self, position: int, of: bytes) -> list[Frame] | None:
         """The first partition publishes the end when all have reached it, and none takes anything behind it before."""
         if self.number and self.reached != position:
             self.join.flush()  # results that are on their way would stand behind the end
         self.reached = position
         if self.number:
             return [] if self._rounds.published == position else None
-        return self._run_set.end_frames(position) if self._rounds.all_are_at(position) else None
+        return self._run_set.end_frames(position, of) if self._rounds.all_are_at(position) else None
 
     # --- its thread ---------------------------------------------------------------------------------------------
 

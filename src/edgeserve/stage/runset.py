@@ -105,13 +105,13 @@ class RunSet:
         """Closes the task."""
         self._task.close()
 
-    def end_frame(self) -> Frame:
+    def end_frame(self, id_: bytes) -> Frame:
         """What says downstream that no results will follow."""
-        return self._emitter.end(time.time_ns())
+        return self._emitter.end(id_)
 
-    def end_frames(self, _position: int) -> list[Frame]:
-        """`end_frame` alone: see `Way`."""
-        return [self.end_frame()]
+    def end_frames(self, _position: int, of: bytes) -> list[Frame]:
+        """See `Way`."""
+        return [self.end_frame(self._emitter.end_id(of))]
 
     def screen(self, item: Input) -> bool:
         """Runs `gate_in` on an input, then the function of `by=`, whose key replaces the header's; False: the gate drops the input."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import reprlib
-import time
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -53,9 +52,9 @@ class Packer:
     def __init__(self, topic: str, parameters: Sequence[str], emitter: Emitter, *, gated: bool, inline: Callable[[Buffer], Buffer]) -> None:
         self.topic, self._parameters, self._emitter, self._gated, self._inline = topic, parameters, emitter, gated, inline
 
-    def end_frames(self, _position: int) -> list[Frame]:
-        """What says that no sets will follow."""
-        return [self._emitter.end(time.time_ns())]
+    def end_frames(self, _position: int, of: bytes) -> list[Frame]:
+        """What says that no sets will follow. Who sends it on keeps its id, which is also that of the end that a lone replica sends."""
+        return [self._emitter.end(self._emitter.end_id(of))]
 
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that packs a set. A closure: it runs for every set."""

@@ -97,8 +97,8 @@ class SetTask(Direct):
             self.options.payloads.files.forget([header.id])
         return aside
 
-    def _end_frame(self, event_ns: int) -> Frame | None:
-        return self._run_set.end_frame()
+    def _end_frame(self, of: bytes) -> Frame | None:
+        return self._run_set.end_frame(of)
 
     def _never_seen(self) -> list[str]:
         return self._join_has_not_seen()

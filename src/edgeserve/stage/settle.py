@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from time import monotonic_ns
 from typing import Any, TypeVar
 
@@ -92,12 +92,18 @@ class Settlement(ABC):
         # Not by the thread: the stage may just have said so of a result that came after what the thread has written.
         self.urgent = False
 
-    def write_control(self, acks: Mapping[str, list[int]], outputs: Mapping[str, list[Frame]], attributes: Mapping[str, bytes]) -> None:
-        """Settles control messages, which have no ids and no results."""
+    def write_control(
+        self,
+        acks: Mapping[str, list[int]],
+        outputs: Mapping[str, list[Frame]],
+        attributes: Mapping[str, bytes],
+        ids: Sequence[bytes] = (),
+    ) -> None:
+        """Settles control messages, which have no results. `ids`: of ends."""
 
         def write() -> None:
             with self.lock:
-                self._subscription.settle(acks, outputs, attributes=attributes, fence=self.fence)
+                self._subscription.settle(acks, outputs, ids=ids, attributes=attributes, fence=self.fence)
 
         try:
             write()
@@ -183,6 +189,16 @@ class Pending(Settlement):
         self._asides: dict[tuple[str, int], tuple[str, Frame]] = {}
         self.controls: set[tuple[str, int]] = set()
         self.lost = False
+
+    def leave_out(self, settled: Container[bytes]) -> None:
+        """Publishes no results of inputs that others have settled."""
+        with self.lock:
+            for n, id_ in enumerate(self.ids):
+                if id_ is not None and id_ in settled:
+                    self._payloads.abandon(flattened([self.frames[n]]))
+                    self.frames[n] = None
+                    self._asides.pop((self.topics[n], self.positions[n]), None)
+                    self._counts.count(Reason.DUPLICATE, edge=self.topics[n])
 
     def aside(self, topic: str, position: int, to: str, frame: Frame) -> None:
         """A frame for another topic, such as a dead letter, that is written with the input's settlement."""

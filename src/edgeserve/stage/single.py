@@ -100,8 +100,8 @@ class SingleTask(Direct):
 
         return logged
 
-    def _end_frame(self, event_ns: int) -> Frame | None:
-        return self._emitter.end(event_ns)
+    def _end_frame(self, of: bytes) -> Frame | None:
+        return self._emitter.end(self._emitter.end_id(of))
 
     def close(self) -> None:
         try:

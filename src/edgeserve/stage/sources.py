@@ -184,8 +184,8 @@ class SourceClock:
         # One that has sent since has not ended: its end came again.
         over = [p for p in producers if p.last <= position and (p is producer or header.time_kind == TimeKind.COMPUTED)]
         for each in over:
-            each.ended, each.watermark_ns = True, WATERMARK_END
             each.add_end(position, header.sequence if each is producer else each.newest)
+            each.ended, each.watermark_ns = True, WATERMARK_END
         self.ended = all(p.ended for p in producers if p.last >= self._newest_first)
         self._ended_at = max(self._ended_at, position)
         return self.ended

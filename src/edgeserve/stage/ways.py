@@ -21,8 +21,9 @@ class Way(Protocol):
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that takes a set, and tells what is published in its place."""
 
-    def end_frames(self, position: int) -> list[Frame] | None:
-        """What is published when no more sets will come, since the last source's end at `position` is reached; None: not yet."""
+    def end_frames(self, position: int, of: bytes) -> list[Frame] | None:
+        """What is published when no more sets will come, since the last source's end, at `position` and with the id `of`, is reached;
+        None: not yet."""
 
 
 class Part(Protocol):
