@@ -13,6 +13,7 @@ from msgspec import Struct
 from edgeserve.pipeline.declared import did_you_mean
 from edgeserve.pipeline.errors import BadValue, InvalidDocument, MissingValue, UnknownName, Where
 from edgeserve.pipeline.pipeline import Pipeline
+from edgeserve.pipeline.wholefile import write_whole
 
 FORMAT_VERSION = 1
 """The version of the format that this installation writes, and the newest that it reads."""
@@ -53,9 +54,7 @@ def read_assignment(path: Path) -> Assignment:
 
 def write_assignment(path: Path, assignment: Assignment) -> None:
     """Writes an assignment to a file, whole or not at all."""
-    begun = path.with_name(f"{path.name}.partial")
-    begun.write_bytes(msgspec.json.format(msgspec.json.encode(assignment), indent=2) + b"\n")
-    begun.replace(path)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(assignment), indent=2) + b"\n")
 
 
 def check_assignment(assignment: Assignment, pipeline: str, names: Iterable[str], file: str) -> None:
@@ -80,8 +79,7 @@ def apply(pipeline: Pipeline, assignment: Assignment, file: str) -> Pipeline:
         InvalidPipeline: one of its subclasses: the assignment is of another pipeline.
     """
     check_assignment(assignment, pipeline.name, [each.name for each in pipeline.declared], file)
-    made = Pipeline(pipeline.name, node=pipeline.url)
-    made.where = pipeline.where
+    made = pipeline.emptied()
     for each in pipeline.declared:
         routing = {"routing": assignment.routing[each.name]} if each.name in assignment.routing and each.kind != "sink" else {}
         made.declare(replace(each, places=assignment.places[each.name], keywords={**each.keywords, **routing}))

@@ -42,8 +42,7 @@ def backfill(pipeline: Pipeline, recorded: Mapping[str, Path], out: Mapping[str,
         BadValue: the suffix of a file is none that can be read or written, or a keyword goes by the clock or reaches for files elsewhere.
         MissingValue: no sink is named, or a source that feeds one has no file and is not said to be live.
     """
-    made = Pipeline(pipeline.name, node=pipeline.url)
-    made.where = pipeline.where
+    made = pipeline.emptied()
     declared, graph = pipeline.declared, pipeline.graph()
     check_names(pipeline, "source", [*recorded, *live], declared)
     check_names(pipeline, "sink", out, declared)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from edgeserve.core.errors import ConfigurationError
+from edgeserve.pipeline.wholefile import write_whole
 
 FORMAT_VERSION = 1
 """The version of the file's format that this installation writes, and the newest that it reads."""
@@ -120,21 +121,12 @@ def write_costs(path: str | os.PathLike[str], costs: Costs) -> None:
         InvalidCosts: a value in them could not be read again, as a rate that is not finite.
         OSError: the file cannot be written.
     """
-    target = Path(path)
     try:
         data = msgspec.json.format(msgspec.json.encode(costs), indent=2) + b"\n"
     except UnicodeEncodeError as exc:
         raise InvalidCosts(f"{path}: a name cannot be written as UTF-8 ({exc}): replace the lone surrogate in it") from exc
     _decode(data, path)
-    part = target.with_name(f".{target.name[:100]}.{os.getpid()}.tmp")
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(Path(path), data)
 
 
 def _decode(data: bytes, path: str | os.PathLike[str]) -> Costs:

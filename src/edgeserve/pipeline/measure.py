@@ -56,8 +56,7 @@ def measured(pipeline: Pipeline, recorded: Mapping[str, Path], folder: Path, mes
         UnknownName: there is no such source.
         BadValue: the suffix of a file is none that can be read.
     """
-    made = Pipeline(pipeline.name, node=pipeline.url)
-    made.where = pipeline.where
+    made = pipeline.emptied()
     check_names(pipeline, "source", recorded, pipeline.declared)
     inputs = {part.name: part.inputs for part in pipeline.graph().parts}
     for each in pipeline.declared:

@@ -218,6 +218,12 @@ class Pipeline:
         places = () if place is None else names(place, f"{kind} {name!r}: place", where)
         self.declare(Declared(kind, name, function, where, args, taken, replicas, places, keywords, lines))
 
+    def emptied(self) -> Pipeline:
+        """A pipeline of the same name, node and place that declares nothing yet."""
+        made = Pipeline(self.name, node=self.url)
+        made.where = self.where
+        return made
+
     def declare(self, new: Declared) -> None:
         """Declares what another pipeline declares."""
         for other in self._declared:
