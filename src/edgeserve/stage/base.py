@@ -300,12 +300,15 @@ class Stage(Steps):
                     return False
             except NO_ROOM as exc:
                 self._wait_for_room(exc)
-            if deadline is not None and time.monotonic() >= deadline:
-                raise ReceiveTimeout(
-                    f"{self.options.what} {self.options.name!r} saw no message on {self._shown_topics} "
-                    f"within timeout_ms={self.options.timeout_ms:g}"
-                )
+            self._check_deadline(deadline)
         return False
+
+    def _check_deadline(self, deadline: float | None) -> None:
+        if deadline is not None and time.monotonic() >= deadline:
+            raise ReceiveTimeout(
+                f"{self.options.what} {self.options.name!r} saw no message on {self._shown_topics} "
+                f"within timeout_ms={self.options.timeout_ms:g}"
+            )
 
     @abstractmethod
     def has_ended(self) -> bool:

@@ -255,6 +255,9 @@ class Join(Stage):
             holding.say_held()
             if self._ready and holding.at_end:
                 self._look_behind(holding)
+                if self._stopping():
+                    raise StopIteration
+                self._check_deadline(deadline)
             if self._ready or holding.due:
                 return CONTROL
         if not self._await(deadline, due_ns) and self._over():
