@@ -48,7 +48,7 @@ format: $(VENV)/.dev
 
 # Much of it is waiting, for brokers that start and for deaths to be noticed. Each worker has brokers of its own.
 test: lint
-	$(BIN)/pytest -n auto --maxprocesses 3 --dist loadfile
+	$(BIN)/pytest -n 3 --dist loadfile
 	@$(MAKE) --no-print-directory check-wheel
 
 check-wheel: $(VENV)/.dev

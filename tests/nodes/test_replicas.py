@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from tests import servers
 from tests.nodes.conftest import running
+from tests.waiting import until
 
 from edgeserve import Compute, DataSource, Materialize, context
 from edgeserve.core.codec import decode_frame
@@ -26,6 +28,14 @@ Work = Callable[[int, int], Any]
 def replica(node: str, work: Work, number: int, **options: Any) -> Compute:
     options = {"join": "exact", "output_id": "pair"} | options
     return Compute(work, node, worker_id=f"w{number}", group="g", topic_in="in", topic_out="out", **options)
+
+
+@contextlib.contextmanager
+def sharing(*replicas: Compute) -> Iterator[None]:
+    """Runs replicas until the end; begins when each knows of the others."""
+    with running(*replicas):
+        until(lambda: all(each.explain()["shares_sets"] for each in replicas))
+        yield
 
 
 def send(node: str, count: int, names: str = "ab", first: int = 0) -> None:
@@ -47,7 +57,7 @@ def test_all_replicas_run_sets_and_each_set_runs_once(node: str, results: Result
 
         return task
 
-    with running(*(replica(node, work(n), n) for n in range(3))):
+    with sharing(*(replica(node, work(n), n) for n in range(3))):
         send(node, 300)
     assert all(ran)
     assert sorted(pair for some in ran for pair in some) == [(n, n) for n in range(300)]
@@ -66,7 +76,7 @@ def test_a_slow_task_of_the_holder_keeps_no_other_waiting(node: str) -> None:
         if len(ran) >= count // 2:
             others_done.set()
 
-    with running(replica(node, held_up, 0), replica(node, quick, 1)):
+    with sharing(replica(node, held_up, 0), replica(node, quick, 1)):
         send(node, count)
     assert others_done.is_set()
 
@@ -76,12 +86,9 @@ def test_a_replica_that_is_alone_again_runs_its_sets_itself(node: str, transport
     with running(first):
         assert first.explain()["shares_sets"] is False
         with replica(node, lambda a, b: (a, b), 1):
-            until = time.monotonic() + 60
-            while not first.explain()["shares_sets"]:
-                assert time.monotonic() < until
+            until(lambda: first.explain()["shares_sets"])
             send(node, 20, "a")
-        while first.explain()["shares_sets"]:
-            assert time.monotonic() < until
+        until(lambda: not first.explain()["shares_sets"])
         send(node, 20, "b")
     assert sorted(results(topic="out")) == [(n, n) for n in range(20)]
 
@@ -89,10 +96,8 @@ def test_a_replica_that_is_alone_again_runs_its_sets_itself(node: str, transport
 def test_sets_that_a_replica_left_are_run_by_who_comes_next(node: str, transport: Transport, results: Results) -> None:
     with replica(node, lambda a, b: (a, b), 0, timeout_ms=1_000) as first, replica(node, lambda a, b: (a, b), 1):
         send(node, 200)
-        until = time.monotonic() + 60
         assert next(first) is not None  # and the others are made, too, while nobody asks for them
-        while transport.topic_info("in").groups["g"].backlog > 2:
-            assert time.monotonic() < until
+        until(lambda: transport.topic_info("in").groups["g"].backlog <= 2)
     with replica(node, lambda a, b: (a, b), 2) as last:
         last.run(until="end")
     assert sorted(results(topic="out")) == [(n, n) for n in range(200)]
@@ -120,7 +125,7 @@ def test_replicas_may_call_their_results_differently(node: str, results: Results
 
 
 def test_a_gated_value_that_cannot_travel_is_given_up_by_name(node: str, dead_letters: Callable[[str], list[DeadLetter]]) -> None:
-    with running(*(replica(node, lambda a, b: None, n, gate_in=lambda value: object()) for n in range(2))):
+    with sharing(*(replica(node, lambda a, b: None, n, gate_in=lambda value: object()) for n in range(2))):
         send(node, 2)
     assert {letter.error.partition(":")[0] for letter in dead_letters("in.g.dead-letters")} == {"UnsupportedType"}
 
