@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -36,6 +36,20 @@ _NO_PROMISE = -(2**63)
 _SAY_HELD_S = 1.0
 _BARREN = 3
 """So many messages in a row without a set make it worth to ask why."""
+
+
+class _Whole:
+    """Around what must be done whole."""
+
+    def __init__(self, holding: Holding) -> None:
+        self._holding = holding
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._holding.broken = True
 
 
 class Holding:
@@ -94,6 +108,7 @@ class Holding:
         self.untold = 0
         self._said, self._say_at = read_held(attributes) or 0, time.monotonic() + _SAY_HELD_S
         self.broken = self.at_end = False
+        self._whole = _Whole(self)
         self.warned: Warning | None = None
         self.ends, self._settled_upto = Ends(attributes), -1
         if run_set.part is not None:
@@ -121,7 +136,7 @@ class Holding:
         """From now on what is due goes this way. Settles what is pending first, or raises with all as it was."""
         if way is not self._way:
             self.pending.settle()
-            with self._whole():
+            with self._whole:
                 self.pending.topic_out, self._way = way.topic, way
                 self.run_due = self._make_run_due(way.make(self._give_up))
 
@@ -254,18 +269,9 @@ class Holding:
 
     def advance(self, now_ns: int) -> None:
         """Tells the policy the time."""
-        with self._whole():
+        with self._whole:
             self._enqueue(self.policy.advance(now_ns))
             self._release(self.policy.drain())
-
-    @contextlib.contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Around what must be done whole."""
-        try:
-            yield
-        except BaseException:
-            self.broken = True
-            raise
 
     def _unknown(self, source: str) -> UnknownSource:
         takes = ", ".join(self._parameters)
@@ -309,7 +315,7 @@ class Holding:
             item.decided = True
             if self._run_set.screened and not self._admission.screen(item):
                 return
-            with self._whole():
+            with self._whole:
                 self._held[position] = item
                 self.policy.restore(header.source_id, header.event_ns, item, header.key)
                 self._release(self.policy.drain())
@@ -391,6 +397,8 @@ class Holding:
 
     def copy_remains(self, newest: int) -> None:
         """Copies what is still held of the `newest` inputs taken. A view keeps the whole batch that it was read with."""
+        if not self._held:
+            return
         for item in islice(reversed(self._held.values()), newest):
             frame = item.frame
             if type(frame) is memoryview and len(frame) * 2 < memoryview(frame.obj).nbytes:
@@ -404,10 +412,12 @@ class Holding:
     # --- watermarks and ends ------------------------------------------------------------------------------------
 
     def _mark(self, source: str, watermark_ns: int) -> None:
-        with self._whole():
+        with self._whole:
             self._marks[source] = self._told[source] = watermark_ns
-            self._enqueue(self.policy.watermark(source, watermark_ns))
-            self._release(self.policy.drain())
+            if sets := self.policy.watermark(source, watermark_ns):
+                self._enqueue(sets)
+            if released := self.policy.drain():
+                self._release(released)
 
     def tell(self) -> None:
         """Tells the policy the watermarks. Not with each message: they only free what waits in vain, and cost as much as a push."""
@@ -498,7 +508,8 @@ class Holding:
         """
         ends, pending = self.ends, self.pending
         if not ends.held:
-            self._look_whether_at_end()
+            if self._run_set.part is not None:
+                self._look_whether_at_end()
             return
         if self.due or not idle:
             return
@@ -549,7 +560,7 @@ class Holding:
 
     def _let_go(self) -> None:
         """Decides what the policy still holds, and no set that is due: its sources have ended."""
-        with self._whole():
+        with self._whole:
             self._release(self.policy.drain())
             awaited = {id(member[1]) for joined in self.due for member in joined[0].values() if member is not None}
             for item in list(self._held.values()):

@@ -130,14 +130,13 @@ class Join(Stage):
         return self._control.stopping() or self.leaves()
 
     @property
-    def alone(self) -> bool:
-        """Whether the group has no other member, as far as is known without asking."""
-        return self._subscription.alone
-
-    @property
     def holds(self) -> bool:
         """Whether this member has the join."""
         return self._holding is not None
+
+    def shared(self) -> bool:
+        """Whether the join is another's, or the group has another member, as far as is known without asking."""
+        return self._holding is None or not self._subscription.alone
 
     @property
     def leads(self) -> bool:
@@ -159,7 +158,8 @@ class Join(Stage):
 
     def _mend(self) -> None:
         """Begins anew after an error that has left the holding half changed. What it has decided is whole, so that is kept."""
-        self.come_back()
+        if self._outside:
+            self.come_back()
         if self._holding is not None and self._holding.broken:
             self._holding.pending.settle()
             log.warning("Compute %r was interrupted in the midst of a message and takes up the join of its topic anew", self.options.name)
@@ -248,6 +248,7 @@ class Join(Stage):
             self._advance(holding)
             return self._run_due(holding) if holding.due else outcome
         if holding is not None:
+            holding.pending.settle()  # first: somebody waits for the result
             holding.tell()
             holding.copy_remains(self._asked)
             holding.pending.settle()

@@ -203,7 +203,7 @@ class Replicated(Steps):
             return
         if aligner is None:
             self._join.come_back()
-        if not self._is_alone():
+        if self._join.shared():
             if aligner is None:
                 sets = self._sets or self._open_sets()
                 sets.drain(False)
@@ -225,20 +225,14 @@ class Replicated(Steps):
             if self._mode is _Mode.ALONE:
                 self._close_sets()
                 self._join.hand_to(self._run_set)
-                self._join.leaves = self._has_others
-
-    def _is_alone(self) -> bool:
-        return self._join.holds and self._join.alone
-
-    def _has_others(self) -> bool:
-        return not self._is_alone()
+                self._join.leaves = self._join.shared
 
     def _turns(self) -> bool:
         """Whether `_turn` has something to do; asked while there are no sets."""
         aligner = self._aligner
         if aligner is None:
-            return self._has_others() or self._sets is None or self._sets.drained
-        return aligner.over or (self._is_alone() and not aligner.halted)
+            return self._join.shared() or self._sets is None or self._sets.drained
+        return aligner.over or not (aligner.halted or self._join.shared())
 
     def _open_sets(self) -> SetTask:
         sets = SetTask(
