@@ -1,9 +1,9 @@
 """Runs the example as four processes on this machine, shows its progress, and says how good the joint decision is and what it cost.
 
     make demo                                   # the recordings that come with this example, 15 times faster than recorded
-    edgeserve demo -- --speed 0                 # as fast as this machine can
-    edgeserve demo -- --node nats://127.0.0.1:4222   # over a broker
-    edgeserve demo -- --tap-a A.pcap --tap-b B.pcap --out somewhere
+    edgeserve demo --speed 0                 # as fast as this machine can
+    edgeserve demo --node nats://127.0.0.1:4222   # over a broker
+    edgeserve demo --tap-a A.pcap --tap-b B.pcap --out somewhere
 
 Ends with status 1 when a window was lost, or when two taps were not clearly better than one. On a node that was named, by --node or by
 EDGESERVE_NODE, the run's topics are removed in the end, unless there is an --out for what is to be kept.
@@ -207,9 +207,9 @@ def next_commands() -> list[str]:
     program = Path(sys.executable).with_name("edgeserve")
     edgeserve = os.path.relpath(program) if program.exists() else "edgeserve"
     return [
-        f"{edgeserve} demo -- --speed 0",
-        f"{edgeserve} demo -- --tap-a REQUESTS.pcap --tap-b REPLIES.pcap",
-        f"{edgeserve} demo -- --out demo-out && {edgeserve} topic list --node local://$PWD/demo-out/store",
+        f"{edgeserve} demo --speed 0",
+        f"{edgeserve} demo --tap-a REQUESTS.pcap --tap-b REPLIES.pcap",
+        f"{edgeserve} demo --out demo-out && {edgeserve} topic list --node local://$PWD/demo-out/store",
     ]
 
 

@@ -23,12 +23,12 @@ def example_directory(name: str) -> Path:
     raise CommandError(f"the example {name!r} is not installed", str(package), "install the wheel, or run it from a checkout: make demo")
 
 
-@command("demo")
+@command("demo", context={"ignore_unknown_options": True})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(out: Output, arguments: tuple[str, ...]) -> None:
     """Combine the packet captures of two taps on this machine, and judge the joint decision.
 
-    ARGUMENTS go to the example's own program: put -- before them, for example `edgeserve demo -- --help`.
+    ARGUMENTS go to the example's own program, which tells them: `edgeserve demo -- --help`.
     """
     program = example_directory(_NAME) / "demo.py"
     given = [*(["--json"] if out.as_json else []), *arguments]

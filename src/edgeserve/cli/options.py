@@ -36,10 +36,12 @@ def with_deadline(node: str) -> str:
     return f"{node}{'&' if '?' in node else '?'}deadline_s={_DEADLINE_S}"
 
 
-def command(name: str, where: str = "edgeserve {command}") -> Callable[[Callable[..., None]], click.Command]:
+def command(
+    name: str, where: str = "edgeserve {command}", context: dict[str, Any] | None = None
+) -> Callable[[Callable[..., None]], click.Command]:
     """Makes a command of a function `f(out, **options)`: adds `--json` and `--verbose`, and turns errors into three lines.
 
-    `where` is what the second line of an error says; the command's options stand in it in braces.
+    `where` is what the second line of an error says; the command's options stand in it in braces. `context`: click's settings.
     """
 
     def decorate(function: Callable[..., None]) -> click.Command:
@@ -52,7 +54,7 @@ def command(name: str, where: str = "edgeserve {command}") -> Callable[[Callable
             place = {name: without_secrets(value) if name == "node" and value else value for name, value in options.items()}
             guarded(path, out, where.format(command=path, **place), lambda: function(out, **options))
 
-        return click.command(name)(wrapper)
+        return click.command(name, context_settings=context)(wrapper)
 
     return decorate
 

@@ -27,7 +27,7 @@ _TO_DO: tuple[tuple[type[BaseException], str], ...] = (
     (errors.MissingExtra, "install what the message names"),
     (
         errors.TransportError,
-        "check the names with: edgeserve topic list or edgeserve groups, and the node with: edgeserve doctor --node URL",
+        "check the node with: edgeserve doctor --node URL, and the names with: edgeserve topic list or edgeserve groups",
     ),
     (PermissionError, "run it as the user who owns the path, or name another one"),
     (FileNotFoundError, "check the path"),

@@ -179,8 +179,9 @@ def _check_inputs(declared: Sequence[Declared], inputs: dict[str, tuple[str, ...
             check_args(each)
         for i, name in enumerate(inputs.get(each.name, ())):
             if name not in makers:
+                others = [maker for maker in makers if maker != each.sends]
                 sent = named.get(name)
-                hint = f"{name!r} sends {sent!r}: take that" if sent else did_you_mean(name, [*makers], _sent(makers))
+                hint = f"{name!r} sends {sent!r}: take that" if sent else did_you_mean(name, [*others], _sent(others))
                 raise UnknownName(
                     f"{each.kind} {each.name!r} takes {name!r}, which nothing sends", each.at(f"inputs[{i}]", "inputs", "of"), hint
                 )

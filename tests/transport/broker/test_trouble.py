@@ -12,7 +12,7 @@ from tests.waiting import until
 
 from edgeserve.transport.broker import trouble as module
 from edgeserve.transport.broker.driver import Driver
-from edgeserve.transport.broker.trouble import Silence, Trouble
+from edgeserve.transport.broker.trouble import FOR_EVER, Silence, Trouble
 
 
 class _Clock:
@@ -32,7 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> 
 
 def _driver(away: str | None) -> Any:
     # A broker that is away or silent at will: only what it says of itself matters here.
-    made = SimpleNamespace(what="NATS", away=away)
+    made = SimpleNamespace(what="NATS", away=away, deadline_s=None)
     made.trouble = lambda: made.away
     made.answers = str
     return made
@@ -66,7 +66,7 @@ def test_a_broker_that_is_away_is_said_once_for_all_who_wait(clock: _Clock, capl
     for silence in waiting:
         silence.heard()
     assert [r.message for r in caplog.records] == [
-        "NATS has been away for 1 s, waiting: no connection to nats://x",
+        f"NATS has been away for 1 s, waiting{FOR_EVER}: no connection to nats://x",
         "NATS has been away for 6 s, waiting: no connection to nats://x",
         "NATS is back after 7 s",
     ]
@@ -86,6 +86,6 @@ def test_what_is_known_of_a_broker_that_is_there_and_gives_no_connection_is_told
     clock.now += 5
     away.say(clock.now)
     assert [record.message for record in caplog.records] == [
-        "NATS has been away for 1 s, waiting: no connection to pulsar://x",
+        f"NATS has been away for 1 s, waiting{FOR_EVER}: no connection to pulsar://x",
         "NATS has been away for 7 s, waiting: no connection to pulsar://x; it is there",
     ]

@@ -97,8 +97,8 @@ class Reception:
                 with self._guard.mutex:
                     wanted = not self.closed and self.desks[topic] is desk
                     if wanted and place.alone:
-                        # Nobody else has entries of it, unless one that died is not gone for the broker.
-                        desk.follow(place.came, place.log.doubt.get(topic, -1))
+                        # Nobody else has entries of it, unless one that died is not gone for the broker. What went back may be settled.
+                        desk.follow(place.came, max(place.log.doubt.get(topic, -1), max(desk.gone, default=-1)))
                     if wanted:
                         desk.inlet = inlet
                         self._guard.changed.notify_all()

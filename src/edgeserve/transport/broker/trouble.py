@@ -14,6 +14,7 @@ _SAY_EVERY_S = 5.0
 _SILENT_S = 5.0
 _AWAY_S = 1.0
 """A connection that is only being made is no trouble."""
+FOR_EVER = " for as long as it takes (deadline_s= in the node URL sets a limit)"
 
 
 class Trouble:
@@ -45,9 +46,10 @@ class Trouble:
             return
         self._since = self._since or now
         if now - self._since >= _AWAY_S and now - self.said >= _SAY_EVERY_S:
+            limit = "" if self.said or self._driver.deadline_s is not None else FOR_EVER
             self.said = now
             said = f"{trouble}; {self._there}" if self._there else trouble
-            _log.warning("%s has been away for %.0f s, waiting: %s", self._driver.what, now - self._since, said)
+            _log.warning("%s has been away for %.0f s, waiting%s: %s", self._driver.what, now - self._since, limit, said)
             if self._asking is None or not self._asking.is_alive():
                 self._asking = threading.Thread(target=self._ask, name="edgeserve-trouble", daemon=True)
                 self._asking.start()

@@ -23,6 +23,7 @@ from nats import errors
 from nats.aio.msg import Msg
 
 from edgeserve.core.errors import ClosedError, TransportError
+from edgeserve.transport.broker.trouble import FOR_EVER
 from edgeserve.transport.nats.answers import ApiError, Lost, User
 from edgeserve.transport.nats.client import Client
 from edgeserve.transport.nats.dial import Away, Refused, check_jetstream, dial
@@ -212,8 +213,9 @@ class Connection:
                     return
                 now = time.monotonic()
                 if not first.done() and waited >= _SAY_AFTER_S and now - said >= _SAY_EVERY_S:
+                    limit = "" if said or deadline_s is not None else FOR_EVER
                     said = now
-                    _log.warning("NATS has been away for %.0f s, waiting: %s", waited, exc)
+                    _log.warning("NATS has been away for %.0f s, waiting%s: %s", waited, limit, exc)
                 await asyncio.sleep(_AGAIN_S[min(tries, len(_AGAIN_S) - 1)])
                 tries += 1
                 continue

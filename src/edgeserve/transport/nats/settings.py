@@ -86,7 +86,8 @@ def _host(url: NodeURL, text: str) -> tuple[str, int]:
     except ValueError:
         host = port = None
     if not host or (port is None and not text.endswith(host) and not text.endswith("]")):
-        raise ConfigurationError(f"{url.shown}: the URL names no server; write {url.scheme}://HOST:{_DEFAULT_PORT}/NAMESPACE")
+        wrong = "the port is no number" if ":" in text.strip(":") and not text.startswith("[") else "the URL names no server"
+        raise ConfigurationError(f"{url.shown}: {wrong}; write {url.scheme}://HOST:{_DEFAULT_PORT}/NAMESPACE")
     return host, port or _DEFAULT_PORT
 
 
