@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,13 +121,13 @@ def sh(*command: str) -> str:
 
 
 class Network:
-    """Three hosts on a bridge, links of 100 Mbit/s."""
+    """Hosts on a bridge, each with a link of its own."""
 
-    def __init__(self) -> None:
-        self.mark = f"es{os.getpid() % 10_000}"
+    def __init__(self, hosts: Sequence[str] = HOSTS, link: str = LINK) -> None:
+        self.mark, self._link = f"es{os.getpid() % 10_000}", link
         self.switch = f"{self.mark}-sw"
-        self.hosts = {name: f"{self.mark}-{name}" for name in HOSTS}
-        self.addresses = {name: f"10.77.0.{n}" for n, name in enumerate(HOSTS, 1)}
+        self.hosts = {name: f"{self.mark}-{name}" for name in hosts}
+        self.addresses = {name: f"10.77.0.{n}" for n, name in enumerate(hosts, 1)}
 
     def __enter__(self) -> Network:
         sh("ip", "netns", "add", self.switch)
@@ -140,7 +140,7 @@ class Network:
             sh("ip", "-n", host, "addr", "add", f"{self.addresses[name]}/24", "dev", "eth0")
             for each, device in ((host, "eth0"), (self.switch, f"to-{name}")):
                 sh("ip", "-n", each, "link", "set", device, "up")
-                sh("tc", "-n", each, "qdisc", "add", "dev", device, "root", "tbf", "rate", LINK, "burst", "64kb", "latency", "100ms")
+                sh("tc", "-n", each, "qdisc", "add", "dev", device, "root", "tbf", "rate", self._link, "burst", "64kb", "latency", "100ms")
             sh("ip", "-n", host, "link", "set", "lo", "up")
         return self
 
@@ -160,7 +160,7 @@ class Network:
 
 
 class Cluster:
-    """A network with a broker on its first host; when it ends, so do all processes, and what they have written is gone.
+    """A network with a broker on one of its hosts; when it ends, so do all processes, and what they have written is gone.
 
     Attributes:
         network: the network.
@@ -168,8 +168,8 @@ class Cluster:
         root: a directory for what is written.
     """
 
-    def __init__(self, name: str, engine: str = "nats") -> None:
-        self._name, self._engine = f"edgeserve-{name}-", engine
+    def __init__(self, name: str, engine: str = "nats", hosts: Sequence[str] = HOSTS, link: str = LINK, broker: str = HOSTS[0]) -> None:
+        self._name, self._engine, self._hosts, self._link, self._broker = f"edgeserve-{name}-", engine, hosts, link, broker
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Cluster:
@@ -178,18 +178,18 @@ class Cluster:
             stack.callback(shutil.rmtree, self.root, ignore_errors=True)
             self._memory = Path(tempfile.mkdtemp(prefix=self._name, dir="/dev/shm"))
             stack.callback(shutil.rmtree, self._memory, ignore_errors=True)
-            self.network = stack.enter_context(Network())
-            stack.callback(broker_on(self.network, self._engine, self.root))
-            self.node = f"{self._engine}://{self.network.addresses['a']}:{PORTS[self._engine]}"
+            self.network = stack.enter_context(Network(self._hosts, self._link))
+            stack.callback(broker_on(self.network, self._broker, self._engine, self.root))
+            self.node = f"{self._engine}://{self.network.addresses[self._broker]}:{PORTS[self._engine]}"
             self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def on(self, host: str, *command: str) -> subprocess.Popen[bytes]:
+    def on(self, host: str, *command: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
         """A process on a host, which finds nothing in the memory of the others."""
-        env = {
+        env = dict(env or {}) | {
             "EDGESERVE_PAYLOAD_DIR": str(self._memory / host),
             "EDGESERVE_ADVERTISE": self.network.addresses[host],
             "EDGESERVE_STATE_DIR": str(self.root / f"state-{host}"),
@@ -200,12 +200,12 @@ class Cluster:
         return process
 
 
-def broker_on(network: Network, engine: str, root: Path) -> Callable[[], None]:
-    """Starts the broker on the first host; what stops it."""
-    address, port = network.addresses["a"], str(PORTS[engine])
+def broker_on(network: Network, host: str, engine: str, root: Path) -> Callable[[], None]:
+    """Starts the broker on a host; what stops it."""
+    address, port = network.addresses[host], str(PORTS[engine])
     if engine == "nats":
         server = shutil.which("nats-server") or str(Path(sys.executable).with_name("nats-server"))
-        process = network.start("a", server, "-a", address, "-p", port, "-js", "-sd", str(root / "nats"), env={})
+        process = network.start(host, server, "-a", address, "-p", port, "-js", "-sd", str(root / "nats"), env={})
 
         def stop() -> None:
             process.terminate()
@@ -215,12 +215,12 @@ def broker_on(network: Network, engine: str, root: Path) -> Callable[[], None]:
     state = {"EDGESERVE_STATE_DIR": str(root / "broker")}
     command = [str(Path(sys.executable).with_name("edgeserve")), "broker"]
     settings = ["--set", "bindAddress=0.0.0.0", "--set", f"advertisedAddress={address}"]
-    start = network.start("a", *command, "start", engine, "--data", str(root / "pulsar"), "--port", port, *settings, env=state)
+    start = network.start(host, *command, "start", engine, "--data", str(root / "pulsar"), "--port", port, *settings, env=state)
     if start.wait(240):
         raise RuntimeError("Pulsar did not start")
 
     def end() -> None:
-        network.start("a", *command, "stop", engine, env=state).wait(60)
+        network.start(host, *command, "stop", engine, env=state).wait(60)
 
     return end
 
