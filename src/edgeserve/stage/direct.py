@@ -396,7 +396,7 @@ class Direct(Stage):
             outputs: dict[str, list[Frame]] = {}
             self._known.update(self._subscription.settled_ids())
             id_ = ends.ids[entry]
-            ended = self._clocks[source].ended and ends.is_last(entry) and not ends.has_recorded(entry)
+            ended = self._ends_there(source) and ends.is_last(entry) and not ends.has_recorded(entry)
             if ended:
                 attributes = ends.recording(source, topic, position)
                 # Also where it had ended before: what stands between the two may have gone to other members before the first was recorded.
@@ -412,6 +412,10 @@ class Direct(Stage):
                 if ended:
                     self._known.new.add(id_)
                 ends.written(entry, ended=ended)
+
+    def _ends_there(self, source: str) -> bool:
+        """Whether a source has sent nothing since the end that is held."""
+        return self._clocks[source].ended
 
     def _sources(self) -> list[str]:
         return list(self._clocks) if self._source is None else [self._source]

@@ -97,6 +97,10 @@ class SetTask(Direct):
             self.options.payloads.files.forget([header.id])
         return aside
 
+    def _ends_there(self, source: str) -> bool:
+        """An end follows only sets that are decided and sent: what one that held the join before sends behind it was there before."""
+        return True
+
     def _end_frame(self, of: bytes) -> Frame | None:
         return self._run_set.end_frame(of)
 
