@@ -11,14 +11,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from tests import servers
 from tests.nodes.conftest import running
 from tests.waiting import until
 
 from edgeserve import Compute, DataSource, Materialize, context
-from edgeserve.core.codec import decode_frame
+from edgeserve.core.codec import decode_frame, encode_frame
 from edgeserve.core.errors import JoinOverflow, ReceiveTimeout
+from edgeserve.core.message import Header, Kind
 from edgeserve.stage.deadletter import DeadLetter
+from edgeserve.stage.decisions import work_topic
+from edgeserve.testing.transport import publish
 from edgeserve.transport import Transport
 
 Results = Callable[..., list[Any]]
@@ -268,3 +272,32 @@ def test_next_ends_in_time_while_the_broker_does_not_answer(new_nats: servers.Ne
                     next(compute)
             finally:
                 os.kill(server.pid, signal.SIGCONT)
+
+
+@pytest.mark.parametrize("node", ["memory", "local"], indirect=True)
+def test_a_set_that_is_stored_again_behind_the_end_takes_nothing_back(node: str, transport: Transport, results: Results) -> None:
+    """As one does that held the join before, and stood still while another took it over."""
+    began, go_on, again = threading.Event(), threading.Event(), threading.Event()
+
+    def task(a: int, b: int) -> int:
+        if a == 3:
+            if began.is_set():
+                again.set()
+            else:
+                began.set()
+                go_on.wait(60)
+        return a
+
+    def stored() -> list[tuple[Header, Any]]:
+        return [decode_frame(bytes(frame)) for frame, _, _ in transport.read(work_topic("in", "g"))]
+
+    with sharing(replica(node, task, 0), replica(node, task, 1)):
+        send(node, 8)
+        assert began.wait(60)
+        until(lambda: any(header.kind == Kind.END for header, _ in stored()))
+        header, payload = next(each for each in stored() if each[0].event_ns == 3)
+        publish(transport, work_topic("in", "g"), [encode_frame(replace(header, producer="another"), payload)])
+        assert again.wait(60)
+        go_on.set()
+    assert sorted(set(results(topic="out"))) == list(range(8))
+    assert sum(decode_frame(frame)[0].kind == Kind.END for frame, _, _ in transport.read("out")) == 1
