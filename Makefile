@@ -26,10 +26,12 @@ $(BIN)/uv:
 
 # --inexact: uv itself stays, and `make demo` after `make test` takes nothing away.
 $(VENV)/.user: pyproject.toml uv.lock | $(BIN)/uv
+	@echo "installing into $(VENV), which may take some minutes the first time" >&2
 	@$(UV) sync --quiet --frozen --inexact --no-dev --extra pcap
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml uv.lock | $(BIN)/uv
+	@echo "installing into $(VENV), with what tests need, which may take some minutes the first time" >&2
 	@$(UV) sync --quiet --frozen --inexact --all-extras
 	@touch $@ $(VENV)/.user
 
