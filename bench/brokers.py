@@ -25,9 +25,9 @@ class Broker:
 
     def __init__(self, engine: str, data: Path, state: Path, settings: Mapping[str, str] | None = None) -> None:
         self.engine, self._state = engine, state
-        self._begin = ["start", engine, "--data", str(data), "--port", str(_free_port())]
+        self._begin = ["start", engine, "--data", str(data), "--port", str(free_port())]
         if engine == "pulsar":
-            self._begin += ["--admin-port", str(_free_port())]
+            self._begin += ["--admin-port", str(free_port())]
         for name, value in (settings or {}).items():
             self._begin += ["--set", f"{name}={value}"]
         self.url, self.pid = "", 0
@@ -58,11 +58,11 @@ class Broker:
         return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody has now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
-__all__ = ("Broker",)
+__all__ = ("Broker", "free_port")

@@ -21,7 +21,7 @@ def note(path: Path, value: object) -> None:
 
 def lines(path: Path) -> list[Any]:
     """What was noted."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return Follower(path).new()
 
 
 def last(path: Path) -> list[Any]:
@@ -31,4 +31,23 @@ def last(path: Path) -> list[Any]:
         return [json.loads(line) for line in file.read().splitlines()[-1:]]
 
 
-__all__ = ("last", "lines", "note")
+class Follower:
+    """Reads a file of notes while it grows; the file need not be there yet."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._at = path, 0
+
+    def new(self) -> list[Any]:
+        """What was noted since the last call."""
+        try:
+            with open(self._path, "rb") as file:
+                file.seek(self._at)
+                read = file.read()
+        except FileNotFoundError:
+            return []
+        read = read[: read.rfind(b"\n") + 1]
+        self._at += len(read)
+        return [json.loads(line) for line in read.splitlines()]
+
+
+__all__ = ("Follower", "last", "lines", "note")
