@@ -1,7 +1,7 @@
 """kill -9 of writers, readers and servers of payloads in shared memory: none lost, corrupt, or written over while it is looked at.
 
     python bench/payload_kills.py                    100 kills on one local:// store; a table; exit 1 when something is wrong
-    python bench/payload_kills.py --kills 1000 --seed 7
+    python bench/payload_kills.py --kills 1000 --seed 7     after a SIGTERM what has been done is judged
     python bench/payload_kills.py --node nats://localhost   two hosts, and servers of each host's payloads that are killed, too
 
 Sources a and b -> exact join, sources c and d -> two replicas; their results -> two sinks; an audit, a group of its own, takes what c and d
@@ -50,6 +50,7 @@ TOPICS = {"a": "pairs", "b": "pairs", "c": "blocks", "d": "blocks"}
 BECOMES = {"a": "A", "b": "A", "c": "C", "d": "D"}  # which result is of a source's payload
 AHEAD, HELD, MORE = 40, 24, 20
 PAUSE_S, WORK_S, LOOKS, LOOK_S, STUCK_S = 0.5, 0.002, 50, 0.004, 90.0
+YOUNG = 0.1  # so likely one is killed before it has begun anything
 IDLE_S = 70.0  # what a killed writer has half made may be half made by a living one for a minute
 HAD = ("in hand", "view", "unsettled", "segments")
 STAY = ("origin", "token", "users")
@@ -326,7 +327,7 @@ class Run:
         self.directory = Path(tempfile.mkdtemp(prefix="edgeserve-payload-kills-"))
         self.memory = Memory(tempfile.mkdtemp(prefix="edgeserve-payload-kills-", dir="/dev/shm"))
         os.environ["EDGESERVE_PAYLOAD_DIR"], os.environ["EDGESERVE_STATE_DIR"] = self.memory.path, str(self.directory / "state")
-        self.choose = random.Random(seed)
+        self.choose, self.told = random.Random(seed), False
         self.kills: Counter[str] = Counter()
         self.had: Counter[tuple[str, str]] = Counter()
         self._seen = {name: (Follower(self.directory / f"seen-{name}"), set[int]()) for name in "ACDcd"}
@@ -353,10 +354,16 @@ class Run:
             numbers.update(number for number, _ in follower.new())
         return {name: numbers for name, (_, numbers) in self._seen.items()}
 
+    def tell(self, *_: Any) -> None:
+        """Enough of it: what was done is judged. The second time it is given up."""
+        if self.told:
+            sys.exit("told to end")
+        self.told = True
+
     def kill(self, wanted: int) -> None:
         """Kills until so many have counted."""
         began, shown = time.monotonic(), 0
-        while (counted := sum(self.kills.values()) - self.kills["nothing"]) < wanted:
+        while (counted := sum(self.kills.values()) - self.kills["nothing"]) < wanted and not self.told:
             if counted >= shown + 50:
                 shown = counted
                 print(f"{counted} kills, {time.monotonic() - began:.0f} s, {len(self.seen()['A'])} sets", flush=True)
@@ -364,7 +371,9 @@ class Run:
             for process in self.processes:
                 if not process.running.is_alive():
                     sys.exit(f"FAIL {process.me} ended by itself, status {process.running.exitcode}; see {self.directory}/{process.me}.log")
-            process = self.choose.choice([each for each in self.processes if each.has_begun or self.choose.random() < 0.1])
+            process = self.choose.choice(self.processes)
+            if not process.has_begun and self.choose.random() > YOUNG:
+                continue
             self.memory.measure()
             if process.kind == "server":
                 found = process.caught(self.choose, self.memory.path)
@@ -457,8 +466,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10_000)
     parser.add_argument("--node", help="URL of a broker, for several hosts; default: a fresh store of local://")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))
     run, wrong = Run(arguments.node, arguments.seed), ["it did not come to its end"]
+    signal.signal(signal.SIGTERM, run.tell)
     try:
         began = time.monotonic()
         run.kill(arguments.kills)
