@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from edgeserve.align import Policy, make_policy, makes_policies
@@ -16,6 +16,7 @@ from edgeserve.stage.assignment import partition_group, whole_of
 from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.emit import Emitter
 from edgeserve.stage.files import Files
+from edgeserve.stage.fuse import Fused
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.partitioned import Partitioned, refuse_other_partitions
@@ -36,7 +37,7 @@ class Compute(StageNode):
 
     Args:
         task: a function, `async def`, generator (several results) or object with `__call__` (and `setup`, `close`). Its parameter names
-            are the ids of the sources; an annotation picks the type that a payload is decoded as.
+            are the ids of the sources; an annotation picks the type that a payload is decoded as. None: `fuse` is given.
         node: URL of the node. `pulsar_node=` is an older name for it.
         worker_id: names this worker; the source id of its results unless `output_id` is given.
         gate_in: maps a payload to the value the task gets; None drops the message, counted as 'gate'.
@@ -75,6 +76,9 @@ class Compute(StageNode):
         task_version: which version of the task this is: stands in the results' headers and beside the member's name in `edgeserve groups`.
         backlog: what becomes of sets that are due while the task is busy: 'all' wait, or the newest runs next and the others are dropped,
             counted as 'superseded' ('latest').
+        fuse: in place of `task`: stages that run as one task. Each is what a task may be. The first takes the sources, each other one what
+            the one before it returns, or yields, as the same object: nothing is encoded or copied in between. The results of the last are
+            sent.
 
     Example:
         >>> from edgeserve.data_source import DataSource
@@ -89,7 +93,7 @@ class Compute(StageNode):
 
     def __init__(
         self,
-        task: Callable[..., Any],
+        task: Callable[..., Any] | None = None,
         node: str | None = None,
         worker_id: str = "worker1",
         gate_in: Callable[[Any], Any] | None = None,
@@ -125,6 +129,7 @@ class Compute(StageNode):
         task_version: str = "",
         routing: Routing = "eager",
         backlog: Literal["all", "latest"] = "all",
+        fuse: Sequence[Callable[..., Any]] | None = None,
     ) -> None:
         super().__init__(node, pulsar_node, what="Compute", name=worker_id)
         check_keywords(
@@ -157,6 +162,7 @@ class Compute(StageNode):
             task_version=task_version,
             routing=routing,
             backlog=backlog,
+            fuse=fuse,
         )
         self._check_callables("Compute", gate_in=gate_in, gate_out=gate_out)
         if topic_in == topic_out:
@@ -164,7 +170,10 @@ class Compute(StageNode):
                 f"Compute {worker_id!r}: topic_in and topic_out are both {topic_in!r}, so it would take its own results: "
                 "give topic_out another name"
             )
-        work = Task(task, what="Compute", named=True)
+        if (task is None) == (fuse is None):
+            found = "neither a task nor fuse=" if fuse is None else "both a task and fuse="
+            raise ConfigurationError(f"Compute {worker_id!r} got {found}: give it a task, or fuse=[...] with the stages of one")
+        work = Task(task if fuse is None else Fused(fuse, what="Compute"), what="Compute", named=True)
         for parameter in work.parameters:
             check_source_id(parameter)
         joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str) or backlog == "latest"

@@ -382,6 +382,7 @@ def test_the_graph_as_mermaid_json_and_svg(edgeserve: Command, app: App) -> None
         "kind": "task",
         "inputs": ["left", "right"],
         "sends": "pair",
+        "stages": [],
         "topic_in": "demo.left+right",
         "topic_out": "demo.pair",
         "group": "pair",

@@ -323,7 +323,8 @@ def test_the_schema_has_every_keyword_that_is_taken_and_says_what_it_means() -> 
             assert one.get("description") or name == "log_verbose", f"{kind}: {name} says nothing"
     for name in ("worker_id", "topic_in", "topic_out", "group", "output_id"):
         assert definitions["Task"]["properties"][name]["default"] is None, "it is derived"
-    assert definitions["Task"]["required"] == ["task"]
+    assert definitions["Task"]["oneOf"] == [{"required": ["task"]}, {"required": ["fuse"]}]
+    assert definitions["Sink"]["required"] == ["sink"]
     assert definitions["Task"]["properties"]["replicas"]["minimum"] == 1
     assert definitions["Task"]["properties"]["retries"]["type"] == "integer"
     assert definitions["Task"]["properties"]["backlog"]["enum"] == ["all", "latest"]

@@ -23,7 +23,8 @@ import msgspec
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.pipeline.declared import Declared
 from edgeserve.pipeline.errors import BadValue
-from edgeserve.stage.task import Task
+from edgeserve.stage.fuse import Fused
+from edgeserve.stage.task import Task, signature_of
 
 _STREAMS = (Iterator, Iterable, Generator, AsyncIterator, AsyncIterable, AsyncGenerator, list)
 # The kinds of plain values. Nothing that is one of them on the wire can be taken as another, except that a Struct may be a sequence.
@@ -37,14 +38,19 @@ _KINDS: dict[type, str] = {
 
 
 class Signature:
-    """What is known of a task or a sink's function before it is made.
+    """What is known of a task or a sink's function before it is made; of a fused task its first stage says what it takes.
+
+    Args:
+        declared: the task or the sink.
+        named: its parameters are called as its inputs; else it is called with one value. None: as its kind is.
 
     Attributes:
         parameters: their names; None: not known before it is made.
         annotations: parameter name to annotation; absent where there is none.
     """
 
-    def __init__(self, declared: Declared) -> None:
+    def __init__(self, declared: Declared, *, named: bool | None = None) -> None:
+        declared = declared.stages[0]
         self.parameters: tuple[str, ...] | None = None
         self.annotations: dict[str, Any] = {}
         function, what = declared.function, f"{declared.kind} {declared.name!r}"
@@ -56,7 +62,7 @@ class Signature:
         elif declared.made:
             return
         try:
-            task = Task(function, what=what, named=declared.kind == "task")
+            task = Task(function, what=what, named=declared.kind == "task" if named is None else named)
         except ConfigurationError as exc:
             raise BadValue(str(exc), declared.at(declared.kind), "correct the parameters of the function") from exc
         self.parameters, self.annotations = task.parameters, task.annotations
@@ -71,7 +77,8 @@ class Renamed:
         for method in ("setup", "close"):
             if not inspect.isroutine(task) and hasattr(task, method):
                 setattr(self, method, getattr(task, method))
-        self.__signature__ = _signature(inputs, [work.annotations.get(name, inspect.Parameter.empty) for name in work.parameters])
+        taken = zip(inputs, work.parameters, strict=True)
+        self.__signature__ = signature_of(inputs, {name: work.annotations[own] for name, own in taken if own in work.annotations})
 
     def __call__(self, *values: Any) -> Any:
         return self._call(*values)
@@ -81,17 +88,10 @@ class Relay:
     """A task that hands on what it takes, to those who take it together with something else."""
 
     def __init__(self, source: str) -> None:
-        self.__signature__ = _signature((source,))
+        self.__signature__ = signature_of((source,), {})
 
     def __call__(self, value: Any) -> Any:
         return value
-
-
-def _signature(names: tuple[str, ...], annotations: typing.Sequence[Any] = ()) -> inspect.Signature:
-    kinds = [*annotations, *[inspect.Parameter.empty] * (len(names) - len(annotations))]
-    return inspect.Signature(
-        [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=a) for n, a in zip(names, kinds, strict=True)]
-    )
 
 
 def stand_in(inputs: tuple[str, ...]) -> Callable[..., Any]:
@@ -100,7 +100,7 @@ def stand_in(inputs: tuple[str, ...]) -> Callable[..., Any]:
     def nothing(*values: Any) -> None:
         return None
 
-    nothing.__signature__ = _signature(inputs)  # type: ignore[attr-defined]
+    nothing.__signature__ = signature_of(inputs, {})  # type: ignore[attr-defined]
     return nothing
 
 
@@ -117,7 +117,8 @@ def make_stream(declared: Declared, replica: int) -> Any:
 
 def make_task(declared: Declared, inputs: tuple[str, ...]) -> Any:
     """The task, or the function of a sink."""
-    made = declared.function(**(declared.args or {})) if declared.made else declared.function
+    stages = [each.function(**(each.args or {})) if each.made else each.function for each in declared.stages]
+    made = Fused(stages, what=f"task {declared.name!r}") if len(stages) > 1 else stages[0]
     if declared.kind == "sink":
         return made
     parameters = Task(made, what=f"task {declared.name!r}", named=True).parameters
@@ -192,10 +193,22 @@ def plain_class(hint: Any) -> type | None:
     return hint
 
 
-def contradict(sent: type, taken: type) -> bool:
-    """Whether nothing that is sent as the one class can be taken as the other. Of all but plain values it is not known before they come."""
+def contradict(sent: type, taken: type, *, untouched: bool = False) -> bool:
+    """Whether nothing that is sent as the one class can be taken as the other. Of all but plain values it is not known before they come.
+
+    Args:
+        sent: the one.
+        taken: the other.
+        untouched: it is handed over as it is, so that no dict and no sequence becomes an object with fields.
+    """
     kinds = {_kind(sent), _kind(taken)}
-    return len(kinds) == 2 and None not in kinds and kinds != {"sequence", "fields"}
+    if untouched and kinds == {"fields"}:
+        return _is_dict(sent) != _is_dict(taken)
+    return len(kinds) == 2 and None not in kinds and (untouched or kinds != {"sequence", "fields"})
+
+
+def _is_dict(plain: type) -> bool:
+    return plain is dict or typing.is_typeddict(plain)
 
 
 def _kind(plain: type) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +21,7 @@ Node: TypeAlias = DataSource | Compute | Materialize
 NODES: dict[Kind, type[Node]] = {"source": DataSource, "task": Compute, "sink": Materialize}
 _SAYS_ITS_ID: dict[Kind, str] = {"source": "source_id", "task": "output_id"}
 # The pipeline's own: what runs, and the node that all of it runs on.
-_NOT_GIVEN = frozenset(("stream", "task", "final_process", "node", "pulsar_node"))
+_NOT_GIVEN = frozenset(("stream", "task", "fuse", "final_process", "node", "pulsar_node"))
 DERIVED = frozenset(("source_id", "output_id", "worker_id", "topic", "topic_in", "topic_out", "group"))
 """Keywords that the pipeline fills in where they are not given."""
 
@@ -41,13 +41,15 @@ class Declared:
     """A source, a task or a sink, checked as far as it can be alone.
 
     Attributes:
-        function: what runs: a function, an object or a class; of a source a function that returns the stream, or an iterable.
+        function: what runs: a function, an object or a class; of a source a function that returns the stream, or an iterable; of a fused
+            task its last stage.
         args: what to call `function` with to get what runs; None: it runs itself, unless it is a class.
         inputs: what it takes, in the order of its parameters; None: its parameter names say it.
         places: where its replicas run, in turn; empty: anywhere.
         keywords: those of its `DataSource`, `Compute` or `Materialize`.
         where: where it is declared.
         lines: the lines of single keywords, where they are known.
+        before: the stages before `function` of a fused task, in order.
     """
 
     kind: Kind
@@ -60,6 +62,16 @@ class Declared:
     places: tuple[str, ...] = ()
     keywords: Mapping[str, Any] = field(default_factory=dict)
     lines: Mapping[str, int] = field(default_factory=dict)
+    before: tuple[Any, ...] = ()
+
+    @property
+    def stages(self) -> tuple[Declared, ...]:
+        """The stages of a fused task, in order, each as a task that stands where it is named; of anything else itself."""
+        if not self.before:
+            return (self,)
+        last = replace(self, before=(), inputs=None, where=self.at(f"fuse[{len(self.before)}]"))
+        rest = [replace(last, function=f, keywords={}, where=self.at(f"fuse[{i}]")) for i, f in enumerate(self.before)]
+        return (*rest, last)
 
     @property
     def made(self) -> bool:
@@ -105,9 +117,13 @@ class Declared:
         if self.inputs is not None and (not self.inputs or len(set(self.inputs)) < len(self.inputs)):
             reason = f"{self.kind} {self.name!r} takes {list(self.inputs)}"
             raise BadValue(reason, self.at("inputs", "sources", "of"), "name at least one input, and each once")
-        if self.kind != "source" and not callable(self.function):
-            reason = f"{self.kind} {self.name!r} is {type(self.function).__name__} {self.function!r:.60}, and nothing that can be called"
-            raise BadValue(reason, self.where, "give it a function, a class or an object with __call__")
+        for i, runs in enumerate((*self.before, self.function) if self.kind != "source" else ()):
+            if not callable(runs):
+                reason = f"{self.kind} {self.name!r} is {type(runs).__name__} {runs!r:.60}, and nothing that can be called"
+                raise BadValue(reason, self.at(f"fuse[{i}]"), "give it a function, a class or an object with __call__")
+        if self.before and self.args is not None:
+            reason = f"{self.kind} {self.name!r} has several stages, and args= are what one is called with"
+            raise BadValue(reason, self.at("args"), "leave them out, and fuse objects that are made with them")
 
 
 def names(given: Any, what: str, where: Where) -> tuple[str, ...]:

@@ -29,9 +29,10 @@ _INPUTS: dict[Kind, tuple[str, str]] = {
     "task": ("inputs", "What it takes, in the order of its parameters. Default: its parameters are called so."),
     "sink": ("of", "What it takes. Default: its parameter is called so."),
 }
+_STAGES = "In place of `task`: its stages, in order. Each takes what the one before it returns, or yields, as the same object."
 Reference = Annotated[str, msgspec.Meta(pattern=PATTERN, description="'module:name', or 'file.py:name' for a file beside this one")]
 _PLAIN = (bool, int, float, str, type(None))
-_PATH_IN_ERROR = re.compile(r" - at `\$\.(\w+)")
+_PATH_IN_ERROR = re.compile(r" - at `\$\.(\w+)(\[\d+\])?")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
@@ -86,9 +87,11 @@ def _declare(pipeline: Pipeline, kind: Kind, name: str, entry: Any, where: Where
         keyword: resolve(value, path.parent, Where(where.file, entry.lines[keyword])) if _names_python(kind, keyword, value) else value
         for keyword, value in entry.items()
     }
-    own = {own: given.pop(own, default) for own, default in (("args", None), ("replicas", 1), ("place", None))}
+    if "fuse" in given:
+        given["fuse"] = [resolve(each, path.parent, Where(where.file, entry.lines[f"fuse[{i}]"])) for i, each in enumerate(given["fuse"])]
+    own = {own: given.pop(own, default) for own, default in (("args", None), ("replicas", 1), ("place", None), ("fuse", None))}
     inputs = given.pop(_INPUTS[kind][0], None) if kind in _INPUTS else None
-    pipeline._add(kind, name, given.pop(key), where, inputs=inputs, **own, keywords=given, lines=entry.lines)
+    pipeline._add(kind, name, given.pop(key, None), where, inputs=inputs, **own, keywords=given, lines=entry.lines)
 
 
 def _refuse(kind: Kind, name: str, said: str, entry: Mapped, where: Where) -> NoReturn:
@@ -97,12 +100,13 @@ def _refuse(kind: Kind, name: str, said: str, entry: Mapped, where: Where) -> No
         keyword = missing[1]
         raise MissingValue(f"{kind} {name!r} has no {keyword!r}", where, f"write {keyword}: module:name under it")
     at = _PATH_IN_ERROR.search(said)
-    keyword = at[1] if at else ""
+    keyword, item = (at[1], at[2] or "") if at else ("", "")
     what = said.partition(" - at `")[0]
     hint = "write 'module:name'" if "regex" in what else "correct it; edgeserve validate --schema says what is taken"
     if "regex" in what:
-        what = f"{entry[keyword]!r:.60} is no reference to something of Python"
-    raise BadValue(f"{kind} {name!r}: {keyword}: {what}", Where(where.file, entry.lines.get(keyword, where.line)), hint)
+        value = entry[keyword][int(item[1:-1])] if item else entry[keyword]
+        what = f"{value!r:.60} is no reference to something of Python"
+    raise BadValue(f"{kind} {name!r}: {keyword}{item}: {what}", Where(where.file, entry.lines.get(keyword + item, where.line)), hint)
 
 
 # --- the schema ---------------------------------------------------------------------------------------------------
@@ -117,7 +121,9 @@ def schema() -> dict[str, Any]:
     ]
     fields += [(section, dict[str, entries[kind]], msgspec.field(default_factory=dict)) for section, kind in _SECTIONS.items()]  # type: ignore[valid-type]
     document = msgspec.defstruct("Pipeline", fields, kw_only=True, forbid_unknown_fields=True)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A pipeline of edgeserve", **msgspec.json.schema(document)}
+    made = msgspec.json.schema(document)
+    made["$defs"]["Task"]["oneOf"] = [{"required": ["task"]}, {"required": ["fuse"]}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A pipeline of edgeserve", **made}
 
 
 @cache
@@ -130,6 +136,9 @@ def _entry(kind: Kind) -> type[msgspec.Struct]:
     """The keywords of a node's own signature, and what the pipeline adds to them."""
     key, meaning = _WHAT_RUNS[kind]
     fields: list[Any] = [(key, _described(Reference, meaning))]
+    if kind == "task":  # one of both
+        stages = Annotated[list[Reference], msgspec.Meta(min_length=1, description=_STAGES)]
+        fields = [(key, fields[0][1] | msgspec.UnsetType, msgspec.UNSET), ("fuse", stages | msgspec.UnsetType, msgspec.UNSET)]
     if kind in _INPUTS:
         name, meaning = _INPUTS[kind]
         fields.append((name, _described(str | list[str] | None, meaning), None))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import graphlib
+import itertools
 import keyword
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from edgeserve.align import Latest
 from edgeserve.pipeline.callables import Signature, check_args, contradict, made_type, plain_class
 from edgeserve.pipeline.declared import NAME_BYTES, Declared, did_you_mean
 from edgeserve.pipeline.errors import BadValue, CyclicPipeline, DuplicateName, MissingValue, TypeConflict, UnknownName
+from edgeserve.stage.fuse import name_of
 
 Inputs: TypeAlias = frozenset[str]
 PartKind: TypeAlias = Literal["source", "task", "relay", "sink"]
@@ -55,6 +57,12 @@ class Part:
     def processes(self) -> list[str]:
         """The names of its processes."""
         return [self.name] if self.replicas == 1 else [f"{self.name}[{i}]" for i in range(self.replicas)]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """What the stages of a fused task are called; empty of anything else."""
+        fused = self.kind == "task" and self.declared.before
+        return tuple(name_of(each.function) for each in self.declared.stages) if fused else ()
 
     @property
     def trigger(self) -> str:
@@ -109,6 +117,7 @@ class Graph:
                 "kind": part.kind,
                 "inputs": list(part.inputs),
                 "sends": part.sends or None,
+                "stages": list(part.stages),
                 "topic_in": part.topic_in or None,
                 "topic_out": part.topic_out or None,
                 "group": part.group or None,
@@ -156,7 +165,8 @@ def _makers(declared: Iterable[Declared]) -> dict[str, Declared]:
 
 def _inputs(each: Declared) -> tuple[str, ...]:
     """What a task or a sink takes, as it is said or as its parameters are called."""
-    check_args(each)
+    for stage in each.stages:
+        check_args(stage)
     if each.kind == "sink" and each.inputs is not None:
         Signature(each)
         return each.inputs
@@ -207,6 +217,7 @@ def _order(declared: Sequence[Declared], inputs: dict[str, tuple[str, ...]], mak
 
 def _check_types(declared: Iterable[Declared], inputs: dict[str, tuple[str, ...]], makers: dict[str, Declared]) -> None:
     for each in declared:
+        _check_stages(each)
         # A gate makes what the function gets of what was sent.
         if each.kind == "source" or each.keywords.get("gate_in" if each.kind == "task" else "gate") is not None:
             continue
@@ -220,6 +231,17 @@ def _check_types(declared: Iterable[Declared], inputs: dict[str, tuple[str, ...]
                 taking = f"{each.kind} {each.name!r} takes {name!r} as {wanted.__qualname__}"
                 sending = f"{maker.kind} {maker.name!r} sends {sent.__qualname__} (line {maker.where.line})"
                 raise TypeConflict(f"{taking}, and {sending}", each.where, "correct one of the annotations, or give a gate that converts")
+
+
+def _check_stages(task: Declared) -> None:
+    """Whether each stage can be called with what the one before it returns."""
+    for before, stage in itertools.pairwise(task.stages):
+        annotations = Signature(stage, named=False).annotations.values()
+        sent, wanted = made_type(before), next(map(plain_class, annotations), None)
+        if sent is not None and wanted is not None and contradict(sent, wanted, untouched=True):
+            takes = f"stage {name_of(stage.function)!r} of task {task.name!r} takes {wanted.__qualname__}"
+            reason = f"{takes}, and {name_of(before.function)!r} before it makes {sent.__qualname__}, which is handed over as it is"
+            raise TypeConflict(reason, stage.where, "correct one of the annotations, or fuse a stage between them that converts")
 
 
 class _Wiring:

@@ -201,7 +201,7 @@ def _task(each: Declared, inputs: tuple[str, ...], folder: Path, *, in_step: boo
     keywords = _without(each, (*LOGS, *_TOPICS, "ftp_delete", *(() if in_step else (*BY_THE_CLOCK, "backlog"))))
     if not in_step and (keywords.get("join") == "exact" or keywords.get("by") is not None):
         keywords |= HOLDS_ALL
-    return replace(each, function=task, args={}, inputs=inputs, keywords=keywords)
+    return replace(each, function=task, before=(), args={}, inputs=inputs, keywords=keywords)
 
 
 class _Noting(Renamed):

@@ -18,7 +18,7 @@ def mermaid(graph: Graph) -> str:
     lines = ["flowchart LR"]
     for part in graph.parts:
         left, right = _SHAPES[part.kind]
-        text = " · ".join(_label(part)).replace("#", "#35;").replace('"', "#quot;")
+        text = " · ".join(_label(part)).replace("#", "#35;").replace('"', "#quot;").replace("<", "#lt;")
         lines.append(f'    {ids[part.name]}{left}"{text}"{right}')
     lines += [f"    {ids[writer.name]} --> {ids[reader.name]}" for writer, reader in graph.edges()]
     return "\n".join(lines) + "\n"
@@ -58,7 +58,9 @@ def svg(graph: Graph) -> str:
 
 
 def _label(part: Part) -> list[str]:
-    name = part.name if part.replicas == 1 else f"{part.name} x {part.replicas}"
+    name = f"{part.name} ({' + '.join(part.stages)})" if part.stages else part.name
+    if part.replicas > 1:
+        name += f" x {part.replicas}"
     places = part.declared.places
     return [name, f"on {', '.join(dict.fromkeys(places))}"] if places else [name]
 

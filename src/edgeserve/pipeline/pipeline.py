@@ -86,14 +86,15 @@ class Pipeline:
         self,
         *,
         sources: str | Sequence[str] | None = None,
+        fuse: Sequence[Any] | None = None,
         name: str | None = None,
         args: Mapping[str, Any] | None = None,
         replicas: int = 1,
         place: str | Sequence[str] | None = None,
         **keywords: Any,
     ) -> Callable[[F], F]:
-        """Declares the decorated function or class as a task. See `add_task`."""
-        return self._decorator("task", name, inputs=sources, args=args, replicas=replicas, place=place, keywords=keywords)
+        """Declares the decorated function or class as a task; with `fuse` as its last stage, behind those. See `add_task`."""
+        return self._decorator("task", name, inputs=sources, fuse=fuse, args=args, replicas=replicas, place=place, keywords=keywords)
 
     def sink(
         self,
@@ -137,8 +138,9 @@ class Pipeline:
     def add_task(
         self,
         name: str,
-        task: Any,
+        task: Any = None,
         *,
+        fuse: Sequence[Any] | None = None,
         sources: str | Sequence[str] | None = None,
         args: Mapping[str, Any] | None = None,
         replicas: int = 1,
@@ -150,6 +152,8 @@ class Pipeline:
         Args:
             name: its name, and the `output_id` of its results unless that is given.
             task: a function or an object, as `Compute` takes them; or a class, which is called in the process that runs it.
+            fuse: in place of `task`: its stages, each of which is what a task may be. They run in one process, and each hands its results
+                to the next one as the objects that they are.
             sources: what it takes, in the order of its parameters: source ids of sources, and the output ids of tasks. None: its parameters
                 are called so.
             args: what `task` is called with to make the task.
@@ -160,7 +164,7 @@ class Pipeline:
         Raises:
             InvalidPipeline: as for `add_source`.
         """
-        self._add("task", name, task, _caller(), inputs=sources, args=args, replicas=replicas, place=place, keywords=keywords)
+        self._add("task", name, task, _caller(), inputs=sources, fuse=fuse, args=args, replicas=replicas, place=place, keywords=keywords)
 
     def add_sink(
         self,
@@ -189,11 +193,15 @@ class Pipeline:
         """
         self._add("sink", name, final_process, _caller(), inputs=of, args=args, replicas=replicas, place=place, keywords=keywords)
 
-    def _decorator(self, kind: Kind, name: str | None, **given: Any) -> Callable[[F], F]:
+    def _decorator(self, kind: Kind, name: str | None, *, fuse: Sequence[Any] | None = None, **given: Any) -> Callable[[F], F]:
         where = _caller()
 
         def declare(function: F) -> F:
-            self._add(kind, function.__name__ if name is None else name, function, where, **given)
+            called = function.__name__ if name is None else name
+            if fuse is None:
+                self._add(kind, called, function, where, **given)
+            else:
+                self._add(kind, called, None, where, fuse=[*_stages(fuse, f"{kind} {called!r}", where), function], **given)
             return function
 
         return declare
@@ -210,13 +218,23 @@ class Pipeline:
         replicas: int,
         place: Any,
         keywords: Mapping[str, Any],
+        fuse: Any = None,
         lines: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Declares what stands at `where`, its keywords on `lines`."""
+        stages = [function]
+        if fuse is not None:
+            what, at = f"{kind} {name!r}", Where(where.file, lines.get("fuse", where.line))
+            if function is not None:
+                raise BadValue(f"{what} has both a task and fuse", at, "leave one of them out: fuse has all stages, the last one too")
+            stages = _stages(fuse, what, at)
+        elif function is None and kind == "task":
+            hint = "write task: module:name under it, or fuse: with a list of them" if lines else "give it a task, or fuse=[...]"
+            raise MissingValue(f"task {name!r} has no 'task' and no 'fuse'", where, hint)
         how = "of" if kind == "sink" else "inputs" if lines else "sources"
         taken = None if inputs is None else names(inputs, f"{kind} {name!r}: {how}", where)
         places = () if place is None else names(place, f"{kind} {name!r}: place", where)
-        self.declare(Declared(kind, name, function, where, args, taken, replicas, places, keywords, lines))
+        self.declare(Declared(kind, name, stages[-1], where, args, taken, replicas, places, keywords, lines, tuple(stages[:-1])))
 
     def emptied(self) -> Pipeline:
         """A pipeline of the same name, node and place that declares nothing yet."""
@@ -298,6 +316,12 @@ class Pipeline:
         if host not in known:
             raise UnknownName(f"nothing runs on the host {host!r}", self.where, did_you_mean(host, known, f"places are {', '.join(known)}"))
         yield from (each for each, place in zip(found, places, strict=True) if place == host)
+
+
+def _stages(fuse: Any, what: str, where: Where) -> list[Any]:
+    if not isinstance(fuse, list | tuple) or not fuse:
+        raise BadValue(f"{what}: fuse={fuse!r:.60}", where, "give a list of its stages, the first of which takes its inputs")
+    return [*fuse]
 
 
 def _caller() -> Where:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import threading
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -109,6 +109,52 @@ class Synchronous(Iterator[T]):
             self.kept.append(await self._stream.__anext__())
 
 
+class InOneTask(Iterator[T]):
+    """The items of an async generator, one at a time, for a caller that is not async. All of it runs in one task, as under `async for`: so
+    its timeouts and context variables hold from item to item. Between items it stands still."""
+
+    def __init__(self, stream: AsyncGenerator[T, None], coroutines: Coroutines) -> None:
+        self._stream, self._coroutines = stream, coroutines
+        self._wanted, self._made = asyncio.Semaphore(0), asyncio.Queue[Any]()
+        self._task: asyncio.Task[None] | None = None
+
+    def __next__(self) -> T:
+        item: T = self._coroutines.run(self._take())
+        if item is _END:
+            raise StopIteration
+        return item
+
+    def close(self) -> None:
+        """Ends the generator where it stands. Idempotent."""
+        if self._task is not None and not self._task.done():
+            self._coroutines.run(self._cancel(self._task))
+
+    async def _take(self) -> Any:
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+        self._wanted.release()
+        item = await self._made.get()
+        if item is _END:
+            await self._task
+        return item
+
+    async def _run(self) -> None:
+        try:
+            async with contextlib.aclosing(self._stream) as items:
+                await self._wanted.acquire()
+                async for item in items:
+                    self._made.put_nowait(item)
+                    del item
+                    await self._wanted.acquire()
+        finally:
+            self._made.put_nowait(_END)
+
+    async def _cancel(self, task: asyncio.Task[None]) -> None:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
 async def _collect(stream: AsyncIterable[T]) -> list[T]:
     return [item async for item in stream]
 
@@ -118,4 +164,4 @@ def collect(stream: AsyncIterable[T], coroutines: Coroutines) -> list[T]:
     return coroutines.run(_collect(stream))
 
 
-__all__ = ("Coroutines", "Synchronous", "Worker", "collect")
+__all__ = ("Coroutines", "InOneTask", "Synchronous", "Worker", "collect")

@@ -33,7 +33,7 @@ class DeadLetter(msgspec.Struct, kw_only=True):
 
     Attributes:
         reason: the counter that it is counted under.
-        error: type and text of the error.
+        error: type and text of the error, and its notes.
         traceback: the last attempt's traceback, its end when it is very long; "" when no user's code ran.
         input_ids: the inputs' ids in hexadecimal; "" for one that could not be decoded.
         attempts: how often the task ran.
@@ -86,7 +86,9 @@ def describe(error: BaseException) -> tuple[str, str]:
     found = traceback.TracebackException.from_exception(error)
     _keep_the_tasks(found)
     text = "".join(found.format())
-    return f"{type(error).__name__}: {found}"[:TRACEBACK_MAX_CHARS], text[-TRACEBACK_MAX_CHARS:]
+    notes = getattr(error, "__notes__", None)
+    noted = "".join(f" ({note})" for note in notes if isinstance(note, str)) if isinstance(notes, list) else ""
+    return f"{type(error).__name__}: {found}{noted}"[:TRACEBACK_MAX_CHARS], text[-TRACEBACK_MAX_CHARS:]
 
 
 def encode_dead_letter(letter: DeadLetter) -> bytes | Sequence[Buffer]:

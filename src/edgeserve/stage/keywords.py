@@ -54,6 +54,10 @@ _CHECKS: dict[str, _Check] = {
     "ftp": _FLAG,
     "ftp_delete": _FLAG,
     "ftp_memory": _FLAG,
+    "fuse": (
+        lambda value: value is None or (isinstance(value, (list, tuple)) and len(value) > 0),
+        "a list of the task's stages, the first of which takes its inputs, or None",
+    ),
     "group": _NAME,
     "join": (lambda value: value is not None, "'latest', 'exact' or a policy"),
     "local_ftp_path": (

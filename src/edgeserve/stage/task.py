@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from edgeserve.core.errors import ConfigurationError
@@ -27,15 +27,22 @@ class Task:
         call: takes the inputs in the order of `parameters`; what it returns goes through `finish` when its type is in `DEFERRED`.
         parameters: the names of the sources.
         annotations: parameter name to annotation; absent where there is none.
+
+    Args:
+        task: what the user has given.
+        what: whose it is, for people.
+        named: its parameters are called as its sources; else it is called with one value.
+        coroutines: run what is async, and are closed by whoever has made them; None: its own.
     """
 
-    def __init__(self, task: Any, *, what: str, named: bool) -> None:
+    def __init__(self, task: Any, *, what: str, named: bool, coroutines: Coroutines | None = None) -> None:
         if not callable(task):
             raise ConfigurationError(f"{what} needs a callable, got {type(task).__name__}: pass a function or an object with __call__")
         if isinstance(task, type):
             raise ConfigurationError(f"{what} got the class {task.__name__}: pass an instance of it")
         self._task = task
-        self._coroutines = Coroutines("edgeserve-task")
+        self._coroutines = coroutines or Coroutines("edgeserve-task")
+        self._closes_coroutines = coroutines is None
         self.name: str = getattr(task, "__qualname__", type(task).__qualname__)
         plain = inspect.isroutine(task) or isinstance(task, type)
         self._setup = None if plain else getattr(task, "setup", None)
@@ -76,7 +83,14 @@ class Task:
                 if self._close is not None:
                     self.finish(self._close())
             finally:
-                self._coroutines.close()
+                if self._closes_coroutines:
+                    self._coroutines.close()
+
+
+def signature_of(names: Sequence[str], annotations: Mapping[str, Any]) -> inspect.Signature:
+    """The signature of a task whose parameters are called so: names to annotations, where there are any."""
+    plain, nothing = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.empty
+    return inspect.Signature([inspect.Parameter(name, plain, annotation=annotations.get(name, nothing)) for name in names])
 
 
 def _signature(task: Any) -> list[inspect.Parameter]:
@@ -139,4 +153,4 @@ def _annotation(task: Any, parameter: inspect.Parameter, what: str) -> Any:
         ) from exc
 
 
-__all__ = ("DEFERRED", "Several", "Task")
+__all__ = ("DEFERRED", "Several", "Task", "signature_of")
