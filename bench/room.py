@@ -3,8 +3,9 @@
     python bench/room.py                      both once; exit 1 when a line does not hold
     python bench/room.py --seconds 60 --only lazy
 
-Hosts are the network namespaces of `hosts.py`. The broker (NATS), two cameras and the motion sensor are on the first host, the third
-camera on the second one; the third one looks for the ball in all pictures and tracks it.
+Hosts are the network namespaces of `hosts.py`, and `edgeserve run --host` runs on each what the pipeline places there. The broker (NATS),
+two cameras and the motion sensor are on the first host, the third camera on the second; the third host looks for the ball in all pictures
+and tracks it. A run is over when there is a result for each picture that is asked for, or none has come for 20 s.
 Bytes are the kernel's counters of each interface. The track is
 judged by the example itself. Needs root and the extra `video`.
 """
@@ -24,44 +25,47 @@ from hosts import HOSTS, Cluster
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "examples" / "room_ar"
 SHARE, NEAR, MOST_CM, LEAST_HZ = 0.2, 0.05, 5.0, 2.0
-START_S = 10.0
+START_S = 20.0
 """Until the sources begin: thirteen processes have to start before."""
 
-PLACES = {"west": "a", "east": "b", "server": "c"}
-
-
-def processes() -> list[tuple[str, str]]:
-    """The host and the name of each process of the pipeline; who reads before who sends."""
-    command = [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()", "graph", "--format", "json", str(EXAMPLE / "app.py")]
-    nodes = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)["nodes"]
-    return [(PLACES[node["places"][0]], node["name"]) for node in reversed(nodes)]
+QUIET_S = 20.0
+PLACES = {"server": "c", "west": "a", "east": "b"}
 
 
 def measure(routing: str, join: str, room: Path, limit_s: float) -> dict[str, Any]:
     """One run: the example's report, with the bytes in and out of each host."""
-    started = processes()
     with Cluster("room") as cluster:
-        network, root = cluster.network, cluster.root
-        time.sleep(1.0)
-        options = ["--node", cluster.node, "--room", str(room), "--out", str(root / "out"), "--routing", routing, "--join", join]
-        options += ["--at", str(time.time() + START_S)]
+        network, out = cluster.network, cluster.root / "out"
+        out.mkdir()
+        asked = report(room, out)["asked"]
+        settings = {"ROOM": room, "OUT": out, "ROUTING": routing, "JOIN": join, "AT": time.time() + START_S}
+        command = ["env", *(f"{name}={value}" for name, value in settings.items())]
+        command += [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()", "run", "--node", cluster.node]
         before = {host: network.counters(host) for host in HOSTS}
-        stages = [cluster.on(host, sys.executable, str(EXAMPLE), name, *options) for host, name in started]
-        began, ends = time.monotonic(), time.monotonic() + limit_s
-        while any(each.poll() is None for each in stages) and time.monotonic() < ends:
-            if any(each.returncode for each in stages):
+        runs = [cluster.on(host, *command, "--host", place, str(EXAMPLE / "app.py")) for place, host in PLACES.items()]
+        began = newest = time.monotonic()
+        results = 0
+        while results < asked and time.monotonic() < (newest + QUIET_S if results else began + limit_s):
+            if any(each.poll() for each in runs):
                 raise SystemExit("a stage has failed: what it said is above")
             time.sleep(0.1)
-        over = all(each.poll() is not None for each in stages)
+            if (out / "track.jsonl").exists() and (count := (out / "track.jsonl").read_bytes().count(b"\n")) > results:
+                results, newest = count, time.monotonic()
         after = {host: network.counters(host) for host in HOSTS}
-        for each in stages:
+        for each in runs:
             each.terminate()
-        for each in stages:
+        for each in runs:
             each.wait(60)
-        judged = [sys.executable, str(EXAMPLE), "report", "--room", str(room), "--out", str(root / "out"), "--json"]
-        found: dict[str, Any] = json.loads(subprocess.run(judged, check=False, stdout=subprocess.PIPE).stdout)
+        found = report(room, out)
         found["bytes"] = {host: [b - a for a, b in zip(before[host], after[host], strict=True)] for host in HOSTS}
-        return found | {"over": over, "seconds": time.monotonic() - began - START_S}
+        return found | {"seconds": newest - began - START_S}
+
+
+def report(room: Path, out: Path) -> dict[str, Any]:
+    """What the example says of the track so far."""
+    command = [sys.executable, str(EXAMPLE), "report", "--room", str(room), "--out", str(out), "--json"]
+    found: dict[str, Any] = json.loads(subprocess.run(command, check=False, stdout=subprocess.PIPE).stdout)
+    return found
 
 
 def judge(found: dict[str, dict[str, Any]]) -> list[str]:
@@ -104,10 +108,7 @@ def main() -> None:
             run = found[routing] = measure(routing, a.join, room, 60 + 15 * a.seconds)
             moved = "".join(f"{each / 1e6:7.1f}" for host in HOSTS for each in run["bytes"][host])
             figures = f"{run['hz']:7.2f} {run['median_cm'] or 0:10.3f} {run['p95_cm'] or 0:7.3f} {run['seconds']:8.1f}"
-            print(
-                f"{routing:8} {run['results']:7} {run['asked']:3}{figures}    {moved}{'' if run['over'] else '   not done in time'}",
-                flush=True,
-            )
+            print(f"{routing:8} {run['results']:7} {run['asked']:3}{figures}    {moved}", flush=True)
     if "lazy" in found and "eager" in found:
         print(f"lazy moves {total(found['lazy']) / total(found['eager']):.3f} of the bytes of eager")
     if a.json:

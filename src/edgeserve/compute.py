@@ -251,7 +251,7 @@ class Compute(StageNode):
         output_id = worker_id if output_id is None else output_id
         check_source_id(output_id)
         output_id = as_parameter(output_id)
-        self.wiring = Wiring(topic_in, work.parameters, topic_out, output_id)
+        self.wiring = Wiring(topic_in, work.parameters, topic_out, output_id, routing == "lazy")
         logs = (step_log(log_path, log_filename, worker_id, "compute"), step_log(log_path, log_filename, worker_id, "output"))
         emitter = Emitter(output_id, group, gate_out, self._counts, payloads=self._payloads, task_version=task_version)
         self._logs = logs

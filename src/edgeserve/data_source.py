@@ -87,7 +87,7 @@ class DataSource(Node):
         self._check_callables("DataSource", gate=gate, event_time=event_time, message_id=message_id, key=key)
         self._stream = stream
         self._source_id, self._gate, self._topic = as_parameter(source_id), gate, topic
-        self.wiring = Wiring(topic_out=topic, sends=self._source_id)
+        self.wiring = Wiring(topic_out=topic, sends=self._source_id, lazy=routing == "lazy")
         self._event_time, self._message_id, self._key = event_time, message_id, key
         self._lateness_ns = int(max_lateness_ms * 1e6)
         self._send_window = send_window

@@ -21,6 +21,7 @@ from tests.waiting import until
 
 from edgeserve import Compute, DataSource, Materialize
 from edgeserve.cli.brokers.manage import free_port
+from edgeserve.payload import Serving
 from edgeserve.stage.deadletter import dead_letter_topic, read_dead_letter
 from edgeserve.transport import connect, disconnect
 
@@ -110,6 +111,16 @@ def test_they_are_served_when_their_sender_has_ended(node: str, tmp_path: Path) 
         sink.join(60)
         server.terminate()
     assert sink.exitcode == server.returncode == 0
+
+
+def test_a_sender_says_what_others_cannot_have_when_it_has_ended(node: str, caplog: pytest.LogCaptureFixture) -> None:
+    said = f"leaves 3 payload(s) that are not settled, and nobody on this host serves them at http://{os.environ['EDGESERVE_ADVERTISE']}"
+    served = Serving()
+    send_and_end(node, 3)
+    assert said not in caplog.text
+    served.close()
+    send_and_end(node, 3)
+    assert said in caplog.text
 
 
 def test_what_is_not_given_is_asked_for_once(node: str, tmp_path: Path) -> None:

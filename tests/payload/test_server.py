@@ -446,3 +446,16 @@ def test_over_tls(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         with socket.create_connection(("127.0.0.1", server.port), timeout=60) as plain:
             plain.sendall(asking(reference))
             assert not read_all(plain).startswith(b"HTTP")
+
+
+def test_who_only_looks_whether_somebody_is_there_is_no_trouble(store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cert, key = certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(cert, key)
+    for each in (tls, None):
+        with PayloadServer(store.base, token=TOKEN, tls=each) as server:
+            socket.create_connection(("127.0.0.1", server.port), timeout=60).close()
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as last:
+                last.shutdown(socket.SHUT_WR)
+                assert read_all(last) == b""
+    assert caplog.text == ""

@@ -14,7 +14,7 @@ from edgeserve.transport.url import parse, without_secrets
 
 F = TypeVar("F", bound=Callable[..., Any])
 DEFAULT_NODE = "local://"
-_BROKERS = ("pulsar", "pulsar+ssl", "nats", "nats+tls")
+BROKERS = ("pulsar", "pulsar+ssl", "nats", "nats+tls")
 _DEADLINE_S = 8
 
 
@@ -31,7 +31,7 @@ def node_option(function: F) -> F:
 def with_deadline(node: str) -> str:
     """The URL with a deadline where it gives none: a pipeline waits for a broker that is away, who looks at it wants to be told."""
     url = parse(node)
-    if url.scheme not in _BROKERS or "deadline_s" in url.parameters:
+    if url.scheme not in BROKERS or "deadline_s" in url.parameters:
         return node
     return f"{node}{'&' if '?' in node else '?'}deadline_s={_DEADLINE_S}"
 

@@ -13,6 +13,11 @@ from edgeserve.core.errors import EdgeServeError
 from edgeserve.payload import Serving
 
 
+def cannot_serve(error: EdgeServeError) -> CommandError:
+    """Payloads cannot be served as the settings say."""
+    return CommandError(str(error), "EDGESERVE_ADVERTISE", "name the address and port of this machine that others reach it under")
+
+
 @click.group()
 def payloads() -> None:
     """Large payloads that stay on the host of their sender (routing='lazy')."""
@@ -30,7 +35,7 @@ def serve(out: Output) -> None:
     try:
         serving = Serving()
     except EdgeServeError as exc:
-        raise CommandError(str(exc), "EDGESERVE_ADVERTISE", "name the address and port of this machine that others reach it under") from exc
+        raise cannot_serve(exc) from exc
     if not serving.origin:
         raise CommandError("no address for others is set", "EDGESERVE_ADVERTISE", "set it to host or host:port of this machine")
     try:
@@ -45,4 +50,4 @@ def serve(out: Output) -> None:
 
 payloads.add_command(serve)
 
-__all__ = ("payloads",)
+__all__ = ("cannot_serve", "payloads")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
@@ -14,11 +15,14 @@ import msgspec
 from rich.console import Console
 from rich.text import Text
 
+from edgeserve.cli.hostpayloads import LINGER_S, HostPayloads, lazy_topics
 from edgeserve.cli.messages import plain
 from edgeserve.cli.options import command
 from edgeserve.cli.output import CommandError, Output
-from edgeserve.cli.supervisor import Outcome, Supervisor
+from edgeserve.cli.payloads import cannot_serve
+from edgeserve.cli.supervisor import Outcome, Stays, Supervisor
 from edgeserve.cli.wiring import Found, Listed, feeders, mismatches
+from edgeserve.core.errors import EdgeServeError
 
 # -P: a file called edgeserve.py in the current directory is not what is meant.
 _CHILD = [sys.executable, "-P", "-m", "edgeserve.cli.child"]
@@ -150,6 +154,14 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
     help="Place a pipeline as this file says, which `edgeserve plan --apply` has written.",
 )
 @click.option(
+    "--linger",
+    type=click.FloatRange(min=0),
+    default=LINGER_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="When all nodes have ended: how long other hosts may take to settle one more of the payloads that are kept here for them.",
+)
+@click.option(
     "--restarts",
     type=click.IntRange(min=0),
     metavar="N",
@@ -163,6 +175,7 @@ def run(
     node: str | None,
     host: str | None,
     assignment: Path | None,
+    linger: float,
     restarts: int | None,
 ) -> None:
     """Run the pipeline or the nodes at the top level of the Python file APP, or the pipeline of a YAML file, each node as its own process.
@@ -179,7 +192,17 @@ def run(
     declared = look_into(app.resolve(), *options, *(["--host", host] if host is not None else []))
     # A pipeline's replicas are there so that one may fail.
     most = (0 if declared.graph is None else _RESTARTS) if restarts is None else restarts
-    launch(out, app, declared, options, until_end=until_end, grace=grace, restarts=most)
+
+    def left(text: str, count: int | None, groups: list[str]) -> None:
+        tell(out, text, event="payloads", left=count, groups=groups)
+
+    read = set() if declared.graph is None else {node["topic_in"] for node in declared.graph.json["nodes"]}
+    with contextlib.ExitStack() as stack:
+        try:
+            payloads = stack.enter_context(HostPayloads(lazy_topics(declared.nodes), read, linger, left))
+        except EdgeServeError as exc:
+            raise cannot_serve(exc) from exc
+        launch(out, app, declared, options, until_end=until_end, grace=grace, restarts=most, stays=payloads.wanted)
 
 
 def launch(
@@ -192,12 +215,14 @@ def launch(
     grace: float,
     restarts: int,
     most_s: float = math.inf,
+    stays: Stays = lambda: False,
 ) -> Outcome:
     """Runs what an app declares, each node as a process, until all have ended. Returns how they did, unless one failed.
 
     Args:
         options: of these processes, which say more of what they are to run.
         most_s: how long after all were ready they are asked to end.
+        stays: see `Supervisor`.
 
     Raises:
         CommandError: a node failed.
@@ -236,6 +261,7 @@ def launch(
         restarts=restarts,
         forgets=not until_end,
         again=again,
+        stays=stays,
     )
     outcome = supervisor.run()
     _report(out, app, outcome)

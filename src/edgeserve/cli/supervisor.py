@@ -24,6 +24,7 @@ _ECHO_S = 0.2
 """A stop signal so soon after the first is the same one once more: `timeout`, a shell that goes and many wrappers hand it on as well."""
 _NEVER = float("inf")
 _RESTART_AFTER_S, _RESTART_AT_MOST_S = 0.1, 10.0
+_LOOK_EVERY_S = 0.1
 _STEADY_S = 60.0
 """Who ran so long may be started again as often as at the beginning."""
 
@@ -35,6 +36,9 @@ Waiting = Callable[[list[str]], None]
 
 Again = Callable[[str, str], None]
 """Takes the name of a process that is about to be started again, and how it ended."""
+
+Stays = Callable[[], bool]
+"""Whether there is something yet to stay for when all processes have ended well."""
 
 
 class _Stream:
@@ -142,6 +146,7 @@ class Supervisor:
         restarts: how often one that was ready, at whatever start, and fails is started again before its failure ends all.
         forgets: whether one that has run for a minute may be started again as often as at the beginning.
         again: is told of each of these.
+        stays: asked again and again when all have ended by themselves and none has failed: False, or a signal, ends the run.
     """
 
     def __init__(
@@ -157,12 +162,13 @@ class Supervisor:
         restarts: int = 0,
         forgets: bool = True,
         again: Again = lambda name, how: None,
+        stays: Stays = lambda: False,
     ) -> None:
         self._commands, self._line, self._waiting, self._grace_s = commands, line, waiting, grace_s
         self._last = [name for name in commands if name in last]
         self._upstream = {name: set(names) for name, names in upstream.items()}
         self._most_s, self._stop_at = most_s, _NEVER
-        self._restarts, self._forgets, self._again = restarts, forgets, again
+        self._restarts, self._forgets, self._again, self._stays = restarts, forgets, again, stays
         self._were_ready, self._once = set[str](), set[str]()
         self._restarted: dict[str, int] = {}
         self._restart_at: dict[str, float] = {}
@@ -185,6 +191,8 @@ class Supervisor:
                         names, self._last = self._last, []
                         self._start(names)
                     self._turn(wake)
+                while self._rung < 0 and not self._outcome.failures and self._stays():
+                    self._turn(wake, _LOOK_EVERY_S)
             finally:
                 self._kill_what_is_left()
                 for child in self._children:
@@ -218,8 +226,8 @@ class Supervisor:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-    def _turn(self, wake: socket.socket) -> None:
-        next_at = min(self._next_rung_at, self._tell_at, self._stop_at, *self._restart_at.values())
+    def _turn(self, wake: socket.socket, most_s: float = _NEVER) -> None:
+        next_at = min(self._next_rung_at, self._tell_at, self._stop_at, *self._restart_at.values(), time.monotonic() + most_s)
         wait = None if next_at == _NEVER else max(0.0, next_at - time.monotonic())
         for key, _ in self._selector.select(wait):
             if isinstance(key.data, _Child):
@@ -374,4 +382,4 @@ def _signals(asked: list[tuple[signal.Signals, float]]) -> Iterator[socket.socke
         writer.close()
 
 
-__all__ = ("Again", "Failure", "Line", "Outcome", "Supervisor", "Waiting")
+__all__ = ("Again", "Failure", "Line", "Outcome", "Stays", "Supervisor", "Waiting")

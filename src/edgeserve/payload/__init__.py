@@ -1,24 +1,28 @@
 """Payloads apart from their headers: slots in shared memory, written once, read in place, reused when every group has settled them."""
 
 from edgeserve.payload.ftp import FtpFiles, Place, allowed_hosts, is_refusal, own_url, place_of
-from edgeserve.payload.hosts import Fetching, Serving
+from edgeserve.payload.hosts import Fetching, Serving, advertised
 from edgeserve.payload.place import broker_name, is_gone, make_payload_directory, payload_base, store_name
 from edgeserve.payload.reader import PayloadReader, is_here, reader_of
 from edgeserve.payload.reference import LAZY, Reference, inner_schema, is_lazy, lazy_schema
 from edgeserve.payload.sweep import Sweep, remove_orphans
-from edgeserve.payload.writer import PayloadWriter, Slot
+from edgeserve.payload.writer import End, PayloadWriter, Ranges, Settled, Slot
 
 __all__ = (
     "LAZY",
+    "End",
     "Fetching",
     "FtpFiles",
     "PayloadReader",
     "PayloadWriter",
     "Place",
+    "Ranges",
     "Reference",
     "Serving",
+    "Settled",
     "Slot",
     "Sweep",
+    "advertised",
     "allowed_hosts",
     "broker_name",
     "inner_schema",

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import secrets
+import socket
 import ssl
 import stat
 import threading
@@ -24,6 +25,7 @@ PORT = 7465
 _TOKEN, _FETCHED = "token", "fetched"
 _HOST = re.compile(r"[0-9a-z._-]+|[0-9a-f:.]+")
 _LOOPBACK = ("localhost", "127.", "::1")
+_LOOK_S = 0.5
 
 
 def advertised() -> tuple[str, int] | None:
@@ -89,6 +91,11 @@ def _certificate() -> ssl.SSLContext | None:
     return context
 
 
+def _bound(host: str) -> str:
+    """Where a server listens that others reach as `host`; "": everywhere."""
+    return host if host.startswith(_LOOPBACK) else ""
+
+
 class _Hosts:
     """One for a process: by address a server and for how many nodes it is, a fetcher and for how many."""
 
@@ -122,7 +129,7 @@ class Serving:
     """
 
     def __init__(self) -> None:
-        self._hosts, self.origin, self.token = _hosts, "", ""
+        self._hosts, self.origin, self.token, self._closed = _hosts, "", "", False
         address = self._address = advertised()
         if address is None:
             _log.warning("EDGESERVE_ADVERTISE is not set: payloads of routing='lazy' can be read on this machine only")
@@ -132,19 +139,30 @@ class Serving:
             server, nodes = _hosts.servers.get(address, (None, 0))
             if server is None:
                 # Others of this user and host may serve at the same port.
-                bind = host if host.startswith(_LOOPBACK) else ""
-                server = PayloadServer(payload_base(), host=bind, port=port, token=token, tls=_certificate())
+                server = PayloadServer(payload_base(), host=_bound(host), port=port, token=token, tls=_certificate())
                 server.start()
             _hosts.servers[address] = server, nodes + 1
         shown = f"[{host}]" if ":" in host else host
         self.origin = f"{'https' if os.environ.get('EDGESERVE_PAYLOAD_CERT') else 'http'}://{shown}:{port}"
         self.token = token
 
+    def is_served(self) -> bool:
+        """Whether somebody on this host serves at its address now, this process or another."""
+        if self._address is None:
+            return False
+        host, port = self._address
+        try:
+            socket.create_connection((_bound(host) or "127.0.0.1", port), _LOOK_S).close()
+        except OSError:
+            return False
+        return True
+
     def close(self) -> None:
         """Idempotent. The last one in the process ends its server."""
-        address, self._address = self._address, None
-        if address is None:
+        address = self._address
+        if address is None or self._closed:
             return
+        self._closed = True
         with self._hosts.lock:
             server, nodes = self._hosts.servers.pop(address)
             if nodes > 1:

@@ -317,6 +317,8 @@ class PayloadServer:
         try:
             if self._tls is not None:
                 connection.sock.settimeout(_HEAD_S)
+                if not connection.sock.recv(1, socket.MSG_PEEK):
+                    return  # it only looked whether somebody is here
                 with _forks:
                     connection.sock = self._tls.wrap_socket(connection.sock, server_side=True, do_handshake_on_connect=False)
                 if self._closed:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from edgeserve.core.errors import CorruptMessage
@@ -48,12 +49,28 @@ class Sweep:
             return False
         except CorruptMessage:
             return True  # half made
-        entries = [(slot, entry) for slot in range(segment.count) if (entry := segment.entry(slot)).generation]
-        ranges = self._settled(segment.topic) if entries else ()
-        if not all(self._is_done(path.name, segment.topic, entry, ranges) for _, entry in entries):
+        entries = _entries(segment)
+        if self._wanted(segment, entries):
             return False
         held = leased(self._directory)
         return not any(key_of(path.name, slot, entry.generation) in held for slot, entry in entries)
+
+    def left(self, topics: Container[str]) -> Counter[str]:
+        """How many payloads lie in segments that nobody writes to any more and are not settled, by topic; of these topics."""
+        found = Counter[str]()
+        for path in _files(self._directory):
+            if is_name(path.name) and is_left(path):
+                with contextlib.suppress(FileNotFoundError, CorruptMessage):  # somebody removes it, and rightly
+                    segment = Segment.open(path, table_only=True)
+                    if segment.topic in topics:
+                        found[segment.topic] += self._wanted(segment, _entries(segment))
+        return +found
+
+    def _wanted(self, segment: Segment, entries: Sequence[tuple[int, Entry]]) -> int:
+        """How many of these are not settled."""
+        name, topic = segment.path.name, segment.topic
+        ranges = self._settled(topic) if entries else ()
+        return sum(not self._is_done(name, topic, entry, ranges) for _, entry in entries)
 
     def _is_done(self, name: str, topic: str, entry: Entry, ranges: Ranges) -> bool:
         if entry.position >= 0:
@@ -62,6 +79,11 @@ class Sweep:
         if end < 0:
             end = self._ends[name] = self._end(topic)
         return end == 0 or (end > 0 and is_settled(end - 1, ranges, whole=True))
+
+
+def _entries(segment: Segment) -> list[tuple[int, Entry]]:
+    """The slots that something is in."""
+    return [(slot, entry) for slot in range(segment.count) if (entry := segment.entry(slot)).generation]
 
 
 def remove_orphans(base: Path, is_gone: Callable[[Path], bool]) -> None:

@@ -337,12 +337,13 @@ class PayloadWriter:
             else "It is tried again",
         )
 
-    def close(self) -> None:
-        """Lets go of what is settled. What is not stays for those who will ask for it; see `Sweep`."""
+    def close(self) -> int:
+        """Lets go of what is settled. What is not stays for those who will ask for it, see `Sweep`; returns how many that are."""
         with self._lock:
             self.abandon([frame for frame, _ in list(self._unplaced.values())])
             with contextlib.suppress(OSError):  # what cannot be looked at now goes with whoever comes by
                 self._reclaim()
+            left = len(self._used)
             busy = {slot.segment.path for slot in self._used.values()}
             for segment in list(self._segments):
                 if segment.path in busy:
@@ -350,6 +351,7 @@ class PayloadWriter:
                 else:
                     self._remove(segment)
             self._segments.clear()
+            return left
 
 
 __all__ = ("LIMIT_BYTES", "End", "PayloadWriter", "Ranges", "Settled", "Slot", "is_settled", "slot_bytes_for")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -14,11 +15,14 @@ from edgeserve.core.codec import Buffer, decode_frame, encode_frame
 from edgeserve.core.errors import FetchError, MessageError, PayloadGone, TransportError, UnknownTopic
 from edgeserve.core.message import Header
 from edgeserve.payload import (
+    End,
     Fetching,
     PayloadReader,
     PayloadWriter,
+    Ranges,
     Reference,
     Serving,
+    Settled,
     Slot,
     Sweep,
     broker_name,
@@ -93,21 +97,8 @@ class Payloads:
                 _log.info("%s: on %s payloads travel with their messages, routing='lazy' changes nothing", self._who, transport.url)
             return
 
-        def end(topic: str) -> int:
-            try:
-                return transport.end(topic)
-            except UnknownTopic:
-                return 0
-            except TransportError:
-                return -1
-
-        def settled(topic: str) -> Sequence[tuple[int, int]]:
-            try:
-                return transport.settled(topic)
-            except TransportError:
-                return ()  # a broker that is away does not tell
-
-        name = broker_name(without_secrets(transport.url)) if root is None else store_name(transport.identity, root)
+        name = _store(transport)
+        settled, end = _asked(transport)
         self._directory = directory = payload_base() / name
         self._sweep = sweep = Sweep(directory, settled, end)
         if root is None:
@@ -288,19 +279,75 @@ class Payloads:
         """To be called when the node's last message is settled. Idempotent."""
         if self._directory is None:
             return
-        if self.writer is not None:
-            self.writer.close()
+        left = 0 if self.writer is None else self.writer.close()
         self.writer = self._make_writer = None
         self._sweep_at = 0.0
         self.tidy()
         if self._fetching is not None:
             self._fetching.close()
         if self._serving is not None:
-            self._serving.close()
+            self._end_serving(self._serving, left)
         self._base = self._fetching = self._serving = None
         if self._known_reader is not None:
             self._known_reader.rest()
         self._sweep = self._directory = self._known_reader = None
 
+    def _end_serving(self, serving: Serving, left: int) -> None:
+        """`left`: how many of its own payloads are not settled."""
+        serving.close()
+        if left and serving.origin and not serving.is_served():
+            _log.warning(
+                "%s leaves %d payload(s) that are not settled, and nobody on this host serves them at %s any more: others have them only "
+                "while `edgeserve payloads serve` runs here",
+                *(self._who, left, serving.origin),
+            )
 
-__all__ = ("LAZY_BYTES", "Payloads", "Routing")
+
+class LeftBehind:
+    """Payloads on this host that their senders, which have ended, have left on topics of a broker."""
+
+    def __init__(self, transport: Transport) -> None:
+        settled, end = _asked(transport)
+        self._known: dict[str, Ranges] = {}
+
+        def settled_once(topic: str) -> Ranges:
+            if topic not in self._known:
+                self._known[topic] = settled(topic)
+            return self._known[topic]
+
+        self._sweep = Sweep(payload_base() / _store(transport), settled_once, end)
+
+    def count(self, topics: Container[str]) -> Counter[str]:
+        """How many of these topics are not settled, by topic. Removes what is. Asks the broker once for each topic."""
+        self._known.clear()
+        self._sweep.look()
+        return self._sweep.left(topics)
+
+
+def _store(transport: Transport) -> str:
+    """Names the directory where payloads lie."""
+    root = transport.root
+    return broker_name(without_secrets(transport.url)) if root is None else store_name(transport.identity, root)
+
+
+def _asked(transport: Transport) -> tuple[Settled, End]:
+    """What those who look after payloads ask an engine."""
+
+    def settled(topic: str) -> Ranges:
+        try:
+            return transport.settled(topic)
+        except TransportError:
+            return ()  # a broker that is away does not tell
+
+    def end(topic: str) -> int:
+        try:
+            return transport.end(topic)
+        except UnknownTopic:
+            return 0
+        except TransportError:
+            return -1
+
+    return settled, end
+
+
+__all__ = ("LAZY_BYTES", "LeftBehind", "Payloads", "Routing")

@@ -13,12 +13,14 @@ class Wiring(msgspec.Struct, frozen=True):
         takes: the source ids that it takes, its task's parameter names; None: any.
         topic_out: where it sends to; None: nowhere.
         sends: the source id of what it sends.
+        lazy: whether large payloads of that stay on its host.
     """
 
     topic_in: str | None = None
     takes: tuple[str, ...] | None = None
     topic_out: str | None = None
     sends: str = ""
+    lazy: bool = False
 
 
 __all__ = ("Wiring",)
