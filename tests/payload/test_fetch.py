@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import itertools
 import os
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 from tests.disks import fill_up
 from tests.payload.origins import BIG, FETCH, MB, SERVE, TOKEN, Store, child, payload, remote_at, said, tell
-from tests.payload.test_server import certificate
+from tests.payload.test_server import certificate, path_of
 from tests.relays import Relay, Scripted, answering, end
 from tests.waiting import until
 from xxhash import xxh3_64_intdigest
@@ -616,6 +617,39 @@ def test_without_room_it_is_an_error_and_nothing_is_left(store: Store, relay: Re
         assert left_in(small_disk / "fetched") == set() and len(relay.heads) == 5
         ballast.unlink()
         assert bytes(fetcher.fetch(remotes[1])) == payload(1, 6 * MB)
+
+
+def test_an_origin_that_was_asked_before_answers_while_memory_is_made_ready(
+    store: Store, relay: Relay, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bytes(fetcher.fetch(remote_at(relay.url, store.put(payload(0, MB))))) == payload(0, MB)
+    mapped = shelf.Shelf.map
+
+    def when_asked(self: shelf.Shelf, part: shelf.Part) -> memoryview:
+        until(lambda: len(relay.heads) == 2)
+        return mapped(self, part)
+
+    monkeypatch.setattr(shelf.Shelf, "map", when_asked)
+    assert bytes(fetcher.fetch(remote_at(relay.url, store.put(payload(1, MB))))) == payload(1, MB)
+    assert len(relay.heads) == 2 and len(relay._socks) == 2
+
+
+def test_an_answer_there_is_no_memory_for_is_never_taken_for_another(
+    store: Store, relay: Relay, directory: Path, fetcher: Fetcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bytes(fetcher.fetch(remote_at(relay.url, store.put(payload(0, MB))))) == payload(0, MB)
+    remotes = [remote_at(relay.url, store.put(payload(n, MB))) for n in (1, 2)]
+
+    def none(self: shelf.Shelf, part: shelf.Part) -> memoryview:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shelf.Shelf, "map", none)
+        with pytest.raises(FetchError, match="cannot be kept"):
+            fetcher.fetch(remotes[0])
+    assert left_in(directory) == {".fetched"}
+    assert bytes(fetcher.fetch(remotes[1])) == payload(2, MB) and bytes(fetcher.fetch(remotes[0])) == payload(1, MB)
+    assert [head.split()[1].decode() for head in relay.heads].count(path_of(remotes[1])) == 1
 
 
 def test_what_was_damaged_is_fetched_again(store: Store, relay: Relay, directory: Path, fetcher: Fetcher) -> None:

@@ -8,6 +8,7 @@ import time
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from edgeserve.core.errors import ClosedError, FetchError, UsedAfterFork
@@ -107,7 +108,7 @@ class Fetcher:
     def _brought(self, reference: Reference, origin: Origin, name: str, ends: float) -> memoryview:
         part = self._shelf.begin(name, reference.size)
         try:
-            Pull(self._connections, origin, reference.token, reference, memoryview(part.memory), ends, self._closing).run()
+            Pull(self._connections, origin, reference.token, reference, partial(self._shelf.map, part), ends, self._closing).run()
         except BaseException:
             self._shelf.drop(part)
             raise

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -173,7 +174,7 @@ class Pull:
     """One payload on its way.
 
     Args:
-        target: `reference.size` bytes, to be written to.
+        room: gives the memory for it, `reference.size` bytes; called once, while the origin answers.
         ends: when it has to be there, by the monotonic clock.
         closing: set: it is not wanted any more.
     """
@@ -184,15 +185,17 @@ class Pull:
         origin: Origin,
         token: str,
         reference: Reference,
-        target: memoryview,
+        room: Callable[[], memoryview],
         ends: float,
         closing: threading.Event,
     ) -> None:
         if not TOKEN.fullmatch(token):
             raise FetchError(f"the token for {origin} cannot be one")
         self._connections, self._origin, self._token, self._reference = connections, origin, token, reference
-        self._target, self._ends, self._closing = target, ends, closing
+        self._room, self._ends, self._closing = room, ends, closing
         self._stall_s = max(0.05, (ends - time.monotonic()) / _STALL_PART)
+        self._target = memoryview(b"")
+        self._ahead: socket.socket | None = None
         self._have = 0
         self._digest = xxh3_64()
 
@@ -204,7 +207,14 @@ class Pull:
             CorruptMessage: twice it was another, or of another size.
             FetchError: it did not come in time, or the origin does not give it.
             ClosedError: it is not wanted any more.
+            OSError: there is no memory for it.
         """
+        try:
+            self._ask_ahead()
+            self._target = self._room()
+        except BaseException:
+            self._drop_ahead()
+            raise
         pause_s, wrong, resumed_at = _PAUSE_S[0], False, 0
         while True:
             try:
@@ -248,15 +258,35 @@ class Pull:
         else:
             self._connections.drop(sock)
 
+    def _ask_ahead(self) -> None:
+        """Asks on a connection that is kept, if there is one; `_asked` takes it from there."""
+        self._ahead = self._connections.take(self._origin)
+        if self._ahead is not None:
+            try:
+                self._ask(self._ahead)
+            except OSError:
+                self._drop_ahead()
+
+    def _drop_ahead(self) -> None:
+        """On a connection that is kept the next one would find the answer to this."""
+        if self._ahead is not None:
+            self._connections.drop(self._ahead)
+            self._ahead = None
+
+    def _ask(self, sock: socket.socket) -> None:
+        sock.settimeout(left_of(self._ends))
+        sock.sendall(self._request())
+
     def _asked(self) -> tuple[socket.socket, bytearray, Head]:
         """A connection on which an answer has begun, what of it came behind its head, the head."""
         while True:
-            kept = self._connections.take(self._origin)
+            ahead, self._ahead = self._ahead, None
+            kept = ahead or self._connections.take(self._origin)
             sock = kept or self._connections.make(self._origin, min(self._ends, time.monotonic() + self._stall_s))
             buffer = bytearray()
             try:
-                sock.settimeout(left_of(self._ends))
-                sock.sendall(self._request())
+                if ahead is None:
+                    self._ask(sock)
                 head = read_head(sock, buffer, self._ends, self._stall_s)
                 if head is not None:
                     return sock, buffer, head

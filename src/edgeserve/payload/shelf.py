@@ -32,6 +32,8 @@ from edgeserve.payload.reference import Reference
 _DONE, _PART, _LOCK, _SPARE, _USERS = ".fetched", ".part", ".lock", ".spare", "users"
 _ROOM_EVERY_S = 5.0
 _POPULATE = getattr(mmap, "MAP_POPULATE", 0)
+# With a page that is read the kernel maps those around it, with one that is written, or populated, it alone.
+_AROUND_BYTES = 64 << 10
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -47,11 +49,13 @@ class _Spare(msgspec.Struct):
 
 
 class Part(msgspec.Struct):
-    """A payload that is fetched just now: where it will lie, the file's descriptor, its memory, to be written to."""
+    """A payload that is fetched just now: the file it will lie in, whether that was written to before, its memory once it is mapped."""
 
     name: str
     fd: int
-    memory: mmap.mmap
+    bytes: int
+    recycled: bool
+    memory: mmap.mmap | None = None
 
 
 class _File(msgspec.Struct, order=True):
@@ -161,7 +165,7 @@ class Shelf:
         os.close(fd)
 
     def begin(self, name: str, size: int) -> Part:
-        """Makes the file for a payload, with room for it, for `publish` or `drop`. To be called with a claim.
+        """Makes the file for a payload, with room for it, for `map`, and `publish` or `drop`. To be called with a claim.
 
         Raises:
             OSError: there is no room (ENOSPC); nothing is left.
@@ -183,12 +187,18 @@ class Shelf:
                 os.ftruncate(fd, size)
             elif os.fstat(fd).st_size < size:
                 self._reserve(fd, size)
-            # The memory of a new file is cleared when it is touched: best shortly before something is written to it.
-            flags = mmap.MAP_SHARED if spare is None else mmap.MAP_SHARED | _POPULATE
-            return Part(name, fd, mmap.mmap(fd, size, flags=flags))
+            return Part(name, fd, size, spare is not None)
         except BaseException:
             self._drop(name, fd)
             raise
+
+    def map(self, part: Part) -> memoryview:
+        """The memory of what was begun, to be written to. Raises `OSError` when there is none."""
+        part.memory = mmap.mmap(part.fd, part.bytes, flags=mmap.MAP_SHARED)
+        # The memory of a new file is cleared when it is touched: best shortly before something is written to it.
+        if part.recycled:
+            part.memory[::_AROUND_BYTES]
+        return memoryview(part.memory)
 
     def _reserve(self, fd: int, size: int) -> None:
         while True:
@@ -200,7 +210,8 @@ class Shelf:
                     raise
 
     def publish(self, part: Part) -> memoryview:
-        """What was begun is whole and right: it is there for all. The same memory, which nobody can write to any more."""
+        """What was begun, and mapped, is whole and right: it is there for all. The same memory, which nobody can write to any more."""
+        assert part.memory is not None
         try:
             _protect(part.memory)
             fcntl.flock(part.fd, fcntl.LOCK_SH)
