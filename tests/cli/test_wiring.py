@@ -122,7 +122,8 @@ def apps() -> Iterator[Any]:
     yield pytest.param((ROOT / "examples/network_security/app.py").read_text(), id="network_security")
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for text in re.findall(r"^```python\n(# file: .*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
-            if not re.search(r"^with ", text, re.MULTILINE):  # a program that runs its nodes itself
+            # Not a program that runs its nodes itself, nor the functions that a YAML file names.
+            if re.search(r"(Pipeline|DataSource)\(", text) and not re.search(r"^with ", text, re.MULTILINE):
                 yield pytest.param(text, id=path.name)
 
 
