@@ -13,7 +13,8 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
@@ -24,15 +25,18 @@ from edgeserve.transport.base import Start
 from edgeserve.transport.broker.driver import Channel, Deliver, Driver, Entry, Extent, Inlet, Outlet, Tail
 from edgeserve.transport.broker.envelope import PARTS
 from edgeserve.transport.pulsar.admin import Admin
-from edgeserve.transport.pulsar.ends import PulsarChannel, PulsarInlet, PulsarOutlet, PulsarTail, id_of, number_of, quietly
+from edgeserve.transport.pulsar.ends import Dialled, PulsarChannel, PulsarInlet, PulsarOutlet, PulsarTail, id_of, quietly
 from edgeserve.transport.pulsar.errors import named
+from edgeserve.transport.pulsar.look import Look
 from edgeserve.transport.pulsar.names import channel_name, group_name, subscription_name, topic_name, user_name
 from edgeserve.transport.pulsar.parts import Parts
-from edgeserve.transport.pulsar.probe import Greeting, greet
+from edgeserve.transport.pulsar.probe import Greeting, greet, silence
+from edgeserve.transport.pulsar.redial import Redial
 from edgeserve.transport.pulsar.settings import BrokerAway, Settings
 
 _log = logging.getLogger("edgeserve")
 _T = TypeVar("_T")
+_D = TypeVar("_D", bound=Dialled)
 
 KEEP = "edgeserve-keep"
 """The subscription that keeps what a log, or a topic of parts, still needs."""
@@ -41,7 +45,6 @@ _MAX_BYTES = 5 * 1024 * 1024
 # Of what a broker takes, so much is for what it adds itself.
 _SPARE_BYTES = 64 * 1024
 _QUEUE = 16
-_RECEIVE_MS = 1_000
 _OPERATION_S = 5
 # More than a sender or a member has under way before it asks whether it is to give up; the client's own wait asks nobody.
 _MOST_PENDING = 50_000
@@ -78,9 +81,9 @@ class PulsarDriver(Driver):
         self._closed = threading.Event()
         self._knows_size = False
         self._exist: set[str] = set()
-        self._ends: weakref.WeakSet[Any] = weakref.WeakSet()
         # Those that wait in the client for what comes.
         self.threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
+        self._redial = Redial(self._takes_us, self._closed, self.threads)
         _drivers.add(self)
         self._lock = threading.Lock()
         self._client = _client(settings)
@@ -122,23 +125,18 @@ class PulsarDriver(Driver):
 
     # --- ends ---------------------------------------------------------------------------------------------------
 
-    def producer(self, topic: str, mode: pulsar.ProducerAccessMode = pulsar.ProducerAccessMode.Shared) -> pulsar.Producer:
-        """A producer."""
+    def _new_producer(self, topic: str, mode: pulsar.ProducerAccessMode) -> pulsar.Producer:
         deadline_s = self.settings.deadline_s
-        return self._client_end(
-            "write to",
-            topic,
-            lambda: self._client.create_producer(
-                self.full(topic),
-                batching_enabled=False,
-                block_if_queue_full=True,
-                max_pending_messages=_MOST_PENDING,
-                send_timeout_millis=0 if deadline_s is None else int(deadline_s * 1000),
-                access_mode=mode,
-            ),
+        return self._client.create_producer(
+            self.full(topic),
+            batching_enabled=False,
+            block_if_queue_full=True,
+            max_pending_messages=_MOST_PENDING,
+            send_timeout_millis=0 if deadline_s is None else int(deadline_s * 1000),
+            access_mode=mode,
         )
 
-    def consumer(
+    def _new_consumer(
         self,
         topic: str,
         subscription: str,
@@ -146,28 +144,19 @@ class PulsarDriver(Driver):
         begin: pulsar.InitialPosition = pulsar.InitialPosition.Earliest,
         queue: int = _QUEUE,
     ) -> pulsar.Consumer:
-        """A consumer."""
-        return self._client_end(
-            "read from",
-            topic,
-            lambda: self._client.subscribe(
-                self.full(topic),
-                subscription,
-                consumer_type=kind,
-                initial_position=begin,
-                receiver_queue_size=queue,
-                consumer_name=f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
-                negative_ack_redelivery_delay_ms=100,
-            ),
+        return self._client.subscribe(
+            self.full(topic),
+            subscription,
+            consumer_type=kind,
+            initial_position=begin,
+            receiver_queue_size=queue,
+            consumer_name=f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}",
+            negative_ack_redelivery_delay_ms=100,
         )
 
-    def reader(self, topic: str, start: Any, *, inclusive: bool = False) -> pulsar.Reader:
-        """A reader."""
-        return self._client_end(
-            "read",
-            topic,
-            lambda: self._client.create_reader(self.full(topic), start, receiver_queue_size=_QUEUE, start_message_id_inclusive=inclusive),
-        )
+    def _new_reader(self, topic: str, after: int | None) -> pulsar.Reader:
+        start = pulsar.MessageId.earliest if after is None else id_of(after)
+        return self._client.create_reader(self.full(topic), start, receiver_queue_size=_QUEUE)
 
     def _refuse_partitions(self, what: str, topic: str) -> None:
         full = self.full(topic)
@@ -179,16 +168,25 @@ class PulsarDriver(Driver):
                 "as it is, and Compute(by=, partitions=) divides the keys of a join"
             )
 
-    def _client_end(self, what: str, topic: str, make: Callable[[], _T]) -> _T:
+    def open(self, what: str, topic: str, make: Callable[[], _T]) -> _T:
+        """What a client opens on a topic; waits while the broker is away."""
         if topic not in self._exist:
             self._refuse_partitions(what, topic)
         end = self.patiently(what, topic, make)
         self._exist.add(topic)
-        self._ends.add(end)
         return end
 
+    def _watched(self, end: _D) -> _D:
+        self._redial.watch(end)
+        return end
+
+    def forget(self, end: Dialled) -> None:
+        """An end that was closed is no trouble."""
+        self._redial.forget(end)
+
     def outlet(self, topic: str) -> Outlet:
-        outlet = PulsarOutlet(self, topic, self.producer(topic))
+        make = partial(self._new_producer, topic, pulsar.ProducerAccessMode.Shared)
+        outlet = self._watched(PulsarOutlet(self, topic, self.open("write to", topic, make), make))
         if not self._knows_size:
             self._learn_size()
         if topic.endswith(PARTS):
@@ -215,18 +213,20 @@ class PulsarDriver(Driver):
         )
 
     def fenced_outlet(self, topic: str) -> Outlet:
-        producer = self.producer(topic, pulsar.ProducerAccessMode.ExclusiveWithFencing)
+        make = partial(self._new_producer, topic, pulsar.ProducerAccessMode.ExclusiveWithFencing)
+        producer = self.open("write to", topic, make)
         self._keep(topic)
-        return PulsarOutlet(self, topic, producer)
+        return self._watched(PulsarOutlet(self, topic, producer, make, partial(self.newest, topic)))
 
     def inlet(self, topic: str, group: str, start: Start, *, exclusive: bool) -> Inlet:
         begin = pulsar.InitialPosition.Latest if start == "latest" else pulsar.InitialPosition.Earliest
         kind = pulsar.ConsumerType.Exclusive if exclusive else pulsar.ConsumerType.Shared
-        return PulsarInlet(self, self.consumer(topic, subscription_name(group), kind, begin))
+        make = partial(self._new_consumer, topic, subscription_name(group), kind, begin)
+        return self._watched(PulsarInlet(self, self.open("read from", topic, make), make))
 
     def tail(self, topic: str, after: int | None, deliver: Deliver) -> Tail:
         self._keep(topic)
-        return PulsarTail(self, self.reader(topic, pulsar.MessageId.earliest if after is None else id_of(after)), deliver, topic)
+        return self._watched(PulsarTail(self, partial(self._new_reader, topic), after, deliver, topic))
 
     def _beside(self) -> pulsar.Client:
         """Another client: over a channel that the broker refuses one drops its connection, and sends again what is not confirmed."""
@@ -240,49 +240,45 @@ class PulsarDriver(Driver):
     def channel(self, topic: str, hear: Callable[[bytes], None]) -> Channel | None:
         name = channel_name(self.full(topic))
         try:
-            return PulsarChannel(self, self._beside(), name, hear)
+            return self._watched(PulsarChannel(self, self._beside(), name, hear))
         except _PASSES:
             return None
         except pulsar.PulsarException as exc:
             raise self._named(exc, "listen to", name) from exc
 
     def newest(self, topic: str) -> Entry | None:
-        reader = self.reader(topic, pulsar.MessageId.latest, inclusive=True)
-        try:
-            found = None
-            while self.patiently("read", topic, reader.has_message_available):
-                message = self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS))
-                found = Entry(number_of(message.message_id()), message.data())
-            return found
-        finally:
-            reader.close()
+        found = None
+        for entry in self._entries(topic, pulsar.MessageId.latest):
+            found = entry
+        return found
 
     def last(self, topic: str) -> int | None:
         """Does without the admin API."""
-        reader = self.reader(topic, pulsar.MessageId.latest, inclusive=True)
-        try:
-            if not self.patiently("read", topic, reader.has_message_available):
-                return None
-            return number_of(self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS)).message_id())
-        finally:
-            reader.close()
+        entry = self._first(topic, pulsar.MessageId.latest)
+        return None if entry is None else entry.at
 
     def scan(self, topic: str, first: int | None = None, *, since_ns: int | None = None) -> Iterator[Entry]:
         last = self._last_of_any(topic)
         if last is None or (first is not None and first > last):
             return
-        reader = self.reader(topic, pulsar.MessageId.earliest if first is None else id_of(first), inclusive=True)
-        try:
-            if since_ns is not None:
-                self.patiently("read", topic, lambda: reader.seek(max(0, since_ns // 1_000_000)))
-            while self.patiently("read", topic, reader.has_message_available):
-                message = self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS))
-                at = number_of(message.message_id())
-                yield Entry(at, message.data(), stored_ns=message.publish_timestamp() * 1_000_000)
-                if at >= last:
-                    return
-        finally:
-            reader.close()
+        for entry in self._entries(topic, pulsar.MessageId.earliest if first is None else id_of(first), since_ns):
+            yield entry
+            if entry.at >= last:
+                return
+
+    def _entries(self, topic: str, start: Any, since_ns: int | None = None) -> Generator[Entry]:
+        """What is stored by the time that the end is reached, from `start` on."""
+        with closing(Look(partial(self._look_from, topic), start, since_ns)) as look:
+            self.open("read", topic, look.open)
+            while (entry := self.patiently("read", topic, look.next)) is not None:
+                yield entry
+
+    def _first(self, topic: str, start: Any) -> Entry | None:
+        with closing(self._entries(topic, start)) as entries:
+            return next(entries, None)
+
+    def _look_from(self, topic: str, start: Any) -> pulsar.Reader:
+        return self._client.create_reader(self.full(topic), start, receiver_queue_size=_QUEUE, start_message_id_inclusive=True)
 
     def _last_of_any(self, topic: str) -> int | None:
         # The client would make a topic that does not exist; only the admin API tells whether it does.
@@ -295,28 +291,21 @@ class PulsarDriver(Driver):
         """Does without the admin API, and so makes a topic that does not exist."""
         if topic.endswith(PARTS):
             self._parts.use(topic.removesuffix(PARTS))
-        reader = self.reader(topic, id_of(at), inclusive=True)
-        try:
-            if not self.patiently("read", topic, reader.has_message_available):
-                return None
-            message = self.patiently("read", topic, lambda: reader.read_next(_RECEIVE_MS))
-            found = number_of(message.message_id())
-            return Entry(found, message.data()) if found == at else None
-        finally:
-            reader.close()
+        entry = self._first(topic, id_of(at))
+        return entry if entry is not None and entry.at == at else None
 
     # --- what there is ------------------------------------------------------------------------------------------
 
     def _keep(self, topic: str, from_: int | None = None) -> None:
         """Without a subscription the broker may let go of what nobody has asked to keep. `from_`: entries below are not needed."""
         try:
-            keeper = self.consumer(topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0)
+            keep = partial(self._new_consumer, topic, KEEP, pulsar.ConsumerType.Exclusive, queue=0)
+            keeper = self.open("read from", topic, keep)
         except GroupBusy:
             return  # another member is at it
         if from_ is not None:
             # The id need not be one of an entry: what is acknowledged is all up to it.
             quietly(partial(keeper.acknowledge_cumulative, id_of(from_ - 1)))
-        self.forget(keeper)
         quietly(keeper.close)
 
     def discard(self, topic: str, before: int) -> None:
@@ -354,20 +343,18 @@ class PulsarDriver(Driver):
         self.admin.delete_topic(self.full(topic))
 
     def trouble(self) -> str | None:
-        for end in list(self._ends):
-            if not end.is_connected():
-                return f"no connection to {self.settings.shown}"
-        return None
+        return f"no connection to {self.settings.shown}" if self._redial.missed else None
+
+    def _takes_us(self) -> bool:
+        # Without a name and password that can be said here it is only known that somebody listens.
+        said = greet(self.settings)
+        return said.refusal is None and (said.most_bytes is not None or (self.settings.oauth2 is not None and not silence(self.settings)))
 
     def answers(self) -> str:
         said = greet(self.settings)
         if said == Greeting():
             return ""
         return said.refusal or "it is there, but it stores nothing, and its own log says why (it is starting? its disk is full?)"
-
-    def forget(self, end: Any) -> None:
-        """An end that was closed is no trouble."""
-        self._ends.discard(end)
 
     @property
     def closed(self) -> bool:
@@ -381,6 +368,7 @@ class PulsarDriver(Driver):
         for client in (self._client, self._channels):
             if client is not None:
                 quietly(client.close)
+        self._redial.join(_EXIT_S)
 
 
 @atexit.register

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import _pulsar
 import pulsar
 
+from edgeserve.core.errors import EdgeServeError, Fenced
 from edgeserve.transport.broker.driver import Channel, Deliver, Done, Entry, Inlet, Outlet, Tail
 from edgeserve.transport.pulsar.errors import failed, named
 from edgeserve.transport.pulsar.names import entry_number, ledger_and_entry
@@ -36,61 +39,202 @@ def id_of(at: int) -> pulsar.MessageId:
     return pulsar.MessageId(-1, ledger, entry, -1)
 
 
-class PulsarOutlet(Outlet):
-    """See `Outlet`: a producer."""
+class Dialled(ABC):
+    """What a client has opened, and can open once more: should it not come back by itself, see `Redial`.
 
-    def __init__(self, driver: PulsarDriver, topic: str, producer: pulsar.Producer) -> None:
-        self._driver, self._topic, self._producer = driver, topic, producer
+    Attributes:
+        matters: whether somebody waits for it.
+    """
+
+    matters = True
+
+    def __init__(self, driver: PulsarDriver) -> None:
+        self._driver, self._closed = driver, False
+        self._dialling = threading.Lock()
+
+    @abstractmethod
+    def is_connected(self) -> bool:
+        """Whether the client says so."""
+
+    @abstractmethod
+    def _dial_again(self) -> Sequence[Any]:
+        """Opens it once more, with one try; returns what is to be closed for it."""
+
+    @abstractmethod
+    def _opened(self) -> Sequence[Any]:
+        """What the client has opened for it."""
+
+    def dial_again(self) -> None:
+        """In place of what is open now. Nothing is lost or put out of order; as after any connection that was lost, what was not
+        confirmed may be stored twice, and what was not acknowledged comes again.
+
+        Raises:
+            pulsar.PulsarException: nothing has changed.
+        """
+        with self._dialling:
+            left = () if self._closed else self._dial_again()
+        for each in left:
+            quietly(each.close)
+
+    def close(self) -> None:
+        """Idempotent."""
+        with self._dialling:
+            if self._closed:
+                return
+            self._closed = True
+        self._driver.forget(self)
+        for each in self._opened():
+            quietly(each.close)
+
+    def _over(self) -> bool:
+        return self._closed or self._driver.closed
+
+
+class _Sent:
+    """An entry that the broker has not confirmed."""
+
+    __slots__ = ("data", "done")
+
+    def __init__(self, data: bytes, done: Done) -> None:
+        self.data, self.done = data, done
+
+
+class PulsarOutlet(Dialled, Outlet):
+    """See `Outlet`: a producer. `make`: opens one; `newest`: asked for the last entry, where only one may append."""
+
+    def __init__(
+        self,
+        driver: PulsarDriver,
+        topic: str,
+        producer: pulsar.Producer,
+        make: Callable[[], pulsar.Producer],
+        newest: Callable[[], Entry | None] | None = None,
+    ) -> None:
+        super().__init__(driver)
+        self._topic, self._make, self._newest = topic, make, newest
+        # `_order`: one hands over at a time. `_guard`: what is open, and by which producer it was sent.
+        self._order, self._guard = threading.Lock(), threading.Lock()
+        self._open: deque[_Sent] = deque()
+        self._last: int | None = None
+        self._lost = False
+        self._use(producer)
+
+    def _use(self, producer: pulsar.Producer) -> None:
+        self._producer = producer
         # Without the client's Python wrapper, which checks ten arguments that are never given: of one message at a time that takes as
         # long as all that is done with it here.
         self._hand_over = producer._producer.send_async
 
+    def is_connected(self) -> bool:
+        return self._lost or bool(self._producer.is_connected())
+
+    def _opened(self) -> Sequence[Any]:
+        return (self._producer,)
+
+    def _dial_again(self) -> Sequence[Any]:
+        if not self._is_ours():  # looked at before as well, so that nothing is taken from who has it now
+            return self._give_up()
+        producer, left = self._make(), self._producer
+        try:
+            ours = self._is_ours()
+        except BaseException:
+            quietly(producer.close)
+            raise
+        if not ours:
+            return [producer, *self._give_up()]
+        with self._order:
+            with self._guard:
+                self._use(producer)
+                again = list(self._open)
+            for sent in again:
+                try:
+                    self._send(sent)
+                except (EdgeServeError, pulsar.PulsarException) as exc:
+                    sent.done(None, exc)
+        return (left,)
+
+    def _is_ours(self) -> bool:
+        """Whether nobody else has appended."""
+        if self._newest is None:
+            return True
+        newest = self._newest()
+        return newest is not None and (newest.at == self._last or any(newest.data == sent.data for sent in list(self._open)))
+
+    def _give_up(self) -> Sequence[Any]:
+        with self._order:
+            with self._guard:
+                self._lost = True
+                refused = list(self._open)
+                self._open.clear()
+            for sent in refused:
+                self._refuse(sent.done)
+        return (self._producer,)
+
+    def _refuse(self, done: Done) -> None:
+        done(None, Fenced(f"the log {self._topic!r} was taken by somebody else while there was no connection"))
+
     def send(self, data: bytes, done: Done) -> None:
-        driver, topic = self._driver, self._topic
+        sent = _Sent(data, done)
+        with self._order:
+            if not self._lost:
+                self._open.append(sent)
+                self._send(sent)
+                return
+        self._refuse(done)
+
+    def _send(self, sent: _Sent) -> None:
+        driver, topic, producer = self._driver, self._topic, self._producer
         me, refused = threading.get_ident(), []
 
         def confirm(result: Any, message_id: Any) -> None:
-            if result == pulsar.Result.Ok:
-                done(number_of(message_id), None)
-            elif result == pulsar.Result.MessageTooBig and threading.get_ident() == me:
+            if result == pulsar.Result.MessageTooBig and threading.get_ident() == me:
                 refused.append(result)  # on the spot, by the client itself
-            else:
-                done(None, failed(driver.settings, result, topic))
+                return
+            at = number_of(message_id) if result == pulsar.Result.Ok else None
+            with self._guard:
+                if producer is not self._producer or not self._forget(sent):
+                    return  # it was sent again by another one, which is to say what became of it
+                if at is not None:
+                    self._last = at
+            sent.done(at, None if at is not None else failed(driver.settings, result, topic))
 
         try:
             message = _pulsar.MessageBuilder()
-            message.content(data)
+            message.content(sent.data)
             self._hand_over(message.build(), confirm)
         except pulsar.PulsarException as exc:
+            self._forget(sent)
             raise named(driver.settings, exc, "write to", topic) from exc
         if refused:
-            raise driver.too_large(topic, len(data))
+            self._forget(sent)
+            raise driver.too_large(topic, len(sent.data))
 
-    def close(self) -> None:
-        self._driver.forget(self._producer)
-        quietly(self._producer.close)
+    def _forget(self, sent: _Sent) -> bool:
+        """Whether it was open."""
+        if self._open and self._open[0] is sent:
+            self._open.popleft()
+            return True
+        try:
+            self._open.remove(sent)
+        except ValueError:
+            return False
+        return True
 
 
-class _Receiving:
+class _Receiving(Dialled):
     """What comes from the client, until this end or its connection is closed."""
-
-    def __init__(self, driver: PulsarDriver) -> None:
-        self._driver, self._closed = driver, False
-
-    def _over(self) -> bool:
-        return self._closed or self._driver.closed
 
     def _failed(self, error: Exception) -> None:
         """Nothing is read any more."""
         _log.warning("a connection to %s is not read any more: %s: %s", self._driver.settings.shown, type(error).__name__, error)
 
-    def _read(self, reader: pulsar.Reader, take: Callable[[Entry], object], name: str) -> threading.Thread:
+    def _read(self, take: Callable[[Entry], object], name: str) -> threading.Thread:
         """Begins to read, in a thread."""
 
         def run() -> None:
             try:
                 while not self._over():
-                    entry = _next(reader.read_next, _RECEIVE_S, self._over)
+                    entry = _next(self._next, _RECEIVE_S, self._over)
                     if entry is not None:
                         take(entry)
             except Exception as exc:
@@ -101,15 +245,34 @@ class _Receiving:
         thread.start()
         return thread
 
+    def _next(self, milliseconds: int) -> Any:
+        """The next message."""
+        raise NotImplementedError
+
 
 class PulsarInlet(_Receiving, Inlet):
-    """See `Inlet`: a consumer."""
+    """See `Inlet`: a consumer. `make`: opens one."""
 
-    def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer) -> None:
+    def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer, make: Callable[[], pulsar.Consumer]) -> None:
         super().__init__(driver)
+        self._make = make
+        self._use(consumer)
+
+    def _use(self, consumer: pulsar.Consumer) -> None:
         self._consumer = consumer
         # Likewise: a message as it comes has the same methods, and can be acknowledged.
         self._receive = consumer._consumer.receive
+
+    def is_connected(self) -> bool:
+        return bool(self._consumer.is_connected())
+
+    def _opened(self) -> Sequence[Any]:
+        return (self._consumer,)
+
+    def _dial_again(self) -> Sequence[Any]:
+        consumer, left = self._make(), self._consumer
+        self._use(consumer)
+        return (left,)
 
     def poll(self, seconds: float) -> Entry | None:
         return None if self._over() else _next(self._receive, seconds, self._over)
@@ -121,31 +284,43 @@ class PulsarInlet(_Receiving, Inlet):
     def give_back(self, entry: Entry) -> None:
         quietly(partial(self._consumer.negative_acknowledge, entry.token))
 
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._driver.forget(self._consumer)
-        quietly(self._consumer.close)
-
 
 class PulsarTail(_Receiving, Tail):
-    """See `Tail`: a reader, and a thread that reads."""
+    """See `Tail`: a reader, and a thread that reads. `make`: opens one that begins behind an entry; None: with the first."""
 
-    def __init__(self, driver: PulsarDriver, reader: pulsar.Reader, deliver: Deliver, topic: str) -> None:
+    def __init__(
+        self, driver: PulsarDriver, make: Callable[[int | None], pulsar.Reader], after: int | None, deliver: Deliver, topic: str
+    ) -> None:
         super().__init__(driver)
+        self._make, self._last, self._deliver = make, after, deliver
+        self._reader = driver.open("read", topic, partial(make, after))
+        self._thread = self._read(self._take, f"edgeserve-tail-{topic[:40]}")
+
+    def _take(self, entry: Entry) -> None:
+        if self._last is None or entry.at > self._last:
+            self._deliver(entry)
+            self._last = entry.at
+
+    def _next(self, milliseconds: int) -> Any:
+        return self._reader.read_next(milliseconds)
+
+    def is_connected(self) -> bool:
+        return bool(self._reader.is_connected())
+
+    def _opened(self) -> Sequence[Any]:
+        return (self._reader,)
+
+    def _dial_again(self) -> Sequence[Any]:
+        # What the one before still hands out is not delivered twice.
+        reader, left = self._make(self._last), self._reader
         self._reader = reader
-        self._thread = self._read(reader, deliver, f"edgeserve-tail-{topic[:40]}")
+        return (left,)
 
     def _failed(self, error: Exception) -> None:
         self.error = error
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        self._driver.forget(self._reader)
-        quietly(self._reader.close)
+        super().close()
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
@@ -153,27 +328,39 @@ class PulsarTail(_Receiving, Tail):
 class PulsarChannel(_Receiving, Channel):
     """On a topic that the broker stores nothing of."""
 
+    matters = False
+
     def __init__(self, driver: PulsarDriver, client: pulsar.Client, name: str, hear: Callable[[bytes], None]) -> None:
         super().__init__(driver)
-        # Not among the driver's ends: whether it is connected is no trouble.
+        self._client, self._name = client, name
+        self._reader, self._producer = self._open()
+        self._read(lambda entry: hear(entry.data), "edgeserve-channel")
+
+    def _open(self) -> tuple[pulsar.Reader, pulsar.Producer]:
         # First, since it is what a broker without such topics refuses: of a producer it would say that it is only not ready.
-        self._reader = client.create_reader(name, pulsar.MessageId.latest)
+        reader = self._client.create_reader(self._name, pulsar.MessageId.latest)
         try:
-            self._producer = client.create_producer(name, batching_enabled=False)
+            return reader, self._client.create_producer(self._name, batching_enabled=False)
         except BaseException:
-            quietly(self._reader.close)
+            quietly(reader.close)
             raise
-        self._read(self._reader, lambda entry: hear(entry.data), "edgeserve-channel")
+
+    def _next(self, milliseconds: int) -> Any:
+        return self._reader.read_next(milliseconds)
+
+    def is_connected(self) -> bool:
+        return bool(self._reader.is_connected() and self._producer.is_connected())
+
+    def _opened(self) -> Sequence[Any]:
+        return self._producer, self._reader
+
+    def _dial_again(self) -> Sequence[Any]:
+        left = self._opened()
+        self._reader, self._producer = self._open()
+        return left
 
     def say(self, data: bytes) -> None:
         quietly(partial(self._producer.send_async, data, lambda *_: None))
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        quietly(self._producer.close)
-        quietly(self._reader.close)
 
 
 def _next(receive: Callable[[int], Any], seconds: float, over: Callable[[], bool]) -> Entry | None:
@@ -196,8 +383,8 @@ def quietly(do: Callable[[], object]) -> None:
     """Does something whose failing changes nothing."""
     try:
         do()
-    except pulsar.PulsarException as exc:
+    except (pulsar.PulsarException, ValueError) as exc:  # the latter of a consumer that was closed before
         _log.debug("%s", exc)
 
 
-__all__ = ("PulsarChannel", "PulsarInlet", "PulsarOutlet", "PulsarTail", "id_of", "number_of", "quietly")
+__all__ = ("Dialled", "PulsarChannel", "PulsarInlet", "PulsarOutlet", "PulsarTail", "id_of", "number_of", "quietly")
