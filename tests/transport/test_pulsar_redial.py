@@ -112,9 +112,9 @@ def test_a_tail_delivers_each_entry_once_and_in_order(driver: PulsarDriver) -> N
     came: SimpleQueue[Entry] = SimpleQueue()
     tail = driver.tail("t", None, came.put)
     end = beside(as_dialled(tail).dial_again)
-    for n in range(COUNT):
+    for n in range(COUNT // 4):
         assert send(outlet, b"%d" % n)[1] is None
-    assert [int(came.get(timeout=TIMEOUT_S).data) for _ in range(COUNT)] == list(range(COUNT))
+    assert [int(came.get(timeout=TIMEOUT_S).data) for _ in range(COUNT // 4)] == list(range(COUNT // 4))
     end()
     assert send(outlet, b"last")[1] is None
     assert came.get(timeout=TIMEOUT_S).data == b"last" and came.empty()
