@@ -177,6 +177,11 @@ class Compute(StageNode):
         for parameter in work.parameters:
             check_source_id(parameter)
         joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str) or backlog == "latest"
+        if not joins and join != "latest":
+            raise ConfigurationError(
+                f"Compute {worker_id!r}: join={join!r} pairs the messages of several sources, and this task takes those of one, "
+                f"{work.parameters[0]!r}: leave join out, or give the task a parameter for each source"
+            )
         if by is not None and not joins:
             raise ConfigurationError(
                 f"Compute {worker_id!r}: by= makes a join run per key, and a task of the one parameter {work.parameters[0]!r} joins "

@@ -84,6 +84,11 @@ class DataSource(Node):
         check_keywords("DataSource", topic=topic, max_lateness_ms=max_lateness_ms, send_window=send_window, routing=routing)
         if not isinstance(stream, (Iterable, AsyncIterable)):
             raise ConfigurationError(f"DataSource: the stream must be an iterable or an async iterable, not {type(stream).__name__}")
+        if isinstance(stream, (str, bytes, bytearray)):
+            raise ConfigurationError(
+                f"DataSource: the stream is of type {type(stream).__name__}, whose characters would be a message each: to send it as one, "
+                "give a list of it"
+            )
         self._check_callables("DataSource", gate=gate, event_time=event_time, message_id=message_id, key=key)
         self._stream = stream
         self._source_id, self._gate, self._topic = as_parameter(source_id), gate, topic

@@ -68,6 +68,8 @@ def check_source_id(source_id: str) -> None:
     """Raises `ConfigurationError` unless `source_id` is a non-empty str of at most `SOURCE_ID_MAX_BYTES` bytes of UTF-8."""
     if not isinstance(source_id, str) or not source_id:
         raise ConfigurationError(f"source_id must be a non-empty str, not {source_id!r}")
+    if "\0" in source_id:
+        raise ConfigurationError(f"source_id {source_id!r} has the character NUL in it: leave it out")
     try:
         size = len(source_id.encode())
     except UnicodeEncodeError as exc:
