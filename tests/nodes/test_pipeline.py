@@ -175,6 +175,35 @@ def test_objects_are_set_up_and_closed(node: str, send: Callable[..., None]) -> 
     assert model.events == ["setup", "call", "close"]
 
 
+@pytest.mark.parametrize("tasks", [lambda a: {"task": a}, lambda a: {"fuse": [a, lambda a: a]}], ids=["alone", "fused"])
+def test_what_could_not_be_set_up_is_set_up_by_the_next_call(node: str, send: Callable[..., None], tasks: Callable[..., Any]) -> None:
+    class Model:
+        ready = False
+        tries = closed = 0
+
+        async def setup(self) -> None:
+            self.tries += 1
+            if self.tries == 1:
+                raise OSError("no model there yet")
+            self.ready = True
+
+        def __call__(self, a: int) -> int:
+            assert self.ready
+            return a
+
+        def close(self) -> None:
+            self.closed += 1
+
+    send("a", [1])
+    model = Model()
+    compute = Compute(node=node, **tasks(model))
+    with pytest.raises(OSError, match="no model there yet"):
+        next(compute)
+    assert next(compute) == 1
+    compute.close()
+    assert (model.tries, model.closed) == (2, 1)
+
+
 @dataclass
 class Tick:
     price: float

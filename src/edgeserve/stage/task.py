@@ -59,11 +59,16 @@ class Task:
             self.call = lambda *values: task(*values[:split], **dict(zip(names, values[split:], strict=True)))
 
     def open(self) -> None:
-        """Calls the object's `setup`, in the process that will run it."""
+        """Calls the object's `setup`, in the process that will run it. When that fails, it is called again the next time."""
         if not self._open:
-            self._open = True
             if self._setup is not None:
-                self.finish(self._setup())
+                try:
+                    self.finish(self._setup())
+                except BaseException:
+                    if self._closes_coroutines:
+                        self._coroutines.close()
+                    raise
+            self._open = True
 
     def finish(self, value: Any) -> Any:
         """Runs what a call has returned to its end: a coroutine to its result, a generator to `Several`."""
