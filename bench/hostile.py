@@ -87,6 +87,7 @@ ORIGINS: dict[str, tuple[Answer, str]] = {
     "cut off each time": (says(WHOLE, OTHER[: SIZE // 2]), "in time"),
     "redirect to a file": (says(head("302 Found", "Location: file:///etc/passwd", "Content-Length: 0")), "redirect"),
     "redirect to a host": (says(head("307 Temporary Redirect", "Location: http://127.0.0.1:TRAP/", "Content-Length: 0")), "redirect"),
+    "not listed": (silent, "EDGESERVE_ORIGINS"),
 }
 """What listens where the source was, and a word of the error."""
 
@@ -153,9 +154,10 @@ def source(node: str, root: Path, host: str, port: int, topic: str, count: int, 
             done.wait()
 
 
-def sink(node: str, root: Path, host: str, topic: str) -> None:
-    """Notes each frame that came whole; then how long it took, and its memory."""
+def sink(node: str, root: Path, host: str, topic: str, origins: str = "") -> None:
+    """Notes each frame that came whole; then how long it took, and its memory. `origins`: those that it may ask."""
     here(root, host, free_port())
+    os.environ["EDGESERVE_ORIGINS"] = origins
 
     def seen(frame: np.ndarray[Any, Any]) -> None:
         note(root / f"{topic}.seen", int(frame[0]) if frame.size == SIZE and (frame == frame[0]).all() else -1)
@@ -208,7 +210,8 @@ def origins(node: str, root: Path) -> list[str]:
             answer = says(head("307 Temporary Redirect", f"Location: http://127.0.0.1:{trap.port}/", "Content-Length: 0"))
         listening.append(Listening(ports[kind], answer))
     stranger = other_token(root, ports["other token"])
-    sinks = [cx.Process(target=sink, args=(node, root, f"far-{topics[kind]}", topics[kind])) for kind in kinds]
+    listed = {"not listed": "10.0.0.0/8"}
+    sinks = [cx.Process(target=sink, args=(node, root, f"far-{topics[kind]}", topics[kind], listed.get(kind, ""))) for kind in kinds]
     try:
         for process in sinks:
             process.start()
@@ -242,6 +245,8 @@ def origins(node: str, root: Path) -> list[str]:
             wrong.append(f"{kind}: {memory:.0f} MB, with an honest origin {base:.0f}")
     if trap.asked:
         wrong.append(f"a redirect was followed, {trap.asked} times")
+    if listening[list(ORIGINS).index("not listed")].asked:
+        wrong.append("an origin that is not listed was asked")
     return wrong
 
 

@@ -78,3 +78,11 @@ def test_a_client_that_is_not_installed_is_no_server_that_is_down(monkeypatch: p
     monkeypatch.setattr("edgeserve.transport.connect", connect)
     (check,) = _node("nats://127.0.0.1:4222")
     assert (check.status, check.to_do) == ("FAIL", "install what the message names")
+
+
+def test_the_hosts_that_payloads_may_come_from_are_told(edgeserve):
+    assert "EDGESERVE_ORIGINS is not set" in checks(edgeserve("doctor", "--json"))["payload origins"]["seen"]
+    found = checks(edgeserve("doctor", "--json", env={"EDGESERVE_ORIGINS": "Camera-3.lan,10.0.0.0/8"}))["payload origins"]
+    assert found["status"] == "PASS" and found["seen"].endswith("camera-3.lan, 10.0.0.0/8")
+    found = checks(edgeserve("doctor", "--json", env={"EDGESERVE_ORIGINS": "http://cam"}))["payload origins"]
+    assert found["status"] == "FAIL" and "'http://cam' is no host" in found["seen"]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeserve.cli.brokers.manage import free_port
-from edgeserve.core.errors import ConfigurationError, CorruptMessage
-from edgeserve.payload import Reference, Serving
+from edgeserve.core.errors import ConfigurationError, CorruptMessage, NotAllowed
+from edgeserve.payload import Origins, Reference, Serving
 from edgeserve.payload.hosts import PORT, Fetching, advertised, token_of
 
 
@@ -62,8 +64,10 @@ def test_nodes_of_a_process_share_a_server_and_processes_a_port(monkeypatch: pyt
     assert os.waitpid(pid, 0)[1] == 0
     one.close()
     one.close()
+    fetching = Fetching()
     with pytest.raises(LookupError):
-        Fetching().fetch(Reference("broker-1", "none", 0, 1, 10, 0, two.origin, two.token))
+        fetching.fetch(Reference("broker-1", "none", 0, 1, 10, 0, two.origin, two.token))
+    fetching.close()
     two.close()
 
 
@@ -82,3 +86,60 @@ def test_a_reference_of_before_has_no_origin_and_one_with_more_is_read() -> None
     assert "secret" not in repr(full)
     with pytest.raises(CorruptMessage):
         Reference.decode(b"\x93\x01\x02\x03")
+
+
+METADATA = ["169.254.169.254", "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "fe80::1", "0.0.0.0", "::", "224.0.0.1", "2852039166"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "allowed", "refused"),
+    [
+        ("", ["10.0.0.1", "127.0.0.1", "::1", "203.0.113.7", "camera-3.lan", "localhost"], METADATA),
+        ("camera-3.lan, 10.0.0.0/8", ["camera-3.LAN", "10.1.2.3", "::ffff:10.1.2.3"], ["127.0.0.1", "11.0.0.1", *METADATA]),
+        ("camera-3.lan", ["camera-3.lan"], ["camera-3.lan.evil.example", "localhost", "10.0.0.1"]),
+        ("fd00::/8,[2001:db8::1]", ["fd00::7", "2001:db8::1"], ["2001:db8::2", "127.1"]),
+    ],
+)
+def test_which_origins_are_asked(listed: str, allowed: list[str], refused: list[str]) -> None:
+    origins = Origins({"EDGESERVE_ORIGINS": listed})
+    for host in allowed:
+        origins.check(host)
+    for host in refused:
+        with pytest.raises(NotAllowed, match="EDGESERVE_ORIGINS"):
+            origins.check(host)
+
+
+def found(*addresses: str) -> list[tuple[Any, ...]]:
+    return [(0, 0, 0, "", (address, 7465)) for address in addresses]
+
+
+def test_of_a_name_that_is_not_listed_the_addresses_count() -> None:
+    origins = Origins({"EDGESERVE_ORIGINS": "10.0.0.0/8,camera-3.lan"})
+    assert origins.admitted("other.lan", found("127.0.0.1", "10.0.0.3", "169.254.169.254")) == found("10.0.0.3")
+    assert origins.admitted("camera-3.lan", found("192.168.0.1")) == found("192.168.0.1")
+    with pytest.raises(NotAllowed):
+        origins.admitted("other.lan", found("127.0.0.1"))
+    with pytest.raises(NotAllowed):
+        Origins({}).admitted("metadata.example", found("169.254.169.254"))
+
+
+@pytest.mark.parametrize("listed", ["http://cam", "10.0.0.1/8", "a b", "10.0.0.0/99", "cam:7465", "*"])
+def test_a_list_of_origins_that_is_none_is_named(listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESERVE_ORIGINS", listed)
+    with pytest.raises(ConfigurationError, match="EDGESERVE_ORIGINS"):
+        Fetching()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_an_origin_that_is_not_listed_hears_nothing(host: str, monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
+    monkeypatch.setenv("EDGESERVE_ORIGINS", "10.0.0.0/8")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(0)
+        fetching = Fetching()
+        try:
+            with pytest.raises(NotAllowed, match=f"lies on {host}"):
+                fetching.fetch(Reference("broker-1", "x", 0, 1, 10, 0, f"http://{host}:{listener.getsockname()[1]}", "a-token-of-others"))
+        finally:
+            fetching.close()
+        with pytest.raises(BlockingIOError):
+            listener.accept()

@@ -21,6 +21,7 @@ from edgeserve.cli.options import command, with_deadline
 from edgeserve.cli.output import CommandError, Output, explain
 from edgeserve.core.errors import ConfigurationError, MissingExtra
 from edgeserve.core.settings import state_directory
+from edgeserve.payload import Origins
 from edgeserve.transport.url import parse, scrubbed, without_secrets
 
 DISTRIBUTION = "edgeserve-streams"
@@ -126,6 +127,16 @@ def _shared_memory(path: Path = Path("/dev/shm")) -> Iterator[Check]:
         yield Check("PASS", "shared memory", text)
 
 
+def _payload_origins() -> Iterator[Check]:
+    try:
+        origins = Origins(os.environ)
+    except ConfigurationError as exc:
+        yield Check("FAIL", "payload origins", str(exc), "name hosts and networks, with commas in between")
+        return
+    text = f"payloads of other machines are fetched from {origins}"
+    yield Check("PASS", "payload origins", text if origins.listed else f"{text} (EDGESERVE_ORIGINS is not set)")
+
+
 def _node(url: str) -> Iterator[Check]:
     from edgeserve.transport import connect, disconnect
 
@@ -173,6 +184,7 @@ def examine(node: str | None = None) -> Iterator[Check]:
         ("store", _lmdb),
         ("state directory", lambda: _state_directory(state_directory())),
         ("shared memory", _shared_memory),
+        ("payload origins", _payload_origins),
     ]
     if node is not None:
         probes += [("node", lambda: _node(node)), ("broker", lambda: engine_checks(node))]

@@ -77,6 +77,12 @@ class PayloadGone(MessageError, LookupError):
     reason = "payload_gone"
 
 
+class NotAllowed(MessageError):
+    """What a message names by a URL, or the host that it says has its payload, is none that this node fetches from; or it is too large."""
+
+    reason = "not_allowed"
+
+
 class FetchError(EdgeServeError, OSError):
     """What a message names by a URL could not be had: it is not there, not allowed, too large, or did not come in time."""
 
@@ -178,6 +184,7 @@ __all__ = (
     "MessageError",
     "MissingExtra",
     "NewerFormat",
+    "NotAllowed",
     "PayloadGone",
     "PayloadMismatch",
     "ReceiveTimeout",

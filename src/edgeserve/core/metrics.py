@@ -16,6 +16,7 @@ class Reason(StrEnum):
     OVERFLOW = "overflow"
     GATE = "gate"
     PAYLOAD_GONE = "payload_gone"
+    NOT_ALLOWED = "not_allowed"
     DUPLICATE = "duplicate"
     FOREIGN = "foreign"
     TRUNCATED = "truncated"

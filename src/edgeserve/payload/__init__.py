@@ -2,6 +2,7 @@
 
 from edgeserve.payload.ftp import FtpFiles, Place, allowed_hosts, is_refusal, own_url, place_of
 from edgeserve.payload.hosts import Fetching, Serving, advertised
+from edgeserve.payload.origins import Origins
 from edgeserve.payload.place import broker_name, is_gone, make_payload_directory, payload_base, store_name
 from edgeserve.payload.reader import PayloadReader, is_here, reader_of
 from edgeserve.payload.reference import LAZY, Reference, inner_schema, is_lazy, lazy_schema
@@ -13,6 +14,7 @@ __all__ = (
     "End",
     "Fetching",
     "FtpFiles",
+    "Origins",
     "PayloadReader",
     "PayloadWriter",
     "Place",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from edgeserve.core.errors import ClosedError, FetchError, UsedAfterFork
+from edgeserve.payload.origins import Origins
 from edgeserve.payload.pull import Connections, Origin, Pull
 from edgeserve.payload.reference import Reference
 from edgeserve.payload.shelf import Shelf
@@ -35,6 +35,7 @@ class Fetcher:
         budget_bytes: how much may lie there; the files that were used longest ago go first. A larger payload is not fetched. What is still
             looked at takes up memory beyond that.
         cafile: whose certificates are trusted, a file in PEM; None: the system's.
+        origins: which hosts are asked, and told a token; None: all.
 
     Attributes:
         fetched: how many payloads this one has brought to this host.
@@ -43,18 +44,26 @@ class Fetcher:
         ConfigurationError: the directory belongs to somebody else, is open to others, or cannot be made, or `cafile` cannot be read.
     """
 
-    def __init__(self, directory: Path, *, deadline_s: float = 10.0, budget_bytes: int = BUDGET_BYTES, cafile: str | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        deadline_s: float = 10.0,
+        budget_bytes: int = BUDGET_BYTES,
+        cafile: str | None = None,
+        origins: Origins | None = None,
+    ) -> None:
         self._directory, self._deadline_s, self._budget_bytes = directory, deadline_s, budget_bytes
         self._pid = os.getpid()
         self._closing = threading.Event()
         self._lock = threading.Lock()
-        self._connections = Connections(cafile)
+        self._origins = origins
+        self._connections = Connections(cafile, origins)
         self._threads: ThreadPoolExecutor | None = None
         self._busy = 0
         self._idle = threading.Condition(self._lock)
         self.fetched = 0
         self._shelf = Shelf(directory, budget_bytes)
-        _fetchers.add(self)
 
     def fetch(self, reference: Reference) -> memoryview:
         """The payload, uint8 and read-only, of `reference.size` bytes.
@@ -62,12 +71,15 @@ class Fetcher:
         Raises:
             PayloadGone: its origin has it no more.
             CorruptMessage: what came, twice, does not match its checksum, or has another length.
+            NotAllowed: its origin is none of those that are allowed.
             FetchError: it did not come in time, or is not given, or there is no room for it here.
             ClosedError, UsedAfterFork: this fetcher cannot be used any more, or not here.
         """
         self._check()
         ends = time.monotonic() + self._deadline_s
         origin = Origin.of(reference.origin)
+        if self._origins is not None:
+            self._origins.check(origin.host)
         if reference.size > self._budget_bytes:
             raise FetchError(
                 f"a payload of {reference.size} bytes from {origin} is larger than all that may be kept, {self._budget_bytes} bytes"
@@ -158,19 +170,5 @@ class Fetcher:
         if self._closing.is_set():
             raise ClosedError(f"the fetcher of {self._directory} is closed")
 
-    def _forget(self) -> None:
-        """In a child of fork."""
-        self._connections.forget()
-
-
-_fetchers: weakref.WeakSet[Fetcher] = weakref.WeakSet()
-
-
-def _after_fork_in_child() -> None:
-    for fetcher in list(_fetchers):
-        fetcher._forget()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
 
 __all__ = ("BUDGET_BYTES", "Fetcher")

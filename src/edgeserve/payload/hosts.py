@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.payload.fetch import Fetcher
+from edgeserve.payload.origins import Origins
 from edgeserve.payload.place import payload_base
 from edgeserve.payload.reference import Reference
 from edgeserve.payload.server import PayloadServer
@@ -172,10 +173,15 @@ class Serving:
 
 
 class Fetching:
-    """Fetches from other hosts, from when it is first asked to until it is closed. Thread-safe."""
+    """Fetches from other hosts, as far as `EDGESERVE_ORIGINS` allows it, from when it is first asked to until it is closed. Thread-safe.
+
+    Raises:
+        ConfigurationError: the variable is no list of hosts and networks.
+    """
 
     def __init__(self) -> None:
         self._hosts = _hosts
+        self._origins = Origins(os.environ)
         self._fetcher: Fetcher | None = None
 
     def fetch(self, reference: Reference) -> memoryview:
@@ -187,7 +193,8 @@ class Fetching:
         with hosts.lock:
             if self._fetcher is None:
                 if hosts.fetcher is None:
-                    hosts.fetcher = Fetcher(payload_base() / _FETCHED, cafile=os.environ.get("EDGESERVE_PAYLOAD_CA") or None)
+                    cafile = os.environ.get("EDGESERVE_PAYLOAD_CA") or None
+                    hosts.fetcher = Fetcher(payload_base() / _FETCHED, cafile=cafile, origins=self._origins)
                 hosts.fetching += 1
                 self._fetcher = hosts.fetcher
             return self._fetcher

@@ -8,6 +8,7 @@ import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import Literal
 
@@ -16,6 +17,7 @@ from xxhash import xxh3_64
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, CorruptMessage, FetchError, PayloadGone
 from edgeserve.payload._http import TOKEN, Head, Malformed, end, left_of, read_head, shut
+from edgeserve.payload.origins import Origins
 from edgeserve.payload.reference import Reference
 
 _PAUSE_S = (0.01, 0.5)
@@ -62,18 +64,21 @@ class Connections:
 
     Args:
         cafile: whose certificates are trusted, a file in PEM; None: the system's.
+        origins: which are allowed; None: all.
 
     Raises:
         ConfigurationError: the file cannot be read.
     """
 
-    def __init__(self, cafile: str | None = None) -> None:
+    def __init__(self, cafile: str | None = None, origins: Origins | None = None) -> None:
         self._lock = threading.Lock()
+        self._origins = origins
         # The system's are read when they are wanted.
         self._tls = None if cafile is None else _trusting(cafile)
         self._kept: dict[Origin, list[tuple[float, socket.socket]]] = {}
         self._open: set[socket.socket] = set()
         self.closed = False
+        _all.add(self)
 
     def take(self, origin: Origin) -> socket.socket | None:
         """One that was kept: the one used last. None: there is none."""
@@ -103,11 +108,13 @@ class Connections:
             self._shut(sock)
 
     def make(self, origin: Origin, ends: float) -> socket.socket:
-        """A new one. Raises `OSError`; `FetchError` when its certificate is not trusted."""
+        """A new one. Raises `OSError`; `FetchError` when its certificate is not trusted; `NotAllowed`."""
         try:
             found = socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
         except UnicodeError as exc:
             raise FetchError(f"{origin} has a name that cannot be one: {exc}") from exc
+        if self._origins is not None:
+            found = self._origins.admitted(origin.host, found)
         error: OSError | None = None
         for tried, (family, kind, protocol, _, address) in enumerate(found):
             sock = socket.socket(family, kind, protocol)
@@ -162,12 +169,23 @@ class Connections:
             for sock in self._open:
                 end(sock)  # who uses it closes it
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """In a child of fork: lets go of its copies."""
         for sock in self._open:
             if sock.fileno() >= 0:
                 os.close(sock.detach())
         self._open.clear()
+
+
+_all: weakref.WeakSet[Connections] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for connections in list(_all):
+        connections._forget()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class Pull:
@@ -205,6 +223,7 @@ class Pull:
         Raises:
             PayloadGone: the origin has it no more.
             CorruptMessage: twice it was another, or of another size.
+            NotAllowed: the origin is none of those that are allowed.
             FetchError: it did not come in time, or the origin does not give it.
             ClosedError: it is not wanted any more.
             OSError: there is no memory for it.
