@@ -15,6 +15,7 @@ from edgeserve.core.metrics import Reason
 from edgeserve.core.payload import encode_sized
 from edgeserve.sources.base import Source
 from edgeserve.sources.csv_replay import CsvReplay
+from edgeserve.sources.picture_files import PictureFiles
 from edgeserve.stage.aio import Coroutines, Synchronous
 from edgeserve.stage.control import Stopped
 from edgeserve.stage.keywords import check_keywords
@@ -308,6 +309,72 @@ class SimulateTimeSeries(DataSource):
         super().__init__(_Series(filename, header=False), node, source_id, gate, topic, pulsar_node=pulsar_node)
 
 
+class CameraSource(DataSource):
+    """Writes each picture of a camera as a JPEG file to a directory that an FTP server serves, and sends its URL: the research prototype's.
+
+    A `DataSource` around an `edgeserve.sources.Camera` sends the pictures themselves. Needs PyAV, the extra `video`.
+
+    Args:
+        node: URL of the node. `pulsar_node=` is an older name for it.
+        local_ftp_path: the directory where the files go, which must be there, such as '/srv/ftp/files/'.
+        global_ftp_path: the URL of that directory, such as 'ftp://192.168.1.101/files/'.
+        width: of the pictures, pixels.
+        height: of the pictures, pixels.
+        source_id: what the URLs are called downstream.
+        gate: maps a URL to bytes (or to any value that can be sent); None drops it.
+        topic: where the URLs go.
+        cam_id: the number of a camera, 0 is /dev/video0; or the path of a video file, whose pictures come as fast as they are taken.
+    """
+
+    def __init__(
+        self,
+        node: str | None = None,
+        local_ftp_path: str | os.PathLike[str] = "/srv/ftp/",
+        global_ftp_path: str = "",
+        width: int = 640,
+        height: int = 480,
+        source_id: str = "",
+        gate: Gate | None = None,
+        topic: str = "src",
+        cam_id: int | str | os.PathLike[str] = 0,
+        *,
+        pulsar_node: str | None = None,
+    ) -> None:
+        files = PictureFiles("CameraSource", cam_id, local_ftp_path, global_ftp_path, (width, height))
+        super().__init__(files, node, source_id, gate, topic, pulsar_node=pulsar_node)
+
+
+class SimulateVideoWithTimestamps(DataSource):
+    """Writes pictures of a video file as `CameraSource` does those of a camera, and sends their URLs: the research prototype's.
+
+    It ends with `timestamps` or with the file. A `DataSource` around an `edgeserve.sources.Video` sends the pictures themselves, at their
+    own pace.
+
+    Args:
+        timestamps: before each picture: how many seconds of the film are passed over.
+        node: URL of the node, and the others as for `CameraSource`.
+        cam_id: the path of the video file.
+    """
+
+    def __init__(
+        self,
+        timestamps: Iterable[float],
+        node: str | None = None,
+        local_ftp_path: str | os.PathLike[str] = "/srv/ftp/",
+        global_ftp_path: str = "",
+        width: int = 640,
+        height: int = 480,
+        source_id: str = "",
+        gate: Gate | None = None,
+        topic: str = "src",
+        cam_id: int | str | os.PathLike[str] = 0,
+        *,
+        pulsar_node: str | None = None,
+    ) -> None:
+        files = PictureFiles("SimulateVideoWithTimestamps", cam_id, local_ftp_path, global_ftp_path, (width, height), timestamps)
+        super().__init__(files, node, source_id, gate, topic, pulsar_node=pulsar_node)
+
+
 class CodeSource(DataSource):
     """Not here: the research prototype's sent program text, which whoever received it executed. Making one says what to use instead.
 
@@ -345,4 +412,4 @@ def _no_event_time(number: int, source_id: str) -> ConfigurationError:
     )
 
 
-__all__ = ("CodeSource", "DataSource", "SimulateTimeSeries")
+__all__ = ("CameraSource", "CodeSource", "DataSource", "SimulateTimeSeries", "SimulateVideoWithTimestamps")

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from tests.sources.videos import av, encode, number
 
-from edgeserve.core.errors import ConfigurationError
+from edgeserve import Materialize
+from edgeserve.core.errors import ConfigurationError, ReceiveTimeout
+from edgeserve.data_source import CameraSource, SimulateVideoWithTimestamps
 from edgeserve.sources.picture_files import PictureFiles
 
 URL = "ftp://192.168.1.101/files/"
@@ -57,6 +59,7 @@ def test_timestamps_pass_over_parts_of_the_film(film: Path, folder: Path) -> Non
     ("options", "why"),
     [
         ({"local_ftp_path": "/nowhere"}, "local_ftp_path='/nowhere' is not a directory"),
+        ({"global_ftp_path": ""}, "global_ftp_path=''"),
         ({"size": (0, 48)}, r"size=\(0, 48\)"),
         ({"camera": 0, "timestamps": [1.0]}, "cam_id=0 is no file"),
     ],
@@ -70,3 +73,19 @@ def test_what_cannot_work_is_named_at_once(film: Path, folder: Path, options: di
 def test_a_camera_that_is_not_there_is_named(folder: Path) -> None:
     with PictureFiles("CameraSource", 99, folder, URL, (64, 48)) as files, pytest.raises(ConfigurationError, match="/dev/video99"):
         next(files)
+
+
+def test_the_prototype_s_sources_send_the_urls(film: Path, folder: Path) -> None:
+    """As its programs make them: by position."""
+    with CameraSource("memory://pictures", folder, URL, 64, 48, "camera", None, "frames", film) as source:
+        urls = [next(source), next(source)]
+    assert [n for n, _ in shown(folder, urls)] == [0, 1]
+    options: dict[str, Any] = {"local_ftp_path": str(folder), "global_ftp_path": URL, "width": 64, "height": 48, "cam_id": str(film)}
+    with SimulateVideoWithTimestamps([0, 0.2], pulsar_node="memory://pictures", source_id="film", topic="frames", **options) as film_source:
+        urls += list(film_source)
+    assert [n for n, _ in shown(folder, urls[2:])] == [0, 6]
+    seen: list[str] = []
+    with Materialize(seen.append, "memory://pictures", topic="frames", timeout_ms=0) as sink, pytest.raises(ReceiveTimeout):
+        for _ in range(5):
+            next(sink)
+    assert seen == urls

@@ -42,7 +42,11 @@ class PictureFiles(Source):
         size: tuple[int, int],
         timestamps: Iterable[float] | None = None,
     ) -> None:
-        self._folder, self._url = Path(local_ftp_path), str(global_ftp_path).rstrip("/")
+        if not isinstance(global_ftp_path, str) or "://" not in global_ftp_path:
+            raise ConfigurationError(
+                f"{kind}: global_ftp_path={global_ftp_path!r}: it is the URL of a directory, such as 'ftp://edge-1/files/'"
+            )
+        self._folder, self._url = Path(local_ftp_path), global_ftp_path.rstrip("/")
         if not self._folder.is_dir():
             raise ConfigurationError(f"{kind}: local_ftp_path={str(local_ftp_path)!r} is not a directory: create it first")
         self._av = pyav(kind)
