@@ -5,17 +5,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgeserve.compute import Compute
+    from edgeserve.core.external import External
     from edgeserve.data_source import DataSource
     from edgeserve.materialize import Materialize
     from edgeserve.stage.context import TaskContext, context
 
 __version__ = "0.1.0"
 
-__all__ = ("Compute", "DataSource", "Materialize", "TaskContext", "__version__", "context")
+__all__ = ("Compute", "DataSource", "External", "Materialize", "TaskContext", "__version__", "context")
 
 _HOMES = {
     "Compute": "edgeserve.compute",
     "DataSource": "edgeserve.data_source",
+    "External": "edgeserve.core.external",
     "Materialize": "edgeserve.materialize",
     "TaskContext": "edgeserve.stage.context",
     "context": "edgeserve.stage.context",

@@ -15,6 +15,7 @@ from edgeserve.core.message import Key
 from edgeserve.stage.assignment import partition_group, whole_of
 from edgeserve.stage.base import Options, Steps
 from edgeserve.stage.emit import Emitter
+from edgeserve.stage.external import FETCH_MAX_BYTES, FETCH_TIMEOUT_MS, external_inputs
 from edgeserve.stage.files import Files
 from edgeserve.stage.fuse import Fused
 from edgeserve.stage.keywords import check_keywords
@@ -79,6 +80,11 @@ class Compute(StageNode):
         fuse: in place of `task`: stages that run as one task. Each is what a task may be. The first takes the sources, each other one what
             the one before it returns, or yields, as the same object: nothing is encoded or copied in between. The results of the last are
             sent.
+        fetch: what a message may name by its URL, so that the task gets what lies there (bytes, or the path of a copy where the
+            annotation is `pathlib.Path`): URLs below which all is allowed, https://host/path/, http://, s3://bucket/, ftp://, file:///path/.
+            Empty: URLs are text.
+        fetch_max_bytes: a larger file is refused.
+        fetch_timeout_ms: how long one may take.
 
     Example:
         >>> from edgeserve.data_source import DataSource
@@ -130,6 +136,9 @@ class Compute(StageNode):
         routing: Routing = "eager",
         backlog: Literal["all", "latest"] = "all",
         fuse: Sequence[Callable[..., Any]] | None = None,
+        fetch: Sequence[str] = (),
+        fetch_max_bytes: int = FETCH_MAX_BYTES,
+        fetch_timeout_ms: float = FETCH_TIMEOUT_MS,
     ) -> None:
         super().__init__(node, pulsar_node, what="Compute", name=worker_id)
         check_keywords(
@@ -163,6 +172,9 @@ class Compute(StageNode):
             routing=routing,
             backlog=backlog,
             fuse=fuse,
+            fetch=fetch,
+            fetch_max_bytes=fetch_max_bytes,
+            fetch_timeout_ms=fetch_timeout_ms,
         )
         self._check_callables("Compute", gate_in=gate_in, gate_out=gate_out)
         if topic_in == topic_out:
@@ -224,6 +236,9 @@ class Compute(StageNode):
             self._files = self._payloads.files = Files(
                 f"Compute {worker_id!r}", local_ftp_path, group, memory=ftp_memory, delete=ftp_delete, once=once
             )
+            self._files.wrap(work)
+        if fetch:
+            self._files = external_inputs(f"Compute {worker_id!r}", fetch, fetch_max_bytes, fetch_timeout_ms, ftp=ftp)
             self._files.wrap(work)
         options = Options(
             what="Compute",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from edgeserve.stage.base import Options
+from edgeserve.stage.external import FETCH_MAX_BYTES, FETCH_TIMEOUT_MS, external_inputs
 from edgeserve.stage.files import Files
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
@@ -41,6 +42,11 @@ class Materialize(StageNode):
         retries: how often a failed call is repeated.
         retry_backoff_ms: pause before the first repetition; it doubles with each.
         ack_timeout_ms: a message not settled by then goes to another member.
+        fetch: what a message may name by its URL, so that the function gets what lies there (bytes, or the path of a copy where the
+            annotation is `pathlib.Path`): URLs below which all is allowed, https://host/path/, http://, s3://bucket/, ftp://, file:///path/.
+            Empty: URLs are text.
+        fetch_max_bytes: a larger file is refused.
+        fetch_timeout_ms: how long one may take.
 
     Example:
         >>> from edgeserve.data_source import DataSource
@@ -71,6 +77,9 @@ class Materialize(StageNode):
         retries: int = 3,
         retry_backoff_ms: float = 100,
         ack_timeout_ms: int = 300_000,
+        fetch: Sequence[str] = (),
+        fetch_max_bytes: int = FETCH_MAX_BYTES,
+        fetch_timeout_ms: float = FETCH_TIMEOUT_MS,
     ) -> None:
         super().__init__(node, pulsar_node, what="Materialize", name=topic)
         check_keywords(
@@ -86,6 +95,9 @@ class Materialize(StageNode):
             retries=retries,
             retry_backoff_ms=retry_backoff_ms,
             ack_timeout_ms=ack_timeout_ms,
+            fetch=fetch,
+            fetch_max_bytes=fetch_max_bytes,
+            fetch_timeout_ms=fetch_timeout_ms,
         )
         self._check_callables("Materialize", gate=gate)
         self._payloads = Payloads(f"Materialize {topic!r}", "eager", None, self._control)
@@ -106,6 +118,9 @@ class Materialize(StageNode):
         task = Task(final_process, what="Materialize", named=False)
         if ftp:
             self._files = self._payloads.files = Files(f"Materialize {topic!r}", local_ftp_path, group, delete=ftp_delete, sink=True)
+            self._files.wrap(task)
+        if fetch:
+            self._files = external_inputs(f"Materialize {topic!r}", fetch, fetch_max_bytes, fetch_timeout_ms, ftp=ftp)
             self._files.wrap(task)
         log = step_log(log_path, log_filename, topic, "destination")
         self._logs = (log,)

@@ -27,7 +27,7 @@ from edgeserve.transport.url import parse, scrubbed, without_secrets
 DISTRIBUTION = "edgeserve-streams"
 _NEEDED = ("click", "lmdb", "msgspec", "numpy", "pulsar", "rich", "xxhash")
 _DISTRIBUTED_AS = {"pulsar": "pulsar-client"}
-_EXTRAS = {"pyarrow": "arrow", "nats-py": "nats", "zstandard": "pcap"}
+_EXTRAS = {"pyarrow": "arrow", "nats-py": "nats", "obstore": "s3", "zstandard": "pcap"}
 _STYLES = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
 _MIB = 1024 * 1024
 _ANSWER_S = 3.0

@@ -126,6 +126,8 @@ def to_json(value: Any) -> Any:
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
+    if isinstance(value, msgspec.Struct):
+        return to_json(msgspec.to_builtins(value))
     if isinstance(value, datetime | date):
         return value.isoformat()
     for name in ("tolist", "to_pylist"):

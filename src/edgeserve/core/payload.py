@@ -5,6 +5,7 @@ The schema tag in the header says how a payload was written:
 - `b`: bytes, `s`: str in UTF-8;
 - `n:<order>:<shape>:<dtype>`: a NumPy array's memory;
 - `a:<kind>`: an Arrow IPC stream;
+- `u`: what lies elsewhere, an `External`;
 - `m` and `m:<length of the body>`: everything else, msgpack with extension types.
 
 A tag names a layout and never a class: dataclasses and Structs travel as their fields, and are built from the consumer's annotation.
@@ -23,6 +24,7 @@ import numpy as np
 from edgeserve.core import _arrays, _arrow, _pack
 from edgeserve.core.codec import Buffer
 from edgeserve.core.errors import ConfigurationError, CorruptMessage, MissingExtra, NewerFormat, PayloadMismatch
+from edgeserve.core.external import External, OrExternal, decode_external, is_url
 
 PayloadDecoder: TypeAlias = Callable[[str, bytes | memoryview], Any]
 """Takes a header's schema tag and the payload."""
@@ -62,6 +64,8 @@ def encode_value(value: Any) -> tuple[str, Sequence[Buffer]]:
     if _arrow.is_arrow(value) and not isinstance(value, type):
         arrow_kind, stream = _pack.describe(_arrow.write, value)
         return "a:" + arrow_kind, (stream,)
+    if kind is External:
+        return "u", (value.encode(),)
     return _pack.pack(value)
 
 
@@ -98,6 +102,8 @@ def decode_value(schema: str, payload: bytes | memoryview) -> Any:
             return _arrays.restore(schema[2:], payload)
         if tag == "a:":
             return _arrow.read(schema[2:], payload)
+        if schema == "u":
+            return decode_external(payload)
     except MissingExtra:
         raise
     except Exception as exc:  # what a crafted payload makes msgspec, NumPy or Arrow raise has no common root
@@ -122,6 +128,8 @@ def decoder_for(annotation: Any = inspect.Parameter.empty, *, source: str = "") 
     """
     if any(annotation is anything for anything in _ANYTHING):
         return decode_value
+    if type(annotation) is OrExternal:
+        return _or_external(decoder_for(annotation.annotation, source=source))
     fit = _fitting(annotation, source)
     if annotation is memoryview or annotation is bytearray:
 
@@ -141,6 +149,17 @@ def decoder_for(annotation: Any = inspect.Parameter.empty, *, source: str = "") 
         return decode_text
 
     return lambda schema, payload: fit(decode_value(schema, payload))
+
+
+def _or_external(plain: PayloadDecoder) -> PayloadDecoder:
+    def decode(schema: str, payload: bytes | memoryview) -> Any:
+        if schema == "u" or schema == "s":
+            value = decode_value(schema, payload)
+            if type(value) is External or is_url(value):
+                return value
+        return plain(schema, payload)
+
+    return decode
 
 
 def _fitting(annotation: Any, source: str) -> _Convert:

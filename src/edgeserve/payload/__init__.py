@@ -1,5 +1,6 @@
 """Payloads apart from their headers: slots in shared memory, written once, read in place, reused when every group has settled them."""
 
+from edgeserve.payload.external import ExternalFiles
 from edgeserve.payload.ftp import FtpFiles, Place, allowed_hosts, is_refusal, own_url, place_of
 from edgeserve.payload.hosts import Fetching, Serving, advertised
 from edgeserve.payload.origins import Origins
@@ -12,6 +13,7 @@ from edgeserve.payload.writer import End, PayloadWriter, Ranges, Settled, Slot
 __all__ = (
     "LAZY",
     "End",
+    "ExternalFiles",
     "Fetching",
     "FtpFiles",
     "Origins",

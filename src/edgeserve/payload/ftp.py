@@ -5,6 +5,7 @@ from __future__ import annotations
 import ftplib
 import ipaddress
 import socket
+import threading
 import time
 import unicodedata
 from collections import OrderedDict
@@ -13,7 +14,7 @@ from contextlib import suppress
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
-from edgeserve.core.errors import ConfigurationError, FetchError
+from edgeserve.core.errors import ConfigurationError, FetchError, MessageError
 
 _PORT = 21
 _IDLE_S = 30.0
@@ -143,23 +144,51 @@ class _Connection(ftplib.FTP):
         return super().getline()
 
 
+class _Deadline:
+    """Ends the connection that is in use when the time is over: a reply that trickles in has no end of its own."""
+
+    def __init__(self, seconds: float) -> None:
+        self.over = False
+        self._ftp: ftplib.FTP | None = None
+        self._timer = threading.Timer(seconds, self._end)
+        self._timer.name, self._timer.daemon = "edgeserve-ftp", True
+        self._timer.start()
+
+    def watch(self, ftp: ftplib.FTP) -> None:
+        """This one is in use."""
+        self._ftp = ftp
+
+    def _end(self) -> None:
+        self.over = True
+        with suppress(OSError):
+            if self._ftp is not None and self._ftp.sock is not None:
+                self._ftp.sock.shutdown(socket.SHUT_RDWR)
+
+    def cancel(self) -> None:
+        """It came in time."""
+        self._timer.cancel()
+
+
 class FtpFiles:
     """Fetches and deletes. One thread at a time. Connections are kept while they are good.
 
     Args:
         idle_s: how long a server may say nothing.
-        whole_s: how long a file may take.
+        whole_s: how long a file may take, and each thing else that is done.
     """
 
     def __init__(self, *, idle_s: float = _IDLE_S, whole_s: float = _WHOLE_S) -> None:
         self._idle_s, self._whole_s = idle_s, whole_s
         self._connections: OrderedDict[tuple[str, int, str, str], ftplib.FTP] = OrderedDict()
 
-    def fetch(self, place: Place, write: Callable[[bytes], object], most_bytes: int) -> None:
-        """Hands over a file in blocks.
+    def fetch(
+        self, place: Place, write: Callable[[bytes], object], most_bytes: int, expect: Callable[[int], object] = lambda size: None
+    ) -> None:
+        """Hands over a file in blocks; before that its size, if the server tells it.
 
         Raises:
             FetchError: it is not there, is too large, or did not come in time, or not whole.
+            MessageError: what `write` and `expect` raise.
         """
         until, size, path = time.monotonic() + self._whole_s, 0, "/".join(place.path)
 
@@ -174,6 +203,8 @@ class FtpFiles:
 
         def work(ftp: ftplib.FTP) -> None:
             told = _size(ftp, path)
+            if told is not None:
+                expect(told)
             if told is not None and told > most_bytes:
                 raise FetchError(f"{place.shown} has {told:,} bytes, more than {most_bytes:,} bytes")
             ftp.retrbinary(f"RETR {path}", take, _BLOCK)
@@ -209,9 +240,21 @@ class FtpFiles:
 
     def _do(self, place: Place, work: Callable[[ftplib.FTP], object], *, begun: Callable[[], bool]) -> None:
         """Works over a connection that is there, and once more over a new one if that had been closed meanwhile."""
+        deadline = _Deadline(self._whole_s)
+        try:
+            self._do_by(deadline, place, work, begun)
+        except FetchError:
+            if deadline.over:
+                raise FetchError(f"{place.shown}: the server did not come to an end within {self._whole_s:g} s") from None
+            raise
+        finally:
+            deadline.cancel()
+
+    def _do_by(self, deadline: _Deadline, place: Place, work: Callable[[ftplib.FTP], object], begun: Callable[[], bool]) -> None:
         key = (place.host, place.port, place.user, place.password)
         kept = self._connections.pop(key, None)
         if kept is not None:
+            deadline.watch(kept)
             try:
                 work(kept)
             except ftplib.error_perm as exc:
@@ -219,7 +262,7 @@ class FtpFiles:
                 raise _Refused(_told(place, exc)) from None
             except _TROUBLE as exc:
                 self._hang_up(kept)
-                if isinstance(exc, FetchError):
+                if isinstance(exc, _OURS):
                     raise
                 if begun():
                     raise FetchError(_told(place, exc)) from None
@@ -229,7 +272,7 @@ class FtpFiles:
             else:
                 self._connections[key] = kept
                 return
-        ftp = self._connect(place)
+        ftp = self._connect(place, deadline)
         try:
             work(ftp)
         except ftplib.error_perm as exc:
@@ -237,7 +280,7 @@ class FtpFiles:
             raise _Refused(_told(place, exc)) from None
         except BaseException as exc:
             self._hang_up(ftp)
-            if isinstance(exc, _TROUBLE) and not isinstance(exc, FetchError):
+            if isinstance(exc, _TROUBLE) and not isinstance(exc, _OURS):
                 raise FetchError(_told(place, exc)) from None
             raise
         self._keep(key, ftp)
@@ -247,8 +290,9 @@ class FtpFiles:
         if len(self._connections) > _MOST_CONNECTIONS:
             self._hang_up(self._connections.popitem(last=False)[1])
 
-    def _connect(self, place: Place) -> ftplib.FTP:
+    def _connect(self, place: Place, deadline: _Deadline) -> ftplib.FTP:
         ftp = _Connection(timeout=self._idle_s)
+        deadline.watch(ftp)
         try:
             ftp.connect(place.host, place.port)
             ftp.login(place.user, place.password)
@@ -282,6 +326,7 @@ def _told(place: Place, error: BaseException, what: str = "") -> str:
 
 # What `ftplib` raises where a server misbehaves: its own, those of sockets, a reply that is none, one that is too long.
 _TROUBLE = (ftplib.Error, OSError, EOFError, ValueError)
+_OURS = (FetchError, MessageError)
 
 
 __all__ = ("FtpFiles", "Place", "allowed_hosts", "is_refusal", "own_url", "place_of")

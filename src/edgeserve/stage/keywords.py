@@ -51,6 +51,12 @@ _CHECKS: dict[str, _Check] = {
         "None, True for the key in the messages' headers, or a function of a payload that returns one",
     ),
     "drop_if_older_than_ms": _MILLISECONDS_OR_NONE,
+    "fetch": (
+        lambda value: isinstance(value, (list, tuple)) and all(isinstance(url, str) for url in value),
+        "a list of the URLs below which may be fetched, such as ['https://data.example.org/frames/', 's3://bucket/']",
+    ),
+    "fetch_max_bytes": (lambda value: _whole(value, 1), "a number of bytes, an int of at least 1"),
+    "fetch_timeout_ms": (lambda value: _milliseconds(value) and value > 0, "a number of milliseconds above 0"),
     "ftp": _FLAG,
     "ftp_delete": _FLAG,
     "ftp_memory": _FLAG,

@@ -18,6 +18,7 @@ from edgeserve.stage.base import Steps
 from edgeserve.stage.collector import rare_collections
 from edgeserve.stage.control import Control, Stopped
 from edgeserve.stage.drops import Drops
+from edgeserve.stage.external import ExternalInputs
 from edgeserve.stage.files import Files
 from edgeserve.stage.payloads import Payloads
 from edgeserve.stage.steplog import StepLog
@@ -267,7 +268,7 @@ class StageNode(Node):
 
     _stage: Steps
     _payloads: Payloads
-    _files: Files | None = None
+    _files: Files | ExternalInputs | None = None
     _logs: tuple[StepLog | None, ...] = ()
 
     def _open(self, transport: Transport) -> None:
