@@ -511,6 +511,7 @@ def test_types_of_results_and_of_what_gates_make() -> None:
             app(one=(produce, {}), two=(takes(bytes), {"sources": "one"})).graph()
         app(one=(produce, {"gate_out": pack}), two=(takes(bytes), {"sources": "one"})).graph()
         app(one=(produce, {}), two=(takes(bytes), {"sources": "one", "gate_in": pack})).graph()
+        app(one=(produce, {}), two=(takes(bytes), {"sources": "one", "fetch": ["file:///srv/frames/"]})).graph()
     sink = app(one=(text, {}))
     sink.add_sink("show", takes(bytes), of="one")
     with pytest.raises(room.TypeConflict, match="sink 'show' takes 'one' as bytes"):

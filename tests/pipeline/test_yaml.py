@@ -137,6 +137,18 @@ def test_a_module_beside_the_file_is_found_before_others(write: Any) -> None:
     assert Path(sys.modules["things"].__file__ or "").parent == path.parent
 
 
+def test_what_may_be_fetched_is_a_list_of_text(write: Any) -> None:
+    fetch = ["https://data.example.org/frames/", "file:///srv/frames/"]
+    read = load_yaml(
+        write(YAML.replace("    join: exact\n", f"    join: exact\n    fetch: {json.dumps(fetch)}\n    fetch_max_bytes: 1000\n"))
+    )
+    (task,) = (each for each in read.declared if each.name == "add")
+    assert (task.keywords["fetch"], task.keywords["fetch_max_bytes"]) == (fetch, 1000)
+    read.graph()
+    with pytest.raises(InvalidPipeline, match="fetch"):
+        load_yaml(write(YAML.replace("    join: exact\n", "    fetch: [1]\n")))
+
+
 def test_keywords_that_take_objects_take_references(write: Any) -> None:
     read = load_yaml(write(YAML.replace("join: exact", "join: things.py:exactly\n    by: things.py:when")))
     keywords = read.graph().parts[2].declared.keywords

@@ -6,7 +6,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
@@ -32,6 +32,7 @@ _INPUTS: dict[Kind, tuple[str, str]] = {
 _STAGES = "In place of `task`: its stages, in order. Each takes what the one before it returns, or yields, as the same object."
 Reference = Annotated[str, msgspec.Meta(pattern=PATTERN, description="'module:name', or 'file.py:name' for a file beside this one")]
 _PLAIN = (bool, int, float, str, type(None))
+_TEXTS = Sequence[str]
 _PATH_IN_ERROR = re.compile(r" - at `\$\.(\w+)(\[\d+\])?")
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
@@ -182,6 +183,8 @@ def _in_yaml(hint: Any) -> Any:
         elif typing.get_origin(each) is Literal:
             words = typing.get_args(each)
             found[bool if all(isinstance(word, bool) for word in words) else each] = None
+        elif each == _TEXTS:
+            found[list[str]] = None
         else:
             found[str if _is_path(each) else Reference] = None
     texts = [each for each in found if each in (str, Reference) or typing.get_origin(each) is Literal]
@@ -201,7 +204,9 @@ def _may_name_python(kind: Kind) -> frozenset[str]:
     beyond = {
         name
         for name in keywords_of(kind)
-        if any(each not in _PLAIN and typing.get_origin(each) is not Literal and not _is_path(each) for each in _alternatives(hints[name]))
+        if not all(
+            each in _PLAIN or each == _TEXTS or typing.get_origin(each) is Literal or _is_path(each) for each in _alternatives(hints[name])
+        )
     }
     return frozenset(beyond | {_WHAT_RUNS[kind][0]})
 

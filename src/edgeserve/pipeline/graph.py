@@ -218,8 +218,9 @@ def _order(declared: Sequence[Declared], inputs: dict[str, tuple[str, ...]], mak
 def _check_types(declared: Iterable[Declared], inputs: dict[str, tuple[str, ...]], makers: dict[str, Declared]) -> None:
     for each in declared:
         _check_stages(each)
-        # A gate makes what the function gets of what was sent.
-        if each.kind == "source" or each.keywords.get("gate_in" if each.kind == "task" else "gate") is not None:
+        # A gate makes what the function gets of what was sent, and so does what fetches what a message names.
+        changed = each.keywords.get("gate_in" if each.kind == "task" else "gate") is not None
+        if each.kind == "source" or changed or each.keywords.get("fetch") or each.keywords.get("ftp"):
             continue
         signature, taken = Signature(each), inputs[each.name]
         # A sink has one parameter, however many it takes from.

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, get_args
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 from edgeserve.core.errors import ConfigurationError, FetchError, NotAllowed, PayloadMismatch
 from edgeserve.core.external import External, OrExternal, is_url
@@ -55,7 +56,7 @@ class ExternalInputs:
         names = task.parameters or ("",)
         for name in names:
             annotation = task.annotations.get(name, Any)
-            if annotation is Path or Path in get_args(annotation):
+            if annotation is Path or (get_origin(annotation) in (Union, UnionType) and Path in get_args(annotation)):
                 self._paths.add(name)
                 task.annotations.pop(name)
             elif (decode := _taking_bytes(annotation, name)) is not None:
