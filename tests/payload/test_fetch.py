@@ -24,6 +24,7 @@ from tests.relays import Relay, Scripted, answering, end
 from tests.waiting import until
 from xxhash import xxh3_64_intdigest
 
+from edgeserve.cli.brokers.manage import free_port
 from edgeserve.core.errors import ClosedError, ConfigurationError, CorruptMessage, FetchError, PayloadGone, UsedAfterFork
 from edgeserve.payload import Reference, pull, shelf
 from edgeserve.payload.fetch import Fetcher
@@ -217,6 +218,26 @@ def test_an_origin_that_is_killed_in_the_midst(store: Store, directory: Path, ag
             if each is not None:
                 each.kill()
                 each.communicate()
+
+
+def test_an_origin_that_is_gone_is_not_waited_for_with_each_payload_and_comes_back(store: Store, directory: Path) -> None:
+    port = free_port()
+    references = [remote_at(f"http://127.0.0.1:{port}", store.put(payload(n, MB))) for n in range(2)]
+    with Fetcher(directory, deadline_s=SHORT_S, gone_after_s=SHORT_S) as fetcher:
+        assert "in time" in error_of(fetcher, references[0])
+        until(lambda: "is asked again in" in error_of(fetcher, references[1]))
+        with PayloadServer(store.base, token=TOKEN, port=port):
+            until(lambda: not error_of(fetcher, references[0]))
+            assert bytes(fetcher.fetch(references[1])) == payload(1, MB)
+
+
+def error_of(fetcher: Fetcher, reference: Reference) -> str:
+    """Why it cannot be fetched now; "": it can."""
+    try:
+        fetcher.fetch(reference)
+    except FetchError as exc:
+        return str(exc)
+    return ""
 
 
 def test_a_connection_that_stands_still_is_left_for_another(store: Store, relay: Relay, directory: Path) -> None:

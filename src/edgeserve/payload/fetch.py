@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from edgeserve.core.errors import ClosedError, FetchError, UsedAfterFork
+from edgeserve.payload.absence import Absences
 from edgeserve.payload.origins import Origins
 from edgeserve.payload.pull import Connections, Origin, Pull
 from edgeserve.payload.reference import Reference
@@ -35,6 +36,8 @@ class Fetcher:
         budget_bytes: how much may lie there; the files that were used longest ago go first. A larger payload is not fetched. What is still
             looked at takes up memory beyond that.
         cafile: whose certificates are trusted, a file in PEM; None: the system's.
+        gone_after_s: an origin that has not answered for so long is taken to be gone: it is asked again now and then, and not for each
+            payload until its deadline.
         origins: which hosts are asked, and told a token; None: all.
 
     Attributes:
@@ -51,6 +54,7 @@ class Fetcher:
         deadline_s: float = 10.0,
         budget_bytes: int = BUDGET_BYTES,
         cafile: str | None = None,
+        gone_after_s: float = 60.0,
         origins: Origins | None = None,
     ) -> None:
         self._directory, self._deadline_s, self._budget_bytes = directory, deadline_s, budget_bytes
@@ -58,6 +62,7 @@ class Fetcher:
         self._closing = threading.Event()
         self._lock = threading.Lock()
         self._origins = origins
+        self._absences = Absences(gone_after_s, time.monotonic)
         self._connections = Connections(cafile, origins)
         self._threads: ThreadPoolExecutor | None = None
         self._busy = 0
@@ -118,12 +123,18 @@ class Fetcher:
         return view
 
     def _brought(self, reference: Reference, origin: Origin, name: str, ends: float) -> memoryview:
+        began = time.monotonic()
+        ends = min(ends, began + self._absences.patience(str(origin), self._deadline_s))
         part = self._shelf.begin(name, reference.size)
+        pull = Pull(self._connections, origin, reference.token, reference, partial(self._shelf.map, part), ends, self._closing)
         try:
-            Pull(self._connections, origin, reference.token, reference, partial(self._shelf.map, part), ends, self._closing).run()
-        except BaseException:
+            pull.run()
+        except BaseException as exc:
             self._shelf.drop(part)
+            if pull.answered or isinstance(exc, FetchError):
+                self._absences.ended(str(origin), began, None if pull.answered else exc)
             raise
+        self._absences.ended(str(origin), began, None)
         view = self._shelf.publish(part)
         with self._lock:
             self.fetched += 1

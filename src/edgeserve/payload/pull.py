@@ -195,6 +195,9 @@ class Pull:
         room: gives the memory for it, `reference.size` bytes; called once, while the origin answers.
         ends: when it has to be there, by the monotonic clock.
         closing: set: it is not wanted any more.
+
+    Attributes:
+        answered: whether the origin has begun an answer.
     """
 
     def __init__(
@@ -215,6 +218,7 @@ class Pull:
         self._target = memoryview(b"")
         self._ahead: socket.socket | None = None
         self._have = 0
+        self.answered = False
         self._digest = xxh3_64()
 
     def run(self) -> None:
@@ -308,6 +312,7 @@ class Pull:
                     self._ask(sock)
                 head = read_head(sock, buffer, self._ends, self._stall_s)
                 if head is not None:
+                    self.answered = True
                     return sock, buffer, head
                 error: OSError = ConnectionError("ended without an answer")
             except TimeoutError:
