@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any
 
@@ -11,12 +13,12 @@ import pytest
 from tests.servers import with_namespace
 from tests.waiting import until
 
-from edgeserve.core.errors import Fenced
+from edgeserve.core.errors import Fenced, GroupBusy
 from edgeserve.transport import connect, disconnect
-from edgeserve.transport.broker.driver import Entry, Outlet
+from edgeserve.transport.broker.driver import Entry, Inlet, Outlet
 from edgeserve.transport.broker.engine import BrokerEngine
 from edgeserve.transport.pulsar.driver import PulsarDriver
-from edgeserve.transport.pulsar.ends import Dialled
+from edgeserve.transport.pulsar.ends import Dialled, PulsarOutlet
 
 COUNT = 400
 TIMEOUT_S = 30.0
@@ -43,14 +45,15 @@ def send(outlet: Outlet, data: bytes) -> tuple[int | None, Exception | None]:
     return answers.get(timeout=TIMEOUT_S)
 
 
-def beside(dial: Callable[[], None]) -> Callable[[], None]:
+def beside(end: object) -> Callable[[], None]:
     """Dials again and again in a thread; returns what ends that, after twenty times at the least."""
+    dialled = as_dialled(end)
     over, often = threading.Event(), threading.Event()
 
     def run() -> None:
         count = 0
         while not over.is_set():
-            dial()
+            dialled.dial_again(though_connected=True)
             count += 1
             if count == 20:
                 often.set()
@@ -58,18 +61,18 @@ def beside(dial: Callable[[], None]) -> Callable[[], None]:
     thread = threading.Thread(target=run)
     thread.start()
 
-    def end() -> None:
+    def stop() -> None:
         assert often.wait(TIMEOUT_S)
         over.set()
         thread.join()
 
-    return end
+    return stop
 
 
 def test_entries_on_their_way_are_sent_again_in_order_and_confirmed_once(driver: PulsarDriver) -> None:
     outlet = driver.outlet("t")
     answers: SimpleQueue[tuple[int, int | None, Exception | None]] = SimpleQueue()
-    end = beside(as_dialled(outlet).dial_again)
+    end = beside(outlet)
     for n in range(COUNT):
         outlet.send(b"%d" % n, lambda at, error, n=n: answers.put((n, at, error)))  # type: ignore[misc]
     found = [answers.get(timeout=TIMEOUT_S) for _ in range(COUNT)]
@@ -88,7 +91,7 @@ def test_a_group_goes_on_where_it_was(driver: PulsarDriver) -> None:
     inlet = driver.inlet("t", "g", "earliest", exclusive=False)
     ats = [send(outlet, b"%d" % n)[0] for n in range(COUNT)]
     seen: dict[int, int] = {}
-    end = beside(as_dialled(inlet).dial_again)
+    end = beside(inlet)
     while len(seen) < COUNT // 2:
         entry = inlet.poll(1.0)
         if entry is not None:
@@ -111,7 +114,7 @@ def test_a_tail_delivers_each_entry_once_and_in_order(driver: PulsarDriver) -> N
     outlet = driver.outlet("t")
     came: SimpleQueue[Entry] = SimpleQueue()
     tail = driver.tail("t", None, came.put)
-    end = beside(as_dialled(tail).dial_again)
+    end = beside(tail)
     for n in range(COUNT // 4):
         assert send(outlet, b"%d" % n)[1] is None
     assert [int(came.get(timeout=TIMEOUT_S).data) for _ in range(COUNT // 4)] == list(range(COUNT // 4))
@@ -126,7 +129,7 @@ def test_a_channel_is_heard_afterwards(driver: PulsarDriver) -> None:
     one, two = driver.channel("t", heard.put), driver.channel("t", lambda _: None)
     assert one is not None and two is not None
     for end in (one, two):
-        as_dialled(end).dial_again()
+        as_dialled(end).dial_again(though_connected=True)
     two.say(b"word")
     assert heard.get(timeout=TIMEOUT_S) == b"word"
 
@@ -140,7 +143,7 @@ def test_a_fence_stays_with_its_holder(driver: PulsarDriver) -> None:
 
 
 def test_a_fence_is_not_taken_back_from_a_successor(driver: PulsarDriver) -> None:
-    paused, successor = driver.fenced_outlet("t"), None
+    paused = driver.fenced_outlet("t")
     assert send(paused, b"one")[1] is None
     successor = driver.fenced_outlet("t")
     assert send(successor, b"two")[1] is None
@@ -148,6 +151,17 @@ def test_a_fence_is_not_taken_back_from_a_successor(driver: PulsarDriver) -> Non
     assert isinstance(send(paused, b"late")[1], Fenced)
     assert send(successor, b"three")[1] is None
     assert [entry.data for entry in driver.scan("t")] == [b"one", b"two", b"three"]
+
+
+def test_who_was_told_that_the_fence_is_lost_does_not_take_it_again(driver: PulsarDriver) -> None:
+    paused = driver.fenced_outlet("t")
+    assert send(paused, b"one")[1] is None
+    successor = driver.fenced_outlet("t")
+    assert isinstance(send(paused, b"late")[1], Fenced)
+    as_dialled(paused).dial_again()
+    assert isinstance(send(paused, b"later")[1], Fenced)
+    assert send(successor, b"two")[1] is None
+    assert [entry.data for entry in driver.scan("t")] == [b"one", b"two"]
 
 
 def test_who_takes_a_fence_before_anything_was_appended_is_refused_rather_than_believed(driver: PulsarDriver) -> None:
@@ -165,6 +179,50 @@ def test_what_the_client_leaves_closed_is_opened_by_itself(driver: PulsarDriver)
     until(lambda: driver.trouble() is None)
     assert isinstance(outlet, Outlet) and send(outlet, b"one")[1] is None
     assert (entry := inlet.poll(TIMEOUT_S)) is not None and entry.data == b"one"  # type: ignore[attr-defined]
+
+
+def test_who_cannot_come_back_keeps_nobody_else_from_it(driver: PulsarDriver) -> None:
+    taken = as_dialled(driver.inlet("t", "g", "earliest", exclusive=True))
+    others = [as_dialled(driver.outlet(f"t{n}")) for n in range(5)]
+    thieves: list[Inlet] = []
+
+    def steal() -> bool:
+        for each in taken._opened():
+            each.close()
+        with suppress(GroupBusy):  # it was opened again already
+            thieves.append(driver.inlet("t", "g", "earliest", exclusive=True))
+        return bool(thieves)
+
+    until(steal)
+    for end in others:
+        for each in end._opened():
+            each.close()
+    until(lambda: all(end.is_connected() for end in others))
+    assert not taken.is_connected()
+    thieves[0].close()
+    until(taken.is_connected)
+
+
+def test_an_end_that_is_closed_while_it_is_dialled_does_not_wait_for_that(driver: PulsarDriver) -> None:
+    outlet = driver.outlet("t")
+    begun, go = threading.Event(), threading.Event()
+    assert isinstance(outlet, PulsarOutlet)
+    make, made = outlet._make, SimpleQueue[Any]()
+
+    def slowly() -> Any:
+        begun.set()
+        assert go.wait(TIMEOUT_S)
+        made.put(producer := make())
+        return producer
+
+    outlet._make = slowly
+    thread = threading.Thread(target=partial(outlet.dial_again, though_connected=True))
+    thread.start()
+    assert begun.wait(TIMEOUT_S)
+    outlet.close()
+    go.set()
+    thread.join()
+    assert not made.get().is_connected()
 
 
 def test_an_end_that_was_closed_stays_closed(driver: PulsarDriver) -> None:

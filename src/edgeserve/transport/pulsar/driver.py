@@ -26,7 +26,7 @@ from edgeserve.transport.broker.driver import Channel, Deliver, Driver, Entry, E
 from edgeserve.transport.broker.envelope import PARTS
 from edgeserve.transport.pulsar.admin import Admin
 from edgeserve.transport.pulsar.ends import Dialled, PulsarChannel, PulsarInlet, PulsarOutlet, PulsarTail, id_of, quietly
-from edgeserve.transport.pulsar.errors import named
+from edgeserve.transport.pulsar.errors import PASSES, named
 from edgeserve.transport.pulsar.look import Look
 from edgeserve.transport.pulsar.names import channel_name, group_name, subscription_name, topic_name, user_name
 from edgeserve.transport.pulsar.parts import Parts
@@ -52,18 +52,6 @@ _SAY_EVERY_S = 5.0
 _PAUSE_S = 0.25
 _EXIT_S = 2.0
 _drivers: weakref.WeakSet[PulsarDriver] = weakref.WeakSet()
-_PASSES = (
-    pulsar.ConnectError,
-    pulsar.Timeout,
-    pulsar.NotConnected,
-    pulsar.ServiceUnitNotReady,
-    pulsar.TooManyLookupRequestException,
-    pulsar.LookupError,
-    pulsar.BrokerPersistenceError,
-    pulsar.BrokerMetadataError,
-    pulsar.ProducerBlockedQuotaExceededError,
-    pulsar.ProducerBlockedQuotaExceededException,
-)
 
 
 class PulsarDriver(Driver):
@@ -102,7 +90,7 @@ class PulsarDriver(Driver):
         while True:
             try:
                 return do()
-            except _PASSES as exc:
+            except PASSES as exc:
                 refused = greet(self.settings).refusal
                 if refused is not None:
                     raise TransportError(f"{self.settings.shown}: {refused}") from exc
@@ -216,7 +204,7 @@ class PulsarDriver(Driver):
         make = partial(self._new_producer, topic, pulsar.ProducerAccessMode.ExclusiveWithFencing)
         producer = self.open("write to", topic, make)
         self._keep(topic)
-        return self._watched(PulsarOutlet(self, topic, producer, make, partial(self.newest, topic)))
+        return self._watched(PulsarOutlet(self, topic, producer, make, partial(self._newest_now, topic)))
 
     def inlet(self, topic: str, group: str, start: Start, *, exclusive: bool) -> Inlet:
         begin = pulsar.InitialPosition.Latest if start == "latest" else pulsar.InitialPosition.Earliest
@@ -241,7 +229,7 @@ class PulsarDriver(Driver):
         name = channel_name(self.full(topic))
         try:
             return self._watched(PulsarChannel(self, self._beside(), name, hear))
-        except _PASSES:
+        except PASSES:
             return None
         except pulsar.PulsarException as exc:
             raise self._named(exc, "listen to", name) from exc
@@ -250,6 +238,14 @@ class PulsarDriver(Driver):
         found = None
         for entry in self._entries(topic, pulsar.MessageId.latest):
             found = entry
+        return found
+
+    def _newest_now(self, topic: str) -> Entry | None:
+        """With one try."""
+        found = None
+        with closing(Look(partial(self._look_from, topic), pulsar.MessageId.latest)) as look:
+            while (entry := look.next()) is not None:
+                found = entry
         return found
 
     def last(self, topic: str) -> int | None:
@@ -348,7 +344,7 @@ class PulsarDriver(Driver):
     def _takes_us(self) -> bool:
         # Without a name and password that can be said here it is only known that somebody listens.
         said = greet(self.settings)
-        return said.refusal is None and (said.most_bytes is not None or (self.settings.oauth2 is not None and not silence(self.settings)))
+        return said.taken or (self.settings.oauth2 is not None and not silence(self.settings))
 
     def answers(self) -> str:
         said = greet(self.settings)

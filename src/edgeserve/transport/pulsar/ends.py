@@ -47,38 +47,48 @@ class Dialled(ABC):
     """
 
     matters = True
+    # Whether what it had is of no use once it has been opened again.
+    _alone = False
 
     def __init__(self, driver: PulsarDriver) -> None:
         self._driver, self._closed = driver, False
-        self._dialling = threading.Lock()
+        # Not held while the client opens something, which may take seconds.
+        self._exchanging = threading.Lock()
 
     @abstractmethod
     def is_connected(self) -> bool:
         """Whether the client says so."""
 
     @abstractmethod
-    def _dial_again(self) -> Sequence[Any]:
-        """Opens it once more, with one try; returns what is to be closed for it."""
+    def _dial(self) -> Sequence[Any]:
+        """Opens it once more, with one try; () where that turns out not to be wanted."""
+
+    @abstractmethod
+    def _use(self, dialled: Sequence[Any]) -> None:
+        """From now on this is what is open; what was before is closed, or is closed by this."""
 
     @abstractmethod
     def _opened(self) -> Sequence[Any]:
         """What the client has opened for it."""
 
-    def dial_again(self) -> None:
-        """In place of what is open now. Nothing is lost or put out of order; as after any connection that was lost, what was not
-        confirmed may be stored twice, and what was not acknowledged comes again.
+    def dial_again(self, *, though_connected: bool = False) -> None:
+        """In place of what is open now, unless that came back by itself meanwhile. Nothing is lost or put out of order; as after any
+        connection that was lost, what was not confirmed may be stored twice, and what was not acknowledged comes again.
 
         Raises:
-            pulsar.PulsarException: nothing has changed.
+            pulsar.PulsarException, EdgeServeError: nothing has changed.
         """
-        with self._dialling:
-            left = () if self._closed else self._dial_again()
+        dialled = left = self._dial()
+        with self._exchanging:
+            if dialled and not self._closed and (though_connected or self._alone or not self.is_connected()):
+                left = self._opened()
+                self._use(dialled)
         for each in left:
             quietly(each.close)
 
     def close(self) -> None:
         """Idempotent."""
-        with self._dialling:
+        with self._exchanging:
             if self._closed:
                 return
             self._closed = True
@@ -100,7 +110,7 @@ class _Sent:
 
 
 class PulsarOutlet(Dialled, Outlet):
-    """See `Outlet`: a producer. `make`: opens one; `newest`: asked for the last entry, where only one may append."""
+    """See `Outlet`: a producer. `make`: opens one; `newest`: asked for the last entry, once, where only one may append."""
 
     def __init__(
         self,
@@ -111,15 +121,15 @@ class PulsarOutlet(Dialled, Outlet):
         newest: Callable[[], Entry | None] | None = None,
     ) -> None:
         super().__init__(driver)
-        self._topic, self._make, self._newest = topic, make, newest
+        self._topic, self._make, self._newest, self._alone = topic, make, newest, newest is not None
         # `_order`: one hands over at a time. `_guard`: what is open, and by which producer it was sent.
         self._order, self._guard = threading.Lock(), threading.Lock()
         self._open: deque[_Sent] = deque()
         self._last: int | None = None
         self._lost = False
-        self._use(producer)
+        self._take(producer)
 
-    def _use(self, producer: pulsar.Producer) -> None:
+    def _take(self, producer: pulsar.Producer) -> None:
         self._producer = producer
         # Without the client's Python wrapper, which checks ten arguments that are never given: of one message at a time that takes as
         # long as all that is done with it here.
@@ -131,27 +141,40 @@ class PulsarOutlet(Dialled, Outlet):
     def _opened(self) -> Sequence[Any]:
         return (self._producer,)
 
-    def _dial_again(self) -> Sequence[Any]:
-        if not self._is_ours():  # looked at before as well, so that nothing is taken from who has it now
-            return self._give_up()
-        producer, left = self._make(), self._producer
+    def _dial(self) -> Sequence[Any]:
+        if self._lost or not self._is_ours():  # looked at before as well, so that nothing is taken from who has it now
+            self._give_up()
+            return ()
+        producer = self._make()
         try:
-            ours = self._is_ours()
+            if self._is_ours():
+                return (producer,)
         except BaseException:
             quietly(producer.close)
             raise
-        if not ours:
-            return [producer, *self._give_up()]
+        quietly(producer.close)
+        self._give_up()
+        return ()
+
+    def _use(self, dialled: Sequence[Any]) -> None:
+        failed = []
         with self._order:
             with self._guard:
-                self._use(producer)
+                left = self._producer
+                self._take(dialled[0])
                 again = list(self._open)
+            # Before: had it come back meanwhile, what it sends again would stand behind what comes next.
+            quietly(left.close)
             for sent in again:
                 try:
                     self._send(sent)
                 except (EdgeServeError, pulsar.PulsarException) as exc:
-                    sent.done(None, exc)
-        return (left,)
+                    failed.append((sent, exc))
+        for sent, error in failed:
+            with self._guard:
+                still_open = self._forget(sent)
+            if still_open:
+                sent.done(None, error)
 
     def _is_ours(self) -> bool:
         """Whether nobody else has appended."""
@@ -160,15 +183,13 @@ class PulsarOutlet(Dialled, Outlet):
         newest = self._newest()
         return newest is not None and (newest.at == self._last or any(newest.data == sent.data for sent in list(self._open)))
 
-    def _give_up(self) -> Sequence[Any]:
-        with self._order:
-            with self._guard:
-                self._lost = True
-                refused = list(self._open)
-                self._open.clear()
-            for sent in refused:
-                self._refuse(sent.done)
-        return (self._producer,)
+    def _give_up(self) -> None:
+        with self._guard:
+            self._lost = True
+            refused = list(self._open)
+            self._open.clear()
+        for sent in refused:
+            self._refuse(sent.done)
 
     def _refuse(self, done: Done) -> None:
         done(None, Fenced(f"the log {self._topic!r} was taken by somebody else while there was no connection"))
@@ -178,7 +199,12 @@ class PulsarOutlet(Dialled, Outlet):
         with self._order:
             if not self._lost:
                 self._open.append(sent)
-                self._send(sent)
+                try:
+                    self._send(sent)
+                except BaseException:
+                    with self._guard:
+                        self._forget(sent)
+                    raise
                 return
         self._refuse(done)
 
@@ -196,6 +222,8 @@ class PulsarOutlet(Dialled, Outlet):
                     return  # it was sent again by another one, which is to say what became of it
                 if at is not None:
                     self._last = at
+                elif result == pulsar.Result.ProducerFenced:
+                    self._lost = True
             sent.done(at, None if at is not None else failed(driver.settings, result, topic))
 
         try:
@@ -203,10 +231,8 @@ class PulsarOutlet(Dialled, Outlet):
             message.content(sent.data)
             self._hand_over(message.build(), confirm)
         except pulsar.PulsarException as exc:
-            self._forget(sent)
             raise named(driver.settings, exc, "write to", topic) from exc
         if refused:
-            self._forget(sent)
             raise driver.too_large(topic, len(sent.data))
 
     def _forget(self, sent: _Sent) -> bool:
@@ -256,9 +282,9 @@ class PulsarInlet(_Receiving, Inlet):
     def __init__(self, driver: PulsarDriver, consumer: pulsar.Consumer, make: Callable[[], pulsar.Consumer]) -> None:
         super().__init__(driver)
         self._make = make
-        self._use(consumer)
+        self._take(consumer)
 
-    def _use(self, consumer: pulsar.Consumer) -> None:
+    def _take(self, consumer: pulsar.Consumer) -> None:
         self._consumer = consumer
         # Likewise: a message as it comes has the same methods, and can be acknowledged.
         self._receive = consumer._consumer.receive
@@ -269,10 +295,11 @@ class PulsarInlet(_Receiving, Inlet):
     def _opened(self) -> Sequence[Any]:
         return (self._consumer,)
 
-    def _dial_again(self) -> Sequence[Any]:
-        consumer, left = self._make(), self._consumer
-        self._use(consumer)
-        return (left,)
+    def _dial(self) -> Sequence[Any]:
+        return (self._make(),)
+
+    def _use(self, dialled: Sequence[Any]) -> None:
+        self._take(dialled[0])
 
     def poll(self, seconds: float) -> Entry | None:
         return None if self._over() else _next(self._receive, seconds, self._over)
@@ -310,11 +337,12 @@ class PulsarTail(_Receiving, Tail):
     def _opened(self) -> Sequence[Any]:
         return (self._reader,)
 
-    def _dial_again(self) -> Sequence[Any]:
+    def _dial(self) -> Sequence[Any]:
         # What the one before still hands out is not delivered twice.
-        reader, left = self._make(self._last), self._reader
-        self._reader = reader
-        return (left,)
+        return (self._make(self._last),)
+
+    def _use(self, dialled: Sequence[Any]) -> None:
+        self._reader = dialled[0]
 
     def _failed(self, error: Exception) -> None:
         self.error = error
@@ -333,10 +361,10 @@ class PulsarChannel(_Receiving, Channel):
     def __init__(self, driver: PulsarDriver, client: pulsar.Client, name: str, hear: Callable[[bytes], None]) -> None:
         super().__init__(driver)
         self._client, self._name = client, name
-        self._reader, self._producer = self._open()
+        self._reader, self._producer = self._dial()
         self._read(lambda entry: hear(entry.data), "edgeserve-channel")
 
-    def _open(self) -> tuple[pulsar.Reader, pulsar.Producer]:
+    def _dial(self) -> Sequence[Any]:
         # First, since it is what a broker without such topics refuses: of a producer it would say that it is only not ready.
         reader = self._client.create_reader(self._name, pulsar.MessageId.latest)
         try:
@@ -352,12 +380,10 @@ class PulsarChannel(_Receiving, Channel):
         return bool(self._reader.is_connected() and self._producer.is_connected())
 
     def _opened(self) -> Sequence[Any]:
-        return self._producer, self._reader
+        return self._reader, self._producer
 
-    def _dial_again(self) -> Sequence[Any]:
-        left = self._opened()
-        self._reader, self._producer = self._open()
-        return left
+    def _use(self, dialled: Sequence[Any]) -> None:
+        self._reader, self._producer = dialled
 
     def say(self, data: bytes) -> None:
         quietly(partial(self._producer.send_async, data, lambda *_: None))

@@ -9,6 +9,20 @@ import pulsar
 from edgeserve.core.errors import ClosedError, EdgeServeError, Fenced, GroupBusy, SendError, StoreFull, TransportError
 from edgeserve.transport.pulsar.settings import Settings
 
+PASSES = (
+    pulsar.ConnectError,
+    pulsar.Timeout,
+    pulsar.NotConnected,
+    pulsar.ServiceUnitNotReady,
+    pulsar.TooManyLookupRequestException,
+    pulsar.LookupError,
+    pulsar.BrokerPersistenceError,
+    pulsar.BrokerMetadataError,
+    pulsar.ProducerBlockedQuotaExceededError,
+    pulsar.ProducerBlockedQuotaExceededException,
+)
+"""What is the broker's trouble, or the way to it, and may be over the next time."""
+
 
 def named(settings: Settings, exc: Exception, what: str, topic: str) -> EdgeServeError:
     """The error in our words."""
@@ -44,4 +58,4 @@ def failed(settings: Settings, result: Any, topic: str) -> Exception:
     return SendError(f"topic {topic!r}: Pulsar refused a message: {getattr(result, 'name', result)}")
 
 
-__all__ = ("failed", "named")
+__all__ = ("PASSES", "failed", "named")

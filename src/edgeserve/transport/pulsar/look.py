@@ -30,9 +30,14 @@ class Look:
     def open(self) -> pulsar.Reader:
         """The reader."""
         if self._reader is None:
-            self._reader = self._make(self._start if self._last is None else id_of(self._last))
+            reader = self._make(self._start if self._last is None else id_of(self._last))
             if self._since_ns is not None and self._last is None:
-                self._reader.seek(max(0, self._since_ns // 1_000_000))
+                try:
+                    reader.seek(max(0, self._since_ns // 1_000_000))
+                except BaseException:
+                    quietly(reader.close)
+                    raise
+            self._reader = reader
         return self._reader
 
     def next(self) -> Entry | None:
@@ -51,7 +56,9 @@ class Look:
                     return Entry(at, message.data(), stored_ns=message.publish_timestamp() * 1_000_000)
             return None
         except pulsar.PulsarException:
-            self.close()
+            # A large entry on a slow link is on its way for longer than one wait.
+            if self._reader is not None and not self._reader.is_connected():
+                self.close()
             raise
 
     def close(self) -> None:

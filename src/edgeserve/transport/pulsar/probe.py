@@ -22,10 +22,11 @@ _MAX_MESSAGE_SIZE = 3
 
 class Greeting(NamedTuple):
     """`refusal`: why the broker refuses this client, None when it takes it, or when nobody answers at all. `most_bytes`: how large a
-    message may be, None when that is not known."""
+    message may be, None when that is not known. `taken`: whether it takes it."""
 
     refusal: str | None = None
     most_bytes: int | None = None
+    taken: bool = False
 
 
 _UNKNOWN = Greeting()
@@ -95,7 +96,7 @@ def _read(answer: dict[int, int | bytes]) -> Greeting:
     if answer.get(1) == _CONNECTED:
         connected = answer.get(_CONNECTED)
         most = _fields(connected).get(_MAX_MESSAGE_SIZE) if isinstance(connected, bytes) else None
-        return Greeting(most_bytes=most if isinstance(most, int) and most > 0 else None)
+        return Greeting(most_bytes=most if isinstance(most, int) and most > 0 else None, taken=True)
     if answer.get(1) == _ERROR and isinstance(error := answer.get(_ERROR), bytes):
         message = _fields(error).get(3)
         text = message.decode(errors="replace") if isinstance(message, bytes) else "no reason given"

@@ -12,10 +12,8 @@ import time
 import weakref
 from collections.abc import Callable
 
-import pulsar
-
-from edgeserve.core.errors import EdgeServeError
 from edgeserve.transport.pulsar.ends import Dialled
+from edgeserve.transport.pulsar.errors import PASSES
 
 _log = logging.getLogger("edgeserve")
 
@@ -37,6 +35,7 @@ class Redial:
         self._answers, self._closed, self._threads = answers, closed, threads
         self._ends: weakref.WeakSet[Dialled] = weakref.WeakSet()
         self._away: weakref.WeakKeyDictionary[Dialled, float] = weakref.WeakKeyDictionary()
+        self._failed: weakref.WeakKeyDictionary[Dialled, int] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
@@ -84,15 +83,21 @@ class Redial:
         return [end for end in away if now - self._away.setdefault(end, now) >= _PATIENCE_S]
 
     def _dial(self, ends: list[Dialled]) -> None:
-        for end in ends:
+        # First those that somebody waits for, and those that did not fail before.
+        for end in sorted(ends, key=lambda end: (not end.matters, self._failed.get(end, 0))):
             if self._closed.is_set():
                 return
             try:
                 if not end.is_connected():
                     end.dial_again()
-            except (pulsar.PulsarException, EdgeServeError) as exc:
-                _log.debug("an end of a connection does not open yet: %s", exc)
-                return  # each try takes its time, and those behind it would fail likewise
+                self._failed.pop(end, None)
+            except Exception as exc:
+                self._failed[end] = self._failed.get(end, 0) + 1
+                if isinstance(exc, PASSES):
+                    _log.debug("an end of a connection does not open yet: %s", exc)
+                    return  # each try takes its time, and those behind it would fail likewise
+                if self._failed[end] == 1:
+                    _log.warning("an end of a connection cannot be opened again, which is tried on: %s: %s", type(exc).__name__, exc)
 
 
 __all__ = ("Redial",)
