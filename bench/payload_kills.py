@@ -3,6 +3,7 @@
     python bench/payload_kills.py                    100 kills on one local:// store; a table; exit 1 when something is wrong
     python bench/payload_kills.py --kills 1000 --seed 7     after a SIGTERM what has been done is judged
     python bench/payload_kills.py --node nats://localhost   two hosts, and servers of each host's payloads that are killed, too
+    python bench/payload_kills.py --node nats://localhost --durability broker    a whole host is lost now and then, payloads and all
 
 Sources a and b -> exact join, sources c and d -> two replicas; their results -> two sinks; an audit, a group of its own, takes what c and d
 send, too. All send with routing='lazy'. Each word of a payload follows from its source, its number and the word's place, so every page of
@@ -16,6 +17,9 @@ in its table, or the kernel has bytes of a fetch for it or from it.
 In the end all is settled and everything is ended, started again, sends some more, lets go of all views, and is idle: each file must be
 locked by a process that lives, and nobody may have a file mapped that is gone. Then all is ended, and there may be no file left. Hosts are
 payload directories: what is in another one has to be fetched.
+
+With `--durability broker` there are no servers, and now and then all processes of a host are killed at once and its payload directory is
+deleted before they are started again.
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ RAMP = np.arange(max(SIZES), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 TOPICS = {"a": "pairs", "b": "pairs", "c": "blocks", "d": "blocks"}
 BECOMES = {"a": "A", "b": "A", "c": "C", "d": "D"}  # which result is of a source's payload
 AHEAD, HELD, MORE = 40, 24, 20
+LOST = 0.1  # so likely a whole host is lost in place of a process
 PAUSE_S, WORK_S, LOOKS, LOOK_S, STUCK_S = 0.5, 0.002, 50, 0.004, 90.0
 YOUNG = 0.1  # so likely one is killed before it has begun anything
 IDLE_S = 70.0  # what a killed writer has half made may be half made by a living one for a minute
@@ -173,19 +178,30 @@ def stream(directory: Path, me: str, source: str) -> Iterator[np.ndarray[Any, An
         number += 1
 
 
-def source(node: str, directory: Path, me: str, name: str) -> None:
+def source(node: str, directory: Path, me: str, name: str, durability: str) -> None:
     """One source; c and d are producers of one source id."""
     options: dict[str, Any] = {"source_id": "item"}
     if TOPICS[name] == "pairs":
         options = {"source_id": name, "event_time": lambda words: name_of(words)[1]}
-    options |= {"topic": TOPICS[name], "routing": "lazy", "message_id": lambda words: "{}-{}".format(*name_of(words))}
+    options |= {
+        "topic": TOPICS[name],
+        "routing": "lazy",
+        "durability": durability,
+        "message_id": lambda words: "{}-{}".format(*name_of(words)),
+    }
     with DataSource(stream(directory, me, name), node, **options) as ds:
         ds.run()
 
 
-def task(node: str, directory: Path, me: str, topic: str) -> None:
+def task(node: str, directory: Path, me: str, topic: str, durability: str) -> None:
     """The join, or a replica."""
-    options: dict[str, Any] = {"topic_in": topic, "topic_out": "out", "output_id": f"of-{topic}", "routing": "lazy"}
+    options: dict[str, Any] = {
+        "topic_in": topic,
+        "topic_out": "out",
+        "output_id": f"of-{topic}",
+        "routing": "lazy",
+        "durability": durability,
+    }
     if topic == "pairs":
         options["join"] = "exact"
     with Compute(Pair(directory, me, "ab") if topic == "pairs" else Single(directory, me, "cd"), node, **options) as compute:
@@ -217,11 +233,12 @@ class Process:
 
     Attributes:
         kind: source, task, final or server.
+        host: where it runs, if there are several.
         running: its newest process.
     """
 
     def __init__(self, cx: Any, node: str, directory: Path, name: str, role: Callable[..., None], host: Any, *more: str) -> None:
-        self.kind, self._cx, self._name, self._times = role.__name__, cx, name, 0
+        self.kind, self.host, self._cx, self._name, self._times = role.__name__, host, cx, name, 0
         self._details = role, directory, host, node, *more
         self._directory = directory
         self.start()
@@ -323,7 +340,8 @@ class Memory:
 class Run:
     """All processes, on one store."""
 
-    def __init__(self, node: str | None, seed: int) -> None:
+    def __init__(self, node: str | None, seed: int, durability: str) -> None:
+        self._durability, self.lost = durability, 0
         self.directory = Path(tempfile.mkdtemp(prefix="edgeserve-payload-kills-"))
         self.memory = Memory(tempfile.mkdtemp(prefix="edgeserve-payload-kills-", dir="/dev/shm"))
         os.environ["EDGESERVE_PAYLOAD_DIR"], os.environ["EDGESERVE_STATE_DIR"] = self.memory.path, str(self.directory / "state")
@@ -341,10 +359,11 @@ class Run:
         if node is not None:
             here, there = ("here", free_port()), ("there", free_port())
             url = node + (f"/{self.directory.name}" if node.startswith("nats") else "")  # topics of its own
-        details: dict[str, tuple[Any, ...]] = {f"source-{name}": (source, here, name) for name in TOPICS}
-        details |= {"join": (task, there, "pairs")} | {f"replica-{n}": (task, there, "blocks") for n in (1, 2)}
+        safe = self._durability
+        details: dict[str, tuple[Any, ...]] = {f"source-{name}": (source, here, name, safe) for name in TOPICS}
+        details |= {"join": (task, there, "pairs", safe)} | {f"replica-{n}": (task, there, "blocks", safe) for n in (1, 2)}
         details |= {"audit": (final, here, "blocks")} | {f"sink-{n}": (final, here, "out") for n in (1, 2)}
-        if node is not None:
+        if node is not None and safe == "origin":
             details |= {f"server-{n}": (server, host) for n, host in enumerate((here, here, there), 1)}
         self.processes = [Process(self._cx, url, self.directory, name, *each) for name, each in details.items()]
 
@@ -371,6 +390,9 @@ class Run:
             for process in self.processes:
                 if not process.running.is_alive():
                     sys.exit(f"FAIL {process.me} ended by itself, status {process.running.exitcode}; see {self.directory}/{process.me}.log")
+            if self._durability == "broker" and self.choose.random() < LOST:
+                self._lose_a_host()
+                continue
             process = self.choose.choice(self.processes)
             if not process.has_begun and self.choose.random() > YOUNG:
                 continue
@@ -384,8 +406,26 @@ class Run:
                 process.kill()
                 found = process.had(self.seen())
                 found |= {"segments"} if found and segments else set()
-            self.kills[process.kind if found else "nothing"] += 1
-            self.had.update((process.kind, what) for what in found)
+            self._count(process, found)
+            process.start()
+
+    def _count(self, process: Process, found: set[str]) -> None:
+        self.kills[process.kind if found else "nothing"] += 1
+        self.had.update((process.kind, what) for what in found)
+
+    def _lose_a_host(self) -> None:
+        """All of its processes at once, and its payloads."""
+        host = self.choose.choice(sorted({process.host for process in self.processes}, key=str))
+        victims = [process for process in self.processes if process.host == host]
+        for process in victims:
+            os.kill(process.running.pid, signal.SIGKILL)
+        for process in victims:
+            process.running.join()
+        for path in Path(self.memory.path).glob("*" if host is None else host[0]):
+            shutil.rmtree(path)
+        self.lost += 1
+        for process in victims:
+            self._count(process, process.had(self.seen()) if process.has_begun else set())
             process.start()
 
     def stop_at(self) -> int:
@@ -465,8 +505,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 10_000)
     parser.add_argument("--node", help="URL of a broker, for several hosts; default: a fresh store of local://")
+    parser.add_argument("--durability", choices=("origin", "broker"), default="origin", help="broker: whole hosts are lost, too")
     arguments = parser.parse_args()
-    run, wrong = Run(arguments.node, arguments.seed), ["it did not come to its end"]
+    run, wrong = Run(arguments.node, arguments.seed, arguments.durability), ["it did not come to its end"]
     signal.signal(signal.SIGTERM, run.tell)
     try:
         began = time.monotonic()
@@ -497,6 +538,8 @@ def main() -> None:
         f"{len(takes)} taken and compared twice, {100 * sum(takes) / len(takes):.1f} % in place; {run.memory.most_bytes >> 20} MiB at most"
     )
     print("\n".join(said))
+    if arguments.durability == "broker":
+        print(f"{run.lost} times a whole host was lost")
     print(f"after the restart {len(nobodys)} files of nobody, when all had ended {len(left)} files left")
     if wrong:
         sys.exit("\n".join(f"FAIL {each}" for each in wrong[:20]) + f"\nfiles in {run.directory}")

@@ -21,7 +21,7 @@ from edgeserve.stage.fuse import Fused
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.partitioned import Partitioned, refuse_other_partitions
-from edgeserve.stage.payloads import Payloads, Routing
+from edgeserve.stage.payloads import Durability, Payloads, Routing, in_place
 from edgeserve.stage.replicated import Replicated
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.sets import SOURCE_ID
@@ -74,6 +74,8 @@ class Compute(StageNode):
         overflow: what happens to one more: 'drop_oldest' or 'error'.
         routing: 'eager': a result's payload travels with its message; 'lazy': a large one (64 KiB) stays in shared memory, as those of a
             `DataSource`. What its inputs do depends on who sends them.
+        durability: 'origin': a result's payload that stays is lost with this machine's memory; 'broker': it travels with its message all
+            the same.
         task_version: which version of the task this is: stands in the results' headers and beside the member's name in `edgeserve groups`.
         backlog: what becomes of sets that are due while the task is busy: 'all' wait, or the newest runs next and the others are dropped,
             counted as 'superseded' ('latest').
@@ -134,6 +136,7 @@ class Compute(StageNode):
         overflow: str = "drop_oldest",
         task_version: str = "",
         routing: Routing = "eager",
+        durability: Durability = "origin",
         backlog: Literal["all", "latest"] = "all",
         fuse: Sequence[Callable[..., Any]] | None = None,
         fetch: Sequence[str] = (),
@@ -170,6 +173,7 @@ class Compute(StageNode):
             overflow=overflow,
             task_version=task_version,
             routing=routing,
+            durability=durability,
             backlog=backlog,
             fuse=fuse,
             fetch=fetch,
@@ -182,6 +186,12 @@ class Compute(StageNode):
                 f"Compute {worker_id!r}: topic_in and topic_out are both {topic_in!r}, so it would take its own results: "
                 "give topic_out another name"
             )
+        if durability == "broker" and ftp and not ftp_memory:
+            raise ConfigurationError(
+                f"Compute {worker_id!r}: durability='broker' with ftp=True: the results are files on this machine's FTP server, and "
+                "are lost with it. Add ftp_memory=True, so that results themselves are sent, or leave durability out"
+            )
+        routing = in_place(routing, durability)
         if (task is None) == (fuse is None):
             found = "neither a task nor fuse=" if fuse is None else "both a task and fuse="
             raise ConfigurationError(f"Compute {worker_id!r} got {found}: give it a task, or fuse=[...] with the stages of one")

@@ -21,7 +21,7 @@ from edgeserve.stage.control import Stopped
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.node import Node
-from edgeserve.stage.payloads import LAZY_BYTES, Payloads, Routing
+from edgeserve.stage.payloads import LAZY_BYTES, Durability, Payloads, Routing, in_place
 from edgeserve.stage.progress import Progress
 from edgeserve.stage.send import Sender
 from edgeserve.stage.steplog import step_log
@@ -54,7 +54,9 @@ class DataSource(Node):
         max_lateness_ms: with `event_time`: how far behind the newest an event may come; what is later counts as late in a join.
         send_window: how many of its own messages live consumers may leave unsettled before a send waits for them.
         routing: 'eager': a payload travels with its message; 'lazy': a large one (64 KiB) stays in shared memory, and is read in place by
-            the tasks of this machine. On an engine with a server it travels all the same in this release.
+            the tasks of this machine; those of others fetch it when they use it.
+        durability: 'origin': a payload that stays is lost with this machine's memory; 'broker': it travels with its message all the same,
+            to the broker, or into the store of `local://`, and is as safe as the message is.
 
     Example:
         >>> with DataSource([b"a", b"b"], "memory://docs-source", source_id="letters", topic="letters") as source:
@@ -79,10 +81,19 @@ class DataSource(Node):
         max_lateness_ms: float = 10_000,
         send_window: int = SEND_WINDOW,
         routing: Routing = "eager",
+        durability: Durability = "origin",
     ) -> None:
         super().__init__(node, pulsar_node, what="DataSource", name=source_id)
         check_source_id(source_id)
-        check_keywords("DataSource", topic=topic, max_lateness_ms=max_lateness_ms, send_window=send_window, routing=routing)
+        check_keywords(
+            "DataSource",
+            topic=topic,
+            max_lateness_ms=max_lateness_ms,
+            send_window=send_window,
+            routing=routing,
+            durability=durability,
+        )
+        routing = in_place(routing, durability)
         if not isinstance(stream, (Iterable, AsyncIterable)):
             raise ConfigurationError(f"DataSource: the stream must be an iterable or an async iterable, not {type(stream).__name__}")
         if isinstance(stream, (str, bytes, bytearray)):

@@ -70,9 +70,9 @@ def _task(part: Part, url: str, replica: int, keywords: dict[str, Any], made: bo
 
 
 def _relay(part: Part, url: str, replica: int, keywords: dict[str, Any], made: bool) -> Compute:
-    # What stays in shared memory does so behind the relay, too.
-    own = part.declared.keywords
-    return _compute(part, url, replica, {"routing": own["routing"]} if "routing" in own else {}, Relay(part.sends))
+    # What stays in shared memory does so behind the relay, too, and what is to be safe is safe.
+    own = {name: value for name, value in part.declared.keywords.items() if name in ("routing", "durability")}
+    return _compute(part, url, replica, own, Relay(part.sends))
 
 
 def _compute(part: Part, url: str, replica: int, keywords: dict[str, Any], task: Any) -> Compute:

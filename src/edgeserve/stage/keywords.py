@@ -57,6 +57,10 @@ _CHECKS: dict[str, _Check] = {
     ),
     "fetch_max_bytes": (lambda value: _whole(value, 1), "a number of bytes, an int of at least 1"),
     "fetch_timeout_ms": (lambda value: _milliseconds(value) and value > 0, "a number of milliseconds above 0"),
+    "durability": (
+        lambda value: _one_of(value, "origin", "broker"),
+        "'origin' or 'broker' (how safe a local:// store itself is, is said in the node URL: ?durability=disk)",
+    ),
     "ftp": _FLAG,
     "ftp_delete": _FLAG,
     "ftp_memory": _FLAG,

@@ -53,6 +53,7 @@ _SWEEP_EVERY_S = 1.0
 _AGAIN_S, _TELL_EVERY_S = 1.0, 10.0
 
 Routing: TypeAlias = Literal["eager", "lazy"]
+Durability: TypeAlias = Literal["origin", "broker"]
 Payload: TypeAlias = "bytes | Sequence[Buffer]"
 
 
@@ -350,4 +351,9 @@ def _asked(transport: Transport) -> tuple[Settled, End]:
     return settled, end
 
 
-__all__ = ("LAZY_BYTES", "LeftBehind", "Payloads", "Routing")
+def in_place(routing: Routing, durability: Durability) -> Routing:
+    """How large payloads travel when they have to be as safe as that: what is to outlive its origin's memory does not stay in it."""
+    return routing if durability == "origin" else "eager"
+
+
+__all__ = ("LAZY_BYTES", "Durability", "LeftBehind", "Payloads", "Routing", "in_place")
