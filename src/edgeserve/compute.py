@@ -25,6 +25,7 @@ from edgeserve.stage.payloads import Durability, Payloads, Routing, in_place
 from edgeserve.stage.replicated import Replicated
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.sets import SOURCE_ID
+from edgeserve.stage.shed import Backlog, Keep, how_many
 from edgeserve.stage.single import SingleTask
 from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
@@ -77,8 +78,11 @@ class Compute(StageNode):
         durability: 'origin': a result's payload that stays is lost with this machine's memory; 'broker': it travels with its message all
             the same.
         task_version: which version of the task this is: stands in the results' headers and beside the member's name in `edgeserve groups`.
-        backlog: what becomes of sets that are due while the task is busy: 'all' wait, or the newest runs next and the others are dropped,
-            counted as 'superseded' ('latest').
+        backlog: what becomes of what waits while the task is busy. 'all': it waits, and holds back its senders where the engine does
+            that; 'block': on every engine. 'drop_oldest': the newest `max_backlog` messages wait, the others are dropped, counted as
+            'overflow'. 'latest': the newest of each key waits, the others are dropped, counted as 'superseded'. What will not be run holds
+            nobody back. Of a join it is sets that wait, and what is dropped is 'superseded'.
+        max_backlog: with 'drop_oldest'; None: 100.
         fuse: in place of `task`: stages that run as one task. Each is what a task may be. The first takes the sources, each other one what
             the one before it returns, or yields, as the same object: nothing is encoded or copied in between. The results of the last are
             sent.
@@ -137,7 +141,8 @@ class Compute(StageNode):
         task_version: str = "",
         routing: Routing = "eager",
         durability: Durability = "origin",
-        backlog: Literal["all", "latest"] = "all",
+        backlog: Backlog = "all",
+        max_backlog: int | None = None,
         fuse: Sequence[Callable[..., Any]] | None = None,
         fetch: Sequence[str] = (),
         fetch_max_bytes: int = FETCH_MAX_BYTES,
@@ -175,6 +180,7 @@ class Compute(StageNode):
             routing=routing,
             durability=durability,
             backlog=backlog,
+            max_backlog=max_backlog,
             fuse=fuse,
             fetch=fetch,
             fetch_max_bytes=fetch_max_bytes,
@@ -198,16 +204,18 @@ class Compute(StageNode):
         work = Task(task if fuse is None else Fused(fuse, what="Compute"), what="Compute", named=True)
         for parameter in work.parameters:
             check_source_id(parameter)
-        joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str) or backlog == "latest"
+        joins = len(work.parameters) > 1 or min_interval_ms > 0 or not isinstance(join, str)
         if not joins and join != "latest":
             raise ConfigurationError(
                 f"Compute {worker_id!r}: join={join!r} pairs the messages of several sources, and this task takes those of one, "
                 f"{work.parameters[0]!r}: leave join out, or give the task a parameter for each source"
             )
+        newest = how_many(f"Compute {worker_id!r}", backlog, max_backlog)
         if by is not None and not joins:
             raise ConfigurationError(
                 f"Compute {worker_id!r}: by= makes a join run per key, and a task of the one parameter {work.parameters[0]!r} joins "
                 "nothing: leave it out, or give min_interval_ms= if each key is to run at most so often"
+                + (". backlog='latest' keeps the newest of each key in the headers anyway" if backlog == "latest" else "")
             )
         if inspect.iscoroutinefunction(by):
             raise ConfigurationError(f"Compute {worker_id!r}: by={by!r} is an async def: give it a function that returns a key")
@@ -235,6 +243,8 @@ class Compute(StageNode):
             signature.append(f"by={by is True or 'a function'}")
         if partitions > 1:
             signature.append(f"partitions={partitions}")
+        if newest and not joins:
+            signature.append(f"backlog={backlog!r}")
         self._payloads = Payloads(f"Compute {worker_id!r}", routing, topic_out, self._control)
         if ftp:
             if ftp_delete and partitions > 1:
@@ -265,7 +275,10 @@ class Compute(StageNode):
             ack_timeout_ms=ack_timeout_ms,
             drop_if_older_than_ms=drop_if_older_than_ms,
             version=task_version,
-            only_newest=backlog == "latest",
+            only_newest=newest if joins else 0,
+            keep=Keep(newest, backlog == "latest") if newest and not joins else None,
+            # A join does so on every engine.
+            holds_senders=None if joins or backlog == "all" else backlog == "block",
             partitions=partitions,
             payloads=self._payloads,
         )

@@ -12,6 +12,7 @@ from edgeserve.stage.files import Files
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.payloads import Payloads
+from edgeserve.stage.shed import Backlog, Keep, how_many
 from edgeserve.stage.sink import Sink
 from edgeserve.stage.steplog import step_log
 from edgeserve.stage.task import Task
@@ -47,6 +48,11 @@ class Materialize(StageNode):
             Empty: URLs are text.
         fetch_max_bytes: a larger file is refused.
         fetch_timeout_ms: how long one may take.
+        backlog: what becomes of messages that wait while the function is busy. 'all': they wait, and hold back their senders where the
+            engine does that; 'block': on every engine. 'drop_oldest': the newest `max_backlog` of
+            each source wait, the others are dropped, counted as 'overflow'. 'latest': the newest of each source and key waits, the others
+            are dropped, counted as 'superseded'. What is dropped holds nobody back.
+        max_backlog: with 'drop_oldest'; None: 100.
 
     Example:
         >>> from edgeserve.data_source import DataSource
@@ -80,6 +86,8 @@ class Materialize(StageNode):
         fetch: Sequence[str] = (),
         fetch_max_bytes: int = FETCH_MAX_BYTES,
         fetch_timeout_ms: float = FETCH_TIMEOUT_MS,
+        backlog: Backlog = "all",
+        max_backlog: int | None = None,
     ) -> None:
         super().__init__(node, pulsar_node, what="Materialize", name=topic)
         check_keywords(
@@ -98,7 +106,10 @@ class Materialize(StageNode):
             fetch=fetch,
             fetch_max_bytes=fetch_max_bytes,
             fetch_timeout_ms=fetch_timeout_ms,
+            backlog=backlog,
+            max_backlog=max_backlog,
         )
+        newest = how_many(f"Materialize {topic!r}", backlog, max_backlog)
         self._check_callables("Materialize", gate=gate)
         self._payloads = Payloads(f"Materialize {topic!r}", "eager", None, self._control)
         options = Options(
@@ -107,12 +118,15 @@ class Materialize(StageNode):
             topics=(topic,),
             group=group,
             kind=GroupKind.SHARED,
+            signature=f"backlog={backlog!r}" if newest else "",
             start=start,
             timeout_ms=timeout_ms,
             on_error=on_error,
             retries=retries,
             retry_backoff_ms=retry_backoff_ms,
             ack_timeout_ms=ack_timeout_ms,
+            keep=Keep(newest, backlog == "latest") if newest else None,
+            holds_senders=None if backlog == "all" else backlog == "block",
             payloads=self._payloads,
         )
         task = Task(final_process, what="Materialize", named=False)

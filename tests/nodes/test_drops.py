@@ -28,7 +28,7 @@ def test_a_join_that_overflows_says_so_once_and_sums_up(node: str, send: Send, s
     with Compute(lambda cam, lidar: cam, node, worker_id="joint", join="exact", max_held=3) as compute:
         for _ in range(1_203):
             next(compute)
-        overflow = "the join holds as many of this source as max_held lets it, and no partners come for them"
+        overflow = "as many of this source wait as max_held (of a join, where no partners come for them) or max_backlog lets"
         begins = (logging.WARNING, f"Compute 'joint' drops messages of 'cam' (overflow): {overflow}")
         assert said() == [begins]
     assert said()[1:] == [(logging.WARNING, "Compute 'joint' dropped 1,200 messages: overflow 1,200 (of 'cam'); see explain()")]

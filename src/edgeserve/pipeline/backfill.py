@@ -99,7 +99,7 @@ def _without_clock_or_files(each: Declared) -> Declared:
         ("backlog", "keeps what is newest, and files are read as fast as they can be"),
         *((name, "takes files from elsewhere, and a backfill reads and writes those that are named only") for name in _ELSEWHERE),
     ):
-        if given.get(name) not in (None, False, 0, "all"):
+        if given.get(name) not in (None, False, 0, "all", "block"):
             raise BadValue(f"{each.kind} {each.name!r}: {name}={given[name]!r} {why}", each.at(name), "leave it out for a backfill")
     join = given.get("join")
     if getattr(join, "min_period_ns", 0):

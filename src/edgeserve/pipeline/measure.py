@@ -198,7 +198,7 @@ def _task(each: Declared, inputs: tuple[str, ...], folder: Path, *, in_step: boo
     def task() -> Any:
         return _Noting(make_task(each, inputs), inputs, each.name, folder)
 
-    keywords = _without(each, (*LOGS, *_TOPICS, "ftp_delete", *(() if in_step else (*BY_THE_CLOCK, "backlog"))))
+    keywords = _without(each, (*LOGS, *_TOPICS, "ftp_delete", *(() if in_step else (*BY_THE_CLOCK, "backlog", "max_backlog"))))
     if not in_step and (keywords.get("join") == "exact" or keywords.get("by") is not None):
         keywords |= HOLDS_ALL
     return replace(each, function=task, before=(), args={}, inputs=inputs, keywords=keywords)

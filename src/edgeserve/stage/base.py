@@ -20,6 +20,7 @@ from edgeserve.stage.deadletter import Asides
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.linger import NO_ROOM, Patience
 from edgeserve.stage.payloads import Payloads
+from edgeserve.stage.shed import Keep, Shedding
 from edgeserve.stage.unseen import Unseen
 from edgeserve.transport import Delivery, GroupKind, Start, Subscription, Transport
 
@@ -37,7 +38,10 @@ _SHOWN_NAME = 24
 
 @dataclass(frozen=True)
 class Options:
-    """What the receiving nodes have in common; times in ms, as in the keywords."""
+    """What the receiving nodes have in common; times in ms, as in the keywords.
+
+    `only_newest`: so many of the sets that are due are kept, 0: all; `keep`: of the messages that wait, None: all.
+    """
 
     what: str
     name: str
@@ -53,7 +57,9 @@ class Options:
     ack_timeout_ms: int = 300_000
     drop_if_older_than_ms: float | None = None
     version: str = ""
-    only_newest: bool = False
+    only_newest: int = 0
+    keep: Keep | None = None
+    holds_senders: bool | None = None
     partitions: int = 1
     letters: str = ""
     payloads: Payloads = field(default_factory=lambda: Payloads("", "eager", None), compare=False)
@@ -77,6 +83,7 @@ def subscribe(transport: Transport, options: Options, control: Control) -> Subsc
         ack_timeout_ms=o.ack_timeout_ms,
         signature=o.signature,
         version=o.version,
+        holds_senders=o.holds_senders,
         member=f"{o.name[:_SHOWN_NAME]}@{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
     )
     subscription.stopping, subscription.giving_up = control.stopping, control.giving_up
@@ -157,6 +164,8 @@ class Stage(Steps):
         self._patience = Patience(options.name, control)
         self._transport: Transport
         self._subscription: Subscription
+        # What receives of it, if something else does.
+        self._shedding: Shedding | None = None
         # Where each topic ended when the nodes that feed this one had ended; whether all of it is settled; when to look the next time.
         self._fed_upto: dict[str, int] | None = None
         self._fed, self._look_fed_at = False, 0.0
@@ -166,9 +175,9 @@ class Stage(Steps):
         self._max_age_ns = None if options.drop_if_older_than_ms is None else int(options.drop_if_older_than_ms * 1e6)
 
     def wake(self) -> None:
-        subscription = getattr(self, "_subscription", None)
-        if subscription is not None:
-            subscription.wake()
+        receives = self._shedding or getattr(self, "_subscription", None)
+        if receives is not None:
+            receives.wake()
 
     @property
     def received(self) -> int:
@@ -231,7 +240,7 @@ class Stage(Steps):
         try:
             batch = self._claimed
             if not batch:
-                batch = self._subscription.receive(self._batch, timeout_ms)
+                batch = (self._shedding or self._subscription).receive(self._batch, timeout_ms)
                 self._set_stale()
             if batch:
                 self._claimed = batch

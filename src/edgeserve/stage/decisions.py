@@ -116,11 +116,16 @@ def last_record(subscription: Subscription, topic: str) -> Record | None:
 
 
 def read_drops(attributes: Mapping[str, bytes]) -> Counter[str]:
-    """What a group's join has dropped (`Record.drops`), counted by reason: as its attributes say."""
+    """What a group has dropped (`Record.drops` of a join, and what was shed), counted by reason: as its attributes say."""
     try:
         return Counter(msgspec.msgpack.decode(attributes.get(_DROPS, b"\x80"), type=dict[str, int]))
     except msgspec.DecodeError:
         return Counter()
+
+
+def drops_attribute(totals: Mapping[str, int]) -> dict[str, bytes]:
+    """What `read_drops` reads."""
+    return {_DROPS: msgspec.msgpack.encode(dict(totals))}
 
 
 def read_held(attributes: Mapping[str, bytes]) -> int | None:
@@ -188,7 +193,7 @@ class Decisions(Settlement):
                 ids=settled,
                 decisions=decisions,
                 fence=fence,
-                attributes=self.known() | ({_DROPS: self._encode(totals)} if drops else {}),
+                attributes=self.known() | (drops_attribute(totals) if drops else {}),
             )
         except BaseException as exc:
             if not isinstance(exc, REFUSED):
@@ -234,6 +239,7 @@ __all__ = (
     "Decisions",
     "Record",
     "decision_topic",
+    "drops_attribute",
     "last_record",
     "read_decision",
     "read_drops",

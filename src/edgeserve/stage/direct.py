@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from time import monotonic_ns
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ from edgeserve.stage.ends import Ends
 from edgeserve.stage.linger import NO_ROOM
 from edgeserve.stage.retry import GaveUp, GoesBack, try_again
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, Pending, settle_at_last
+from edgeserve.stage.shed import Shedding, Shelf
 from edgeserve.stage.sources import SourceClock
 from edgeserve.transport import ClaimLost, Delivery, Frame, Subscription, Transport
 
@@ -86,6 +87,18 @@ class Direct(Stage):
             self._subscription, self._topic_out, self._known, self._counts, self.options.name, self._control, self.options.payloads
         )
         self._step = self._make_step()
+        if (keep := self.options.keep) is not None:
+            shelf = Shelf(keep, self._source, self._known.__contains__)
+            self._shedding = Shedding(
+                *(self._subscription, self.options.topics[0], shelf, keep, self._counts, self._note_shed),
+                self.options.ack_timeout_ms / 1000,
+            )
+
+    def _note_shed(self, ids: Sequence[bytes], sources: Iterable[str]) -> None:
+        """From the thread that receives: single steps, each of which another thread sees whole."""
+        self._known.new.update(ids)
+        for source in sources:
+            self._clocks.setdefault(source, SourceClock())
 
     def next(self) -> Any:
         timeout = self.options.timeout_ms
@@ -193,13 +206,16 @@ class Direct(Stage):
             settle_at_last(self._pending)
         finally:
             try:
+                if self._shedding is not None:
+                    self._shedding.close()
                 # What is done and could not be settled comes again, to whoever looks into the journal of this sink.
                 self._subscription.close(worked_on=len(self._pending) > 0)
             finally:
                 self._aside.close()
 
     def totals(self) -> dict[str, int]:
-        return {"received": self.received, "settled": self._pending.settled, "sent": self._pending.results}
+        shed = 0 if self._shedding is None else self._shedding.shed
+        return {"received": self.received + shed, "settled": self._pending.settled + shed, "sent": self._pending.results}
 
     def explain(self) -> dict[str, Any]:
         return {"sources": {source: {"ended": clock.ended} for source, clock in self._clocks.items()}}

@@ -14,9 +14,9 @@ _ASKED_FOR = frozenset((Reason.GATE, Reason.THROTTLED))
 _WORDS: dict[str, str] = {
     Reason.LATE: "they are older than their source's watermark, or than drop_if_older_than_ms",
     Reason.THROTTLED: "newer ones replace them within min_interval_ms",
-    Reason.SUPERSEDED: "newer ones replace them before a set could use them",
+    Reason.SUPERSEDED: "newer ones replace them before they could be used",
     Reason.UNMATCHED: "it is certain that no partners come for them, or they have no key for by=",
-    Reason.OVERFLOW: "the join holds as many of this source as max_held lets it, and no partners come for them",
+    Reason.OVERFLOW: "as many of this source wait as max_held (of a join, where no partners come for them) or max_backlog lets",
     Reason.GATE: "a gate returns None for them",
 }
 _MOST_EDGES = 5

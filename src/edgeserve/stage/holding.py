@@ -327,9 +327,9 @@ class Holding:
 
     # --- run ----------------------------------------------------------------------------------------------------
 
-    def keep_newest(self) -> None:
-        """Drops what is due but the newest set."""
-        while len(self.due) > 1:
+    def keep_newest(self, most: int) -> None:
+        """Drops what is due but the newest sets."""
+        while len(self.due) > most:
             self._skip_due()
 
     def _skip(self, joined: JoinSet, _promise_ns: int | None) -> Outcome:

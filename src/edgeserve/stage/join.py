@@ -296,13 +296,13 @@ class Join(Stage):
                     self._push_next(holding)
             except JoinOverflow:
                 pass  # raised again when it is taken the next time; what is due makes room for it
-            holding.keep_newest()
+            holding.keep_newest(self.options.only_newest)
         return holding.run_due()
 
     @property
     def _skips_old(self) -> bool:
-        """Whether only the newest set that is due is run; where replicas share sets they see to that."""
-        return self.options.only_newest and self._way is self._run_set
+        """Whether only the newest sets that are due are run; where replicas share sets they see to that."""
+        return self.options.only_newest > 0 and self._way is self._run_set
 
     def _over(self) -> bool:
         return self._stopping() or (self._until_end and self.has_ended())

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from edgeserve.core.errors import ConfigurationError
+from edgeserve.stage.shed import MOST_WAITING
 from edgeserve.transport.checks import MAX_NAME_BYTES
 
 
@@ -45,7 +46,7 @@ MOST_PARTITIONS = 256
 
 _CHECKS: dict[str, _Check] = {
     "ack_timeout_ms": (lambda value: value is None or (_milliseconds(value) and value > 0), "a number of milliseconds above 0, or None"),
-    "backlog": (lambda value: _one_of(value, "all", "latest"), "'all' or 'latest'"),
+    "backlog": (lambda value: _one_of(value, "all", "block", "drop_oldest", "latest"), "'all', 'block', 'drop_oldest' or 'latest'"),
     "by": (
         lambda value: value is None or value is True or callable(value),
         "None, True for the key in the messages' headers, or a function of a payload that returns one",
@@ -75,6 +76,10 @@ _CHECKS: dict[str, _Check] = {
         "the path of a directory",
     ),
     "log_verbose": _FLAG,
+    "max_backlog": (
+        lambda value: value is None or (_whole(value, 1) and int(value) <= MOST_WAITING),
+        f"how many messages of a source may wait, an int from 1 to {MOST_WAITING}, or None for the default",
+    ),
     "max_held": _MESSAGES,
     "max_lateness_ms": _MILLISECONDS,
     "max_time_diff_ms": _MILLISECONDS,

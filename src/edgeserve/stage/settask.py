@@ -132,8 +132,8 @@ class SetTask(Direct):
         return bool(found)
 
     def _newest_of(self, deliveries: list[Delivery]) -> list[Delivery]:
-        """The newest set, and all that are none, newest first; the others are dropped."""
-        kept, has_newest = list[Delivery](), False
+        """The newest sets, and all that are none, newest first; the others are dropped."""
+        kept, sets = list[Delivery](), 0
         for delivery in sorted(deliveries, key=itemgetter(1), reverse=True):
             try:
                 header, _ = decode_frame(delivery[0])
@@ -144,8 +144,8 @@ class SetTask(Direct):
                 kept.append(delivery)
             elif header.id in self._known:
                 self._drop(delivery, header, Reason.DUPLICATE, None)
-            elif not has_newest:
-                has_newest = True
+            elif sets < self.options.only_newest:
+                sets += 1
                 kept.append(delivery)
             else:
                 self._drop(delivery, header, Reason.SUPERSEDED, header.id)

@@ -162,7 +162,7 @@ class Fence(ABC):
 
 
 class Subscription(ABC):
-    """One member of a group on one or several topics.
+    """One member of a group on one or several topics. One thread may receive while another one does whatever else there is.
 
     Attributes:
         stopping: asked while `settle` waits for groups to settle its outputs: True ends the wait, since they are stored.
@@ -321,9 +321,11 @@ class Transport(ABC):
         signature: str = "",
         member: str = "",
         version: str = "",
+        holds_senders: bool | None = None,
     ) -> Subscription:
         """Joins a group, which is made where it does not exist; `start` counts only then. `version`: of what the member does, for
-        `GroupInfo`; members of several versions may be in a group.
+        `GroupInfo`; members of several versions may be in a group. `holds_senders`: whether publishers wait while this member has too
+        much unsettled; None: where the engine `holds_senders`, and for a failover group.
 
         Raises:
             GroupBusy: exclusive, and taken.

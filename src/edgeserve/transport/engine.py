@@ -104,6 +104,7 @@ class LogEngine(Transport):
         signature: str = "",
         member: str = "",
         version: str = "",
+        holds_senders: bool | None = None,
     ) -> Subscription:
         # The member's side is a module of its own; it needs this class for its types.
         from edgeserve.transport.member import LogSubscription
@@ -112,7 +113,9 @@ class LogEngine(Transport):
         check_subscription(topics, group, kind, start, ack_timeout_ms)
         name = member or f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         check_name("a member", name)
-        subscription = LogSubscription(self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name, version)
+        subscription = LogSubscription(
+            self, tuple(topics), group, GroupKind(kind), start, ack_timeout_ms, signature, name, version, holds_senders=holds_senders
+        )
         self._users.add(subscription)
         return subscription
 

@@ -25,12 +25,13 @@ _END = 2**63
 
 
 class MemberRecord(msgspec.Struct, array_like=True):
-    """A member: where to wake it, and what it says of itself."""
+    """A member: where to wake it, what it says of itself, and whether senders wait for it."""
 
     address: str
     signature: str
     joined_ns: int
     version: str = ""
+    holds_senders: bool = True
 
 
 class Claim(msgspec.Struct, array_like=True):

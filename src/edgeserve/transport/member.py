@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 
@@ -33,6 +34,8 @@ class LogSubscription(Subscription):
         signature: str,
         name: str,
         version: str,
+        *,
+        holds_senders: bool | None,
     ) -> None:
         self._engine, self._kind = engine, kind
         self._group = f"{group}/{name}" if kind is GroupKind.BROADCAST else group
@@ -43,12 +46,14 @@ class LogSubscription(Subscription):
         self._turn = list(self._places.values())
         self._scratch = bytearray()
         self._windows: dict[str, Window] = {}
+        # Of the places: one thread may receive while another one settles.
+        self._lock = threading.RLock()
         self._more = 0
         self._woken = self._closed = self._deposed = False
         self._looked = time.monotonic()
         self._waker = engine.board.waker()
         try:
-            self._record = MemberRecord(self._waker.address, signature, time.time_ns(), version)
+            self._record = MemberRecord(self._waker.address, signature, time.time_ns(), version, holds_senders is not False)
             with engine.kv.write(self._forget) as txn:
                 for place in self._turn:
                     place.join(txn, kind, start, self._record)
@@ -79,10 +84,11 @@ class LogSubscription(Subscription):
 
     def members(self) -> list[str]:
         self._check()
-        self._first.look_around()
-        if any([place.lost for place in self._turn]):
-            self._come_back()
-        return list(self._first.state.members)
+        with self._lock:
+            self._first.look_around()
+            if any([place.lost for place in self._turn]):
+                self._come_back()
+            return list(self._first.state.members)
 
     @property
     def knows_all_ids(self) -> bool:
@@ -122,25 +128,34 @@ class LogSubscription(Subscription):
                 self._deposed = False
                 raise Fenced(f"another member of group {self._group!r} was the active one for a while: what this one held is that one's")
             now = time.monotonic()
-            if now - self._looked >= _LOOK_AROUND_S:
-                self._looked = now
-                for place in self._turn:
-                    place.look_around()
-            turn = self._turn
-            found = self._receive(turn, max_messages) if len(turn) > 1 else [] if turn[0].paused else turn[0].receive(max_messages)
-            if not found and any([place.skipped for place in turn]):
-                for place in turn:
-                    place.skipped = False  # damage is no end: what comes after it may be there
-                continue
-            if turn[0].lost or (len(turn) > 1 and any([place.lost for place in turn])):
-                self._come_back()
-                if not found or self._kind is GroupKind.FAILOVER:
+            with self._lock:
+                found = self._look(max_messages, now)
+                if found is None:
                     continue
+                patience_s = 0.0 if found else self._patience(now, deadline)
             if found or (deadline is not None and now >= deadline):
                 return found
-            self._waker.wait(self._patience(now, deadline))
+            self._waker.wait(patience_s)
             if self._closed or not self._engine.usable:
                 self._check()
+
+    def _look(self, max_messages: int, now: float) -> list[Delivery] | None:
+        """What is there; None: look again at once."""
+        if now - self._looked >= _LOOK_AROUND_S:
+            self._looked = now
+            for place in self._turn:
+                place.look_around()
+        turn = self._turn
+        found = self._receive(turn, max_messages) if len(turn) > 1 else [] if turn[0].paused else turn[0].receive(max_messages)
+        if not found and any([place.skipped for place in turn]):
+            for place in turn:
+                place.skipped = False  # damage is no end: what comes after it may be there
+            return None
+        if turn[0].lost or (len(turn) > 1 and any([place.lost for place in turn])):
+            self._come_back()
+            if not found or self._kind is GroupKind.FAILOVER:
+                return None
+        return found
 
     def _come_back(self) -> None:
         """Joins the group again: others have taken this member out, as one that stood still. All of a failover group's topics have one
@@ -208,28 +223,29 @@ class LogSubscription(Subscription):
             self._check()
         now_ns, wake = time.time_ns(), set[str]()
         published: list[tuple[str, records.Head, bytes, int]] = []
-        with engine.kv.write(self._forget) as txn:
-            # First what is done, so that in a full store its room is there for the results.
-            works_off = seen_all = False
-            for topic, positions in acks.items():
-                if positions:
-                    works_off, place = True, places.get(topic) or self._place(topic)
-                    if place is not first:
-                        place.settle(txn, positions, self._more, (), None, wake)
-            own = acks.get(first.topic, ())
-            if own or ids or attributes:
-                seen_all = first.settle(txn, own, self._more, ids, attributes, wake)
-            if fence is not None:
-                wake.update(append_fenced(txn, fence, decisions, engine.limits, self._scratch, works_off=works_off).listeners)
-            for topic, frames in outputs.items() if outputs else ():
-                if frames:
-                    head = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch, works_off=works_off)
-                    published.append((topic, head, log.packet(head, self._scratch), len(frames)))
+        with self._lock:
+            with engine.kv.write(self._forget) as txn:
+                # First what is done, so that in a full store its room is there for the results.
+                works_off = seen_all = False
+                for topic, positions in acks.items():
+                    if positions:
+                        works_off, place = True, places.get(topic) or self._place(topic)
+                        if place is not first:
+                            place.settle(txn, positions, self._more, (), None, wake)
+                own = acks.get(first.topic, ())
+                if own or ids or attributes:
+                    seen_all = first.settle(txn, own, self._more, ids, attributes, wake)
+                if fence is not None:
+                    wake.update(append_fenced(txn, fence, decisions, engine.limits, self._scratch, works_off=works_off).listeners)
+                for topic, frames in outputs.items() if outputs else ():
+                    if frames:
+                        head = log.append(txn, topic, frames, now_ns, engine.limits, self._scratch, works_off=works_off)
+                        published.append((topic, head, log.packet(head, self._scratch), len(frames)))
+            if seen_all:
+                first.seen_all()
         if self.stored is not None and outputs:
             for topic, head, _, count in published:
                 self.stored(outputs[topic], head.next - count)
-        if seen_all:
-            first.seen_all()
         for _, head, packet, _ in published:
             for address in head.listeners:
                 engine.board.notify(address, packet)
@@ -245,7 +261,7 @@ class LogSubscription(Subscription):
         self._check()
         place = self._place(topic)
         due_ns = time.time_ns() + int(delay_ms * 1e6) if delay_ms else 0
-        with self._engine.kv.write(place.forget) as txn:
+        with self._lock, self._engine.kv.write(place.forget) as txn:
             place.nack(txn, positions, due_ns, self._more)
         self._engine.notify(place.others())
 
@@ -255,12 +271,12 @@ class LogSubscription(Subscription):
 
     def settled_ids(self) -> list[bytes]:
         self._check()
-        with self._engine.kv.read() as txn:
+        with self._lock, self._engine.kv.read() as txn:
             return [id_ for place in self._places.values() for id_ in place.new_ids(txn)]
 
     def attributes(self) -> dict[str, bytes]:
         self._check()
-        with self._engine.kv.read() as txn:
+        with self._lock, self._engine.kv.read() as txn:
             return dict(self._first.find(txn).attributes)
 
     def newest_decision(self, topic: str) -> Buffer | None:
@@ -277,7 +293,7 @@ class LogSubscription(Subscription):
 
     def floor(self, topic: str) -> int:
         self._check()
-        with self._engine.kv.read() as txn:
+        with self._lock, self._engine.kv.read() as txn:
             return self._place(topic).find(txn).floor()
 
     def pause(self, topic: str) -> None:
@@ -292,7 +308,7 @@ class LogSubscription(Subscription):
         self._closed = True
         try:
             for place in self._turn:
-                with self._engine.kv.write(place.forget) as txn:
+                with self._lock, self._engine.kv.write(place.forget) as txn:
                     left = place.leave(txn, self._waker.address, worked_on=worked_on)
                 if left:
                     self._engine.notify(place.others())

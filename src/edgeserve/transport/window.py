@@ -105,7 +105,7 @@ class Window:
                 # Not sooner than after an eighth of the window: the settled ones may be others'.
                 state.blocked[self._waker.address] = (state.settled + max(own - size * 3 // 4, size >> 3), size * 3 // 4)
                 self._cache.save(txn, self._topic, group, state)
-            addresses = [m.address for m in state.members.values()]
+            addresses = [m.address for m in state.members.values() if m.holds_senders]
         return floor, state.settled, behind and any(engine.board.alive(a) for a in addresses)
 
     def close(self) -> None:

@@ -9,7 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from edgeserve.core.errors import StoreFull
-from edgeserve.testing.transport.cases import LONG_MS, Open, TransportCases, drain, frames_of, numbered, positions_of, publish
+from edgeserve.testing.transport.cases import (
+    LONG_MS,
+    MOMENT_MS,
+    Open,
+    TransportCases,
+    drain,
+    frames_of,
+    numbered,
+    positions_of,
+    publish,
+    settle_all,
+)
 from edgeserve.transport import GroupKind, Transport
 
 _KB = b"x" * 1000
@@ -206,6 +217,48 @@ class LimitCases(TransportCases):
         publish(transport, "a", numbered(100), batch=1, send_window=10)
         assert transport.topic_info("a").groups["g"].backlog == 100
         assert time.monotonic() - before < LONG_MS / 1000
+
+    @pytest.mark.parametrize("kind", [GroupKind.SHARED, GroupKind.FAILOVER])
+    def test_nobody_waits_for_a_member_that_holds_back_no_senders(self, transport: Transport, kind: GroupKind) -> None:
+        subscription = transport.subscribe(["a"], "g", kind=kind, holds_senders=False)
+        waits = 0
+
+        def waiting() -> bool:
+            nonlocal waits
+            waits += 1
+            return False
+
+        publisher = transport.publisher("a", send_window=50)
+        publisher.stopping = waiting
+        for frame in numbered(1_000):
+            publisher.publish([frame])
+        publisher.close()
+        assert waits <= (0 if transport.capabilities.holds_senders else 20)  # a broker's sender asks whether there is anybody
+        assert len(drain(subscription, 1_000)) == 1_000
+
+    def test_a_publisher_waits_for_members_that_are_to_hold_it_back(self, transport: Transport, threads: ThreadPoolExecutor) -> None:
+        """Two members share the messages; on every engine a sender is no further ahead than its window, and what is sent at once."""
+        members = [transport.subscribe(["a"], "g", holds_senders=True) for _ in range(2)]
+        sent = [0]
+
+        def send() -> None:
+            publisher = transport.publisher("a", send_window=100)
+            for frame in numbered(2_000):
+                publisher.publish([frame])
+                sent[0] += 1
+            publisher.close()
+
+        sending = threads.submit(send)
+        taken, most = 0, 0
+        while taken < 2_000:
+            for member in members:
+                found = member.receive(10, MOMENT_MS)
+                if found:
+                    settle_all(member, found)
+                most = max(most, sent[0] - taken)
+                taken += len(found)
+        sending.result(LONG_MS / 1000)
+        assert most <= 100 + 20 + (13 if transport.capabilities.holds_senders else 400)
 
 
 __all__ = ("LimitCases",)

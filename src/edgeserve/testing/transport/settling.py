@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import pytest
 
@@ -27,7 +28,7 @@ from edgeserve.testing.transport.cases import (
     soon,
     together,
 )
-from edgeserve.transport import Apart, ClaimLost, Frame, GroupKind, Subscription, Transport
+from edgeserve.transport import Apart, ClaimLost, Delivery, Frame, GroupKind, Subscription, Transport
 
 
 def ids_of(first: int, stop: int) -> list[bytes]:
@@ -37,6 +38,30 @@ def ids_of(first: int, stop: int) -> list[bytes]:
 
 class SettlingCases(TransportCases):
     """Settling in one step, claims that are lost, ids, fences."""
+
+    @pytest.mark.parametrize("kind", [GroupKind.SHARED, GroupKind.FAILOVER])
+    def test_one_thread_receives_while_another_settles(self, transport: Transport, threads: ThreadPoolExecutor, kind: GroupKind) -> None:
+        subscription, handed = transport.subscribe(["a"], "g", kind=kind), SimpleQueue[list[Delivery]]()
+
+        def receive() -> None:
+            left = 4_000
+            while left:
+                found = subscription.receive(64, LONG_MS)
+                left -= len(found)
+                handed.put(found)
+
+        receiving, sending = threads.submit(receive), threads.submit(publish, transport, "a", numbered(4_000), batch=7)
+        found: list[Delivery] = []
+        while len(found) < 4_000:
+            some = handed.get(timeout=LONG_MS / 1000)
+            ids = ids_of(len(found), len(found) + len(some))
+            subscription.settle(acks_of(some), {"out": [b"r"]}, ids=ids, attributes={"n": b"1"})
+            found += some
+        for each in (receiving, sending):
+            each.result(LONG_MS / 1000)
+        subscription.flush()
+        assert frames_of(found) == numbered(4_000) and {deliveries for _, _, _, deliveries, _ in found} == {0}
+        soon(lambda: transport.topic_info("a").groups["g"].backlog == 0)
 
     def test_outputs_decisions_ids_and_attributes_are_settled_together(self, transport: Transport) -> None:
         publish(transport, "in", numbered(3))

@@ -1,10 +1,13 @@
-"""Holds back a source that runs ahead of a join: who holds a join says what it has settled, and a sender counts what is left of its own.
+"""Holds back a source that runs ahead of those who read: they say what they have settled, and a sender counts what is left of its own.
 
 A join keeps what waits for its partner, up to a bound. Of two sources of very different speed the faster one would drive it there, since a
 broker takes all that it is sent. So each topic has a channel beside it which stores nothing: holders say there which entries are settled,
 at once, and every second which are not; senders that are about to run ahead ask who is there. Like on the embedded engine a sender waits
 for its own messages only, and no longer than a second for a join that settles none of them. An entry counts as a whole until all of it is
 settled, and a join may keep one of its messages for as long as it likes: nobody waits for a single entry.
+
+Members of a group that shares its messages do the same where they are to (`holds_senders`): each says what it has settled, and what the
+broker says of all. An entry may take a slow one long, so they say, too, that they move.
 """
 
 from __future__ import annotations
@@ -32,6 +35,8 @@ _AGAIN_S = 1.0
 _LONGEST_PAUSE_S = 10.0
 _CLOSE_S = 1.0
 _STALL_S = 1.0
+_SHARED_STALL_S = 3.0
+"""It says every second that it moves."""
 _FIRST_S = 5.0
 """For a join that has not moved yet: its other sources may only be starting."""
 _GONE_S = 5.0
@@ -50,6 +55,8 @@ class News(msgspec.Struct, array_like=True, omit_defaults=True):
     # Up to the entry `last` (-1: it is not said) all is settled but these.
     last: int = -1
     open: Sequence[int] = ()
+    # Of a group whose members share what comes: how many messages this one has settled since it said so last; -1: of a join.
+    steps: int = -1
 
 
 class Standing(NamedTuple):
@@ -134,10 +141,12 @@ class _Line:
 
 
 class Teller:
-    """The holder's side of a topic's channel. `standing`: asked for what it knows."""
+    """The reader's side of a topic's channel. `standing`: asked for what it knows; `steps`: see `News`."""
 
-    def __init__(self, driver: Driver, topic: str, group: str, standing: Callable[[], Standing]) -> None:
-        self._group, self._standing = group, standing
+    def __init__(
+        self, driver: Driver, topic: str, group: str, standing: Callable[[], Standing], steps: Callable[[], int] | None = None
+    ) -> None:
+        self._group, self._standing, self._steps = group, standing, steps
         self._line = _Line(driver, topic, self._hear, f"group {group!r} cannot hold back who sends to topic {topic!r}")
         self._line.open(lambda: self.tell([]))
 
@@ -149,11 +158,12 @@ class Teller:
     def tell(self, settled: list[int]) -> None:
         """Says what was settled; to be called about every second without: then it says what is not, which makes good what was lost."""
         floor, last, still_open = self._standing()
+        steps = -1 if self._steps is None else self._steps()
         if not settled and len(still_open) <= _MOST_ENTRIES:
-            self._line.say(_encode(News(self._group, floor, [], last, still_open)))
+            self._line.say(_encode(News(self._group, floor, [], last, still_open, steps)))
             return
         for n in range(0, max(1, len(settled)), _MOST_ENTRIES):
-            self._line.say(_encode(News(self._group, floor, settled[n : n + _MOST_ENTRIES])))
+            self._line.say(_encode(News(self._group, floor, settled[n : n + _MOST_ENTRIES], steps=steps)))
 
     def close(self) -> None:
         """Idempotent."""
@@ -168,6 +178,7 @@ class _Group:
         self.heard = time.monotonic()
         # Of this sender's entries, not of others'.
         self.moves = 0
+        self.shared = False
         self.stalled_at = -1
         # Not settled, and not counted any more.
         self._behind: OrderedDict[int, None] = OrderedDict()
@@ -186,6 +197,8 @@ class _Group:
 
     def settle(self, news: News) -> None:
         newest = next(reversed(self.left), -1)
+        self.shared = news.steps >= 0
+        self.moves += news.steps > 0
         for at in news.settled:
             if not self._drop(at) and at > newest and len(self._early) < _MOST_REMEMBERED:
                 self._early.add(at)
@@ -306,7 +319,7 @@ class Restraint:
                     return
                 if group.moves != moves:
                     began, moves = now, group.moves
-                if now - began > (_STALL_S if group.moves else _FIRST_S):
+                if now - began > (_FIRST_S if not group.moves else _SHARED_STALL_S if group.shared else _STALL_S):
                     group.stall()
                     return
                 self._guard.changed.wait(_SLICE_S)

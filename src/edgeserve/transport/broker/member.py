@@ -48,6 +48,8 @@ class BrokerSubscription(Subscription):
         signature: str,
         name: str,
         version: str,
+        *,
+        holds_senders: bool | None,
     ) -> None:
         self._engine, self._driver, self._kind, self._start = engine, engine.driver, kind, start
         self._may_lead = kind in _LEADS
@@ -68,8 +70,11 @@ class BrokerSubscription(Subscription):
         ack_timeout_s = (ack_timeout_ms or 0) / 1000 if kind is GroupKind.SHARED else 0.0
         self._places = Places(self._driver, topics, self._group, name, self._guard, self._hear)
         self._settlements = Settlements(self._places, self._guard, self._check, self._tell, self._told_to_stop)
-        # Of a join: what tells the sources how far it is.
+        # What tells the sources how far this member is, or how far the broker says that all are together.
         self._tellers: dict[str, Teller] = {}
+        self._tells = self._may_lead if holds_senders is None else holds_senders
+        self._floors: dict[str, int] = {}
+        self._steps = dict.fromkeys(topics, 0)
         self._reception = Reception(
             *(engine, self._places, topics, self._group, start, self._guard, ack_timeout_s, self._check, self._fail, self._told_to_stop),
             exclusive=kind in _ALONE,
@@ -223,6 +228,9 @@ class BrokerSubscription(Subscription):
             # Before the decision is appended: should the lead pass in between, the settlement must not count under the new one.
             epoch = self._lead_epoch() if self._may_lead else 0
             job = Settlement(ids, dict(attributes or {}), epoch)
+            if self._tellers:
+                for topic, positions in acks.items():
+                    self._steps[topic] += len(positions)
             if fence is None:
                 self._settlements.put(job, claims)
         if fence is not None:
@@ -348,6 +356,9 @@ class BrokerSubscription(Subscription):
                 if now - looked >= BEAT_S:
                     looked = now
                     self._trouble.say(now)
+                    if not self._may_lead:
+                        for topic in self._tellers:
+                            self._floors[topic] = self._reception.floor(topic) >> INDEX_BITS
                     self._tell({})
                     self._places.show_life(self._me)
                     self._lookout.wake()
@@ -363,9 +374,10 @@ class BrokerSubscription(Subscription):
 
     def _attach(self) -> None:
         self._reception.attach()
-        if self._may_lead and not self._tellers:
+        if self._tells and not self._tellers:
             for topic in self._places.of:
-                self._tellers[topic] = Teller(self._driver, topic, self._group, partial(self._standing, topic))
+                steps = None if self._may_lead else partial(self._take_steps, topic)
+                self._tellers[topic] = Teller(self._driver, topic, self._group, partial(self._standing, topic), steps)
 
     def _attach_if_free(self) -> None:
         try:
@@ -375,7 +387,14 @@ class BrokerSubscription(Subscription):
                 raise
             # The broker has not noticed yet that the one before is gone; the keeper tries again.
 
+    def _take_steps(self, topic: str) -> int:
+        with self._guard.mutex:
+            steps, self._steps[topic] = self._steps[topic], 0
+            return steps
+
     def _standing(self, topic: str) -> Standing:
+        if not self._may_lead:
+            return Standing(self._floors.get(topic, -1))
         with self._guard.mutex:
             return self._reception.desk(topic).standing()
 
