@@ -279,7 +279,7 @@ class Schedule:
             topic_out="out",
             worker_id=process.name,
             output_id="r",
-            join="exact" if self._is_exact else "latest",
+            join="exact" if self.verdict.join == "exact" else "latest",
             no_overlap=self.verdict.join != "overlapping",
             by=True if self._by_key else None,
             partitions=self.verdict.partitions,
