@@ -339,6 +339,9 @@ def test_the_schema_has_every_keyword_that_is_taken_and_says_what_it_means() -> 
     assert definitions["Sink"]["required"] == ["sink"]
     assert definitions["Task"]["properties"]["replicas"]["minimum"] == 1
     assert definitions["Task"]["properties"]["retries"]["type"] == "integer"
-    assert definitions["Task"]["properties"]["backlog"]["enum"] == ["all", "latest"]
+    for kind in ("Task", "Sink"):
+        assert definitions[kind]["properties"]["backlog"]["enum"] == ["all", "block", "drop_oldest", "latest"]
+    for kind in ("Task", "Source"):
+        assert definitions[kind]["properties"]["durability"]["enum"] == ["broker", "origin"]
     assert re.match(definitions["Source"]["properties"]["stream"]["pattern"], "vision/camera.py:Camera.open")
     assert not re.match(definitions["Source"]["properties"]["stream"]["pattern"], "camera")

@@ -58,6 +58,13 @@ def test_what_comes_again_takes_no_place() -> None:
     assert [one.position for one in shelf.take(9)] == [2, 3, 4, 5, 6]
 
 
+def test_what_comes_again_at_its_place_is_the_same_message() -> None:
+    shelf = Shelf(Keep(2, False), None, never)
+    shelf.put([delivery(0), delivery(1)], 0.0)
+    assert shelf.put([delivery(1), delivery(0)], 5.0) == [] and len(shelf) == 2
+    assert [(one.position, one.since) for one in shelf.take(9)] == [(0, 5.0), (1, 5.0)]
+
+
 def test_there_is_a_bound_whatever_the_keys_and_sizes() -> None:
     shelf = Shelf(Keep(1, True), None, never)
     gone = shelf.put([delivery(n, key=n) for n in range(MOST_WAITING + 5)], 0.0)

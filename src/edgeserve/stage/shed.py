@@ -94,7 +94,7 @@ class Shelf:
         self._of: dict[tuple[Any, ...], deque[_Waiting]] = {}
         self._count = self._bytes = self.unread = 0
         # Of what waits, and of what was taken last, which is not known to be settled yet.
-        self._ids: set[bytes] = set()
+        self._ids: dict[bytes, _Waiting] = {}
         self._in_hand: set[bytes] = set()
 
     def __len__(self) -> int:
@@ -105,6 +105,10 @@ class Shelf:
         gone: list[_Waiting] = []
         for delivery in batch:
             one = self._read(delivery, now)
+            waits = self._ids.get(one.id)
+            if waits is not None and waits.position == one.position:
+                waits.delivery, waits.since = delivery, now  # its claim has expired, and is this member's once more
+                continue
             order = self._order
             if order and order[-1].position > one.position:
                 self._order = order = deque(sorted([*order, one], key=_position))
@@ -113,6 +117,7 @@ class Shelf:
             if one.of is None:
                 self.unread += 1
                 continue
+            self._ids[one.id] = one
             self._count += 1
             self._bytes += one.size
             same = self._of.setdefault(one.of, deque())
@@ -123,6 +128,8 @@ class Shelf:
             if len(same) > self._keep.most:
                 gone.append(self._drop(same[0]))
         while self._count > MOST_WAITING or (self._bytes > _MOST_BYTES and self._count > 1):
+            while self._order[0].delivery is None:
+                self._order.popleft()
             gone.append(self._drop(next(one for one in self._order if one.of is not None and one.delivery is not None)))
         if len(self._order) > 2 * len(self) + 64:
             self._order = deque(one for one in self._order if one.delivery is not None)
@@ -135,11 +142,10 @@ class Shelf:
             header, _ = decode_frame(frame)
         except MessageError:
             return one
-        source = header.source_id
-        repeats = header.id in self._ids or header.id in self._in_hand or self._is_known(header.id)
+        source, one.id = header.source_id, header.id
+        repeats = one.id in self._ids or one.id in self._in_hand or self._is_known(one.id)
         if header.kind == Kind.DATA and self._only in (None, source) and not repeats:
-            self._ids.add(header.id)
-            one.source, one.id = source, header.id
+            one.source = source
             one.of = (source, type(header.key), header.key) if self._keep.per_key else (source,)
         return one
 
@@ -157,7 +163,7 @@ class Shelf:
         same.remove(one)
         if not same:
             del self._of[one.of]
-        self._ids.discard(one.id)
+        del self._ids[one.id]
         self._count -= 1
         self._bytes -= one.size
 
