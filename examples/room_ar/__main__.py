@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=positive, help="how long a recording is made, at least one picture (default: 20)")
     parser.add_argument("--seed", type=int, default=1, help="of the recording's noise (default: 1)")
     parser.add_argument("--speed", type=positive, default=1.0, help="how many times faster than recorded (default: 1)")
-    parser.add_argument("--routing", choices=("eager", "lazy"), default="lazy", help="of pictures (default: lazy)")
+    parser.add_argument("--routing", choices=("eager", "lazy", "auto"), default="lazy", help="of pictures (default: lazy)")
     parser.add_argument("--join", choices=("exact", "latest"), default="exact", help="of what the cameras see (default: exact)")
     parser.add_argument("--run", default="", help="ends the names of the topics")
     parser.add_argument("--at", type=float, default=0.0, help="when the sources begin, seconds since the epoch (default: at once)")

@@ -8,7 +8,7 @@ What its processes need to know is in the environment:
     ROOM             the recording (default: the current directory)
     OUT              directory for track.jsonl (default: the current one)
     SPEED            how many times faster than recorded (default 1)
-    ROUTING          of pictures: lazy (default) or eager
+    ROUTING          of pictures: lazy (default), eager or auto
     JOIN             of what the cameras see: exact (default) or latest
     RUN              ends the names of the topics (default: nothing)
     AT               when the sources begin, seconds since the epoch (default: at once)

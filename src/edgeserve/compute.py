@@ -73,8 +73,8 @@ class Compute(StageNode):
         ack_timeout_ms: a message not settled by then goes to another member.
         max_held: the most messages a join holds per source, with `by` over all keys together.
         overflow: what happens to one more: 'drop_oldest' or 'error'.
-        routing: 'eager': a result's payload travels with its message; 'lazy': a large one (64 KiB) stays in shared memory, as those of a
-            `DataSource`. What its inputs do depends on who sends them.
+        routing: 'eager': a result's payload travels with its message; 'lazy': a large one (64 KiB) stays in shared memory; 'auto':
+            whichever moves less; as those of a `DataSource`. What its inputs do depends on who sends them.
         durability: 'origin': a result's payload that stays is lost with this machine's memory; 'broker': it travels with its message all
             the same.
         task_version: which version of the task this is: stands in the results' headers and beside the member's name in `edgeserve groups`.
@@ -245,7 +245,10 @@ class Compute(StageNode):
             signature.append(f"partitions={partitions}")
         if newest and not joins:
             signature.append(f"backlog={backlog!r}")
-        self._payloads = Payloads(f"Compute {worker_id!r}", routing, topic_out, self._control)
+        source = worker_id if output_id is None else output_id
+        check_source_id(source)
+        source = as_parameter(source)
+        self._payloads = Payloads(f"Compute {worker_id!r}", routing, topic_out, self._control, source=source, reads=(topic_in, group))
         if ftp:
             if ftp_delete and partitions > 1:
                 raise ConfigurationError(
@@ -291,12 +294,9 @@ class Compute(StageNode):
             no_overlap=no_overlap,
             min_interval_ms=min_interval_ms,
         )
-        output_id = worker_id if output_id is None else output_id
-        check_source_id(output_id)
-        output_id = as_parameter(output_id)
-        self.wiring = Wiring(topic_in, work.parameters, topic_out, output_id, routing == "lazy")
+        self.wiring = Wiring(topic_in, work.parameters, topic_out, source, routing != "eager")
         logs = (step_log(log_path, log_filename, worker_id, "compute"), step_log(log_path, log_filename, worker_id, "output"))
-        emitter = Emitter(output_id, group, gate_out, self._counts, payloads=self._payloads, task_version=task_version)
+        emitter = Emitter(source, group, gate_out, self._counts, payloads=self._payloads, task_version=task_version)
         self._logs = logs
         self._options, self._joins = options, joins
         self._stage: Steps

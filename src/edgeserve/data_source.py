@@ -53,8 +53,8 @@ class DataSource(Node):
         key: maps an example to its key (str, int, bytes), which travels in the header.
         max_lateness_ms: with `event_time`: how far behind the newest an event may come; what is later counts as late in a join.
         send_window: how many of its own messages live consumers may leave unsettled before a send waits for them.
-        routing: 'eager': a payload travels with its message; 'lazy': a large one (64 KiB) stays in shared memory, and is read in place by
-            the tasks of this machine; those of others fetch it when they use it.
+        routing: 'eager': a payload travels with its message; 'lazy': a large one (64 KiB) stays in shared memory, to be read in place, or
+            fetched from other machines; 'auto': whichever moves less, as `edgeserve routes` shows.
         durability: 'origin': a payload that stays is lost with this machine's memory; 'broker': it travels with its message all the same,
             to the broker, or into the store of `local://`, and is as safe as the message is.
 
@@ -104,11 +104,11 @@ class DataSource(Node):
         self._check_callables("DataSource", gate=gate, event_time=event_time, message_id=message_id, key=key)
         self._stream = stream
         self._source_id, self._gate, self._topic = as_parameter(source_id), gate, topic
-        self.wiring = Wiring(topic_out=topic, sends=self._source_id, lazy=routing == "lazy")
+        self.wiring = Wiring(topic_out=topic, sends=self._source_id, lazy=routing != "eager")
         self._event_time, self._message_id, self._key = event_time, message_id, key
         self._lateness_ns = int(max_lateness_ms * 1e6)
         self._send_window = send_window
-        self._payloads = Payloads(f"DataSource {source_id!r}", routing, topic)
+        self._payloads = Payloads(f"DataSource {source_id!r}", routing, topic, source=self._source_id)
         self._coroutines = Coroutines(f"edgeserve-{source_id}")
         self._iterator: Iterator[Any] | None = None
         self._progress: Progress | None = None

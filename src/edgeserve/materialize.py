@@ -111,7 +111,7 @@ class Materialize(StageNode):
         )
         newest = how_many(f"Materialize {topic!r}", backlog, max_backlog)
         self._check_callables("Materialize", gate=gate)
-        self._payloads = Payloads(f"Materialize {topic!r}", "eager", None, self._control)
+        self._payloads = Payloads(f"Materialize {topic!r}", "eager", None, self._control, reads=(topic, group))
         options = Options(
             what="Materialize",
             name=topic,

@@ -206,6 +206,17 @@ def test_the_current_placement_stands_beside_the_plan(edgeserve: Command, write:
     assert found["plan"]["objective"] < found["current"]["objective"]
 
 
+def test_what_is_left_open_is_priced_as_the_cheaper_way(edgeserve: Command, write: Write, tmp_path: Path) -> None:
+    write()
+    places = {"frames": ("camera",), "detect": ("cloud",), "track": ("cloud",), "alarm": ("cloud",)}
+    objectives = {}
+    for mode in ("lazy", "eager", "auto"):
+        routing: Any = dict.fromkeys(("frames", "detect", "track"), mode)
+        write_assignment(tmp_path / "now.json", Assignment(pipeline="yard", places=places, routing=routing))
+        objectives[mode] = planned(edgeserve, "--current", "now.json")["placements"]["current"]["objective"]
+    assert objectives["auto"] <= min(objectives["lazy"], objectives["eager"])
+
+
 FAN = """
 from edgeserve.pipeline import Pipeline
 
@@ -233,11 +244,11 @@ def test_relays_replicas_joins_and_sinks_of_several(edgeserve: Command, write: W
     assert applied.routing["sound"] == "eager", "what is small travels with its header"
 
 
-@pytest.mark.parametrize(("mode", "kept"), [("lazy", 1), ("eager", 0)])
+@pytest.mark.parametrize(("mode", "kept"), [("lazy", 1), ("eager", 0), ("auto", 1)])
 def test_an_assignment_says_how_payloads_travel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node: str, mode: Any, kept: int) -> None:
     monkeypatch.setenv("EDGESERVE_PAYLOAD_DIR", str(tmp_path / "payloads"))
     app = Pipeline("yard", node=node)
-    app.add_source("frames", [bytes(100_000)], routing="eager" if mode == "lazy" else "lazy")
+    app.add_source("frames", [bytes(100_000)], routing="lazy" if mode == "eager" else "eager")
     app.add_sink("show", len, of="frames")
     assignment = Assignment(pipeline="yard", places={"frames": ("a",), "show": ("b",)}, routing={"frames": mode})
     placed = apply(app, assignment, "assignment.json")

@@ -7,7 +7,7 @@ import pytest
 from edgeserve import DataSource
 from edgeserve.core.errors import ConfigurationError, UnknownScheme
 from edgeserve.transport import connect
-from edgeserve.transport.url import parse
+from edgeserve.transport.url import parse, server_is_here
 
 
 @pytest.mark.parametrize("text", ["", "local", "local:", "/tmp/x", "localhost:6650", None, 7])
@@ -58,3 +58,21 @@ def test_a_port_that_there_is_not(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"there is no port \d+: they go from 1 to 65535"):
         connect(text)
     assert parse("memory://a:99999").path == "a:99999"
+
+
+@pytest.mark.parametrize(
+    ("text", "here"),
+    [
+        ("local://", True),
+        ("memory://a", True),
+        ("nats://127.0.0.1:4222", True),
+        ("nats://me:secret@localhost:4222/space?deadline_s=1", True),
+        ("pulsar://[::1]", True),
+        ("pulsar://192.0.2.1:6650", False),
+        ("nats://127.0.0.1:4222,127.0.0.1:4223", False),
+        ("nats://no.such.host.invalid", False),
+        (f"nats://{'a' * 64}.example", False),
+    ],
+)
+def test_whether_a_server_is_on_this_machine(text: str, here: bool) -> None:
+    assert server_is_here(text) is here

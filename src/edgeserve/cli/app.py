@@ -18,6 +18,7 @@ from edgeserve.cli.payloads import payloads
 from edgeserve.cli.pipelines import graph, validate
 from edgeserve.cli.plan import plan
 from edgeserve.cli.profile import profile
+from edgeserve.cli.routes import routes
 from edgeserve.cli.run import run
 from edgeserve.cli.topic import topic
 
@@ -28,7 +29,7 @@ def root() -> None:
     """Streams from many nodes, aligned in time, joined, and served."""
 
 
-for _command in (demo, run, validate, graph, profile, plan, backfill, doctor, topic, groups, log, broker, payloads):
+for _command in (demo, run, validate, graph, profile, plan, backfill, doctor, topic, groups, routes, log, broker, payloads):
     root.add_command(_command)
 
 

@@ -110,8 +110,13 @@ def at_source(problem: Problem) -> Case:
 def current(problem: Problem, assignment: Assignment) -> Case:
     """What runs now."""
     places = {task.name: assignment.places[task.name] for task in problem.tasks if ">" not in task.name}
-    modes = {edge: assignment.routing.get(maker(edge[0]), "eager") for edge in edges(problem)}
-    return as_run("current", problem, _with_relays(problem, places), modes)
+    routing = assignment.routing
+    auto = {made_by for made_by, mode in routing.items() if mode == "auto"}
+    modes: dict[Edge, Mode] = {}
+    for edge in edges(problem):
+        mode = routing.get(maker(edge[0]), "eager")
+        modes[edge] = "lazy" if mode == "auto" else mode
+    return as_run("current", problem, _with_relays(problem, places), modes, auto)
 
 
 def _with_relays(problem: Problem, places: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -22,6 +22,7 @@ from edgeserve.cli.output import CommandError, Output, one_line
 from edgeserve.stage.assignment import whole_of
 from edgeserve.stage.decisions import decision_topic, roster_topic, work_topic
 from edgeserve.stage.payloads import Payloads
+from edgeserve.stage.routes import routes_topic
 from edgeserve.transport import TopicInfo, Transport, connect, disconnect
 from edgeserve.transport.local.engine import directory_of
 from edgeserve.transport.local.lmdbkv import DATA
@@ -323,10 +324,12 @@ def forget(out: Output, topic: str, group: str, node: str) -> None:
         out.line(f"forgot group {one_line(group)} of {one_line(topic)}")
 
 
-def _of_its_joins(transport: Transport, topic: str) -> list[str]:
-    """The decision logs of the groups on a topic, the topics of their shared sets, and those where their members find each other."""
+def _of_its_own(transport: Transport, topic: str) -> list[str]:
+    """The decision logs of the groups on a topic, the topics of their shared sets, and those where their members find each other; and
+    where is told how its payloads travel."""
     there = set(transport.topics())
     names = [make(topic, group) for group in transport.topic_info(topic).groups for make in (decision_topic, work_topic, roster_topic)]
+    names += [name for name in [routes_topic(topic)] if name is not None]
     return [name for name in dict.fromkeys(names) if name in there]
 
 
@@ -363,7 +366,7 @@ def _asked(infos: Sequence[TopicInfo], node: str) -> bool:
 def delete(out: Output, topics: tuple[str, ...], yes: bool, node: str) -> None:
     """Delete each TOPIC with its messages, its groups and the logs of their joins. Refused while a group has live members."""
     with connected(node) as transport:
-        logs = {topic: _of_its_joins(transport, topic) for topic in dict.fromkeys(topics)}
+        logs = {topic: _of_its_own(transport, topic) for topic in dict.fromkeys(topics)}
         for topic in logs:
             _refuse_log_in_use(transport, topic)
         doomed = list(dict.fromkeys(name for topic, its in logs.items() for name in (topic, *its)))

@@ -50,6 +50,15 @@ def broker_name(shown: str) -> str:
     return BROKER + xxh3_64_hexdigest(shown.partition("?")[0].encode())
 
 
+def memory_name() -> str:
+    """Names the memory where this host's payloads lie: processes with the same one read each other's in place. "": there is none."""
+    try:
+        found = os.stat(payload_base())
+    except (OSError, ConfigurationError):
+        return ""
+    return xxh3_64_hexdigest(f"{boot()} {found.st_dev:x} {found.st_ino:x}".encode())
+
+
 def make_payload_directory(store: str, root: Path | None) -> Path:
     """Makes the directory for the payloads of the store at `root` (None: of a broker), with access for this user only.
 
@@ -120,4 +129,4 @@ def is_gone(directory: Path, store: str, root: Path) -> bool:
         return False
 
 
-__all__ = ("BROKER", "ORIGIN", "broker_name", "is_gone", "make_payload_directory", "payload_base", "store_name")
+__all__ = ("BROKER", "ORIGIN", "broker_name", "is_gone", "make_payload_directory", "memory_name", "payload_base", "store_name")

@@ -31,7 +31,7 @@ class Assignment(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     pipeline: str
     places: dict[str, tuple[str, ...]]
-    routing: dict[str, Literal["eager", "lazy"]]
+    routing: dict[str, Literal["eager", "lazy", "auto"]]
     version: int = FORMAT_VERSION
 
 

@@ -20,6 +20,7 @@ from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.linger import NO_ROOM
+from edgeserve.stage.payloads import LAZY_BYTES
 from edgeserve.stage.retry import GaveUp, GoesBack, try_again
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, Pending, settle_at_last
 from edgeserve.stage.shed import Shedding, Shelf
@@ -307,6 +308,8 @@ class Direct(Stage):
             if ends.ended and source in ends.ended:
                 self._reopen(source, topic, position)
             if max_age_ns is not None and now_ns() - published_ns > max_age_ns:
+                if header.size >= LAZY_BYTES:
+                    self.options.payloads.seen(header)
                 return self._drop(delivery, header, Reason.LATE, id_)
             current.headers = header
             current.redelivered = deliveries > 0

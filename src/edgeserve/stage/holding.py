@@ -24,6 +24,7 @@ from edgeserve.stage.deadletter import Asides
 from edgeserve.stage.decisions import Decisions, read_held, unit
 from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.ends import Ends
+from edgeserve.stage.payloads import LAZY_BYTES
 from edgeserve.stage.retry import GaveUp
 from edgeserve.stage.runset import Input, Outcome
 from edgeserve.stage.skew import SkewWatch
@@ -179,6 +180,7 @@ class Holding:
         max_age_ns = None if max_age_ms is None else int(max_age_ms * 1e6)
         drops_late, gone, barren, part = policy.drops_late, self._gone, 0, self._run_set.part
         is_mine = part.has if part is not None and part.by_header else None
+        seen = self._options.payloads.seen
         by_value = part is not None and is_mine is None
         # A policy that a user has derived may answer these itself.
         own_drain = type(policy).drain is not Policy.drain
@@ -219,6 +221,8 @@ class Holding:
             item = Input(header, payload, position, frame, deliveries)
             if by_value and not admission.admit(item):
                 return None
+            if header.size >= LAZY_BYTES:
+                seen(header)
             if max_age_ns is not None and now_ns() - published_ns > max_age_ns:
                 return admission.drop(position, header, Reason.LATE)
             # The sender's own promise decides, and not what has been read of others: the same after every restart.

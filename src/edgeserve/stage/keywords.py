@@ -94,7 +94,7 @@ _CHECKS: dict[str, _Check] = {
     ),
     "retries": (lambda value: _whole(value, 0), "how often a failed call is repeated, an int of 0 or more"),
     "retry_backoff_ms": _MILLISECONDS,
-    "routing": (lambda value: _one_of(value, "eager", "lazy"), "'eager' or 'lazy'"),
+    "routing": (lambda value: _one_of(value, "eager", "lazy", "auto"), "'eager', 'lazy' or 'auto'"),
     "send_window": _MESSAGES,
     "start": (
         lambda value: _one_of(value, "earliest", "latest") or _whole(value, 0),

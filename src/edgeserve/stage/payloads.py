@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from edgeserve.core.codec import Buffer, decode_frame, encode_frame
-from edgeserve.core.errors import FetchError, MessageError, PayloadGone, TransportError, UnknownTopic
+from edgeserve.core.errors import ConfigurationError, FetchError, MessageError, PayloadGone, TransportError, UnknownTopic
 from edgeserve.core.message import Header
 from edgeserve.payload import (
     End,
@@ -25,6 +25,7 @@ from edgeserve.payload import (
     Settled,
     Slot,
     Sweep,
+    advertised,
     broker_name,
     inner_schema,
     is_gone,
@@ -41,7 +42,9 @@ from edgeserve.stage.control import Control
 from edgeserve.stage.files import Files
 from edgeserve.stage.linger import Patience
 from edgeserve.stage.retry import GoesBack
+from edgeserve.stage.routes import ROUTES, Routes, routes_topic
 from edgeserve.transport import Frame, Transport
+from edgeserve.transport.checks import MAX_NAME_BYTES
 from edgeserve.transport.url import without_secrets
 
 _log = logging.getLogger("edgeserve")
@@ -52,8 +55,8 @@ LAZY_BYTES = 64 * 1024
 _SWEEP_EVERY_S = 1.0
 _AGAIN_S, _TELL_EVERY_S = 1.0, 10.0
 
-Routing: TypeAlias = Literal["eager", "lazy"]
 Durability: TypeAlias = Literal["origin", "broker"]
+Routing: TypeAlias = Literal["eager", "lazy", "auto"]
 Payload: TypeAlias = "bytes | Sequence[Buffer]"
 
 
@@ -62,17 +65,38 @@ class Payloads:
 
     Args:
         who: the node, for people.
-        routing: 'lazy' keeps its own large payloads in shared memory, where the engine can say when they are done with.
+        routing: 'lazy' keeps its own large payloads in shared memory, where the engine can say when they are done with; 'auto' does while
+            that costs less.
         topic_out: where its own go; None: it sends nothing.
         control: the node's, for who takes messages.
+        source: the source id of its own.
+        reads: (topic, group) that it takes messages as a member of.
+
+    Raises:
+        ConfigurationError: under routing='auto': the topic's name is too long.
 
     Attributes:
         max_frame_bytes: of the engine; None: no bound.
         files: those that its messages name, with `ftp=True`.
     """
 
-    def __init__(self, who: str, routing: Routing, topic_out: str | None, control: Control | None = None) -> None:
-        self._who, self._routing, self._topic_out = who, routing, topic_out
+    def __init__(
+        self,
+        who: str,
+        routing: Routing,
+        topic_out: str | None,
+        control: Control | None = None,
+        *,
+        source: str = "",
+        reads: tuple[str, str] | None = None,
+    ) -> None:
+        if routing == "auto" and topic_out is not None and routes_topic(topic_out) is None:
+            raise ConfigurationError(
+                f"{who}: routing='auto' needs a topic beside {topic_out!r}, {ROUTES[1:]!r} behind its name, and a name has at most "
+                f"{MAX_NAME_BYTES} bytes: give it a shorter one"
+            )
+        self._who, self._routing, self._topic_out, self._source, self._reads = who, routing, topic_out, source, reads
+        self._routes: Routes | None = None
         self._patience = Patience(who, control or Control())
         self._directory: Path | None = None
         self._known_reader: PayloadReader | None = None
@@ -94,8 +118,9 @@ class Payloads:
         """To be called before the node's first message."""
         root, self.max_frame_bytes = transport.root, transport.capabilities.max_frame_bytes
         if not (transport.capabilities.tells_positions and transport.capabilities.durable):
-            if self._routing == "lazy":
-                _log.info("%s: on %s payloads travel with their messages, routing='lazy' changes nothing", self._who, transport.url)
+            if self._routing != "eager":
+                what = "%s: on %s payloads travel with their messages, routing=%r changes nothing"
+                _log.info(what, self._who, transport.url, self._routing)
             return
 
         name = _store(transport)
@@ -104,7 +129,11 @@ class Payloads:
         self._sweep = sweep = Sweep(directory, settled, end)
         if root is None:
             self._base, self._fetching = payload_base(), Fetching()
-        if self._routing == "lazy" and (topic := self._topic_out) is not None:
+        why_not = ""
+        if self._routing == "auto" and root is None and advertised() is None:
+            why_not = "other machines could not fetch them: EDGESERVE_ADVERTISE is not set"
+            _log.warning("%s: routing='auto' sends payloads with their messages, since %s", self._who, why_not)
+        if self._routing != "eager" and not why_not and (topic := self._topic_out) is not None:
             serving = self._serving = Serving() if root is None else None
 
             def make_writer() -> PayloadWriter:
@@ -117,23 +146,31 @@ class Payloads:
 
             self._make_writer = make_writer
             self._ready_writer()
+        sends = (self._topic_out, self._source) if self._routing == "auto" and self._topic_out is not None else None
+        if sends is not None or self._reads is not None:
+            origin = "" if self._serving is None else self._serving.origin
+            self._routes = Routes(self._who, transport, reads=self._reads, sends=sends, origin=origin, why_not=why_not)
 
     # --- its own ------------------------------------------------------------------------------------------------
 
     def put(self, schema: str, payload: Payload, size: int) -> tuple[str, Payload, Slot | None]:
         """Keeps a large payload: (schema tag, what travels, where it is kept). The same, and None, where it travels itself."""
-        if size < LAZY_BYTES or (writer := self._ready_writer()) is None:
-            return schema, payload, None
-        if self.max_frame_bytes is not None and size > self.max_frame_bytes:
-            return schema, payload, None  # and is refused by name: once set apart it could leave its topic no more
+        if size < LAZY_BYTES or (self.max_frame_bytes is not None and size > self.max_frame_bytes):
+            return schema, payload, None  # what is too large is refused by name: once set apart it could leave its topic no more
+        kept = self._keep(payload, size)
+        if self._routing == "auto" and self._routes is not None:
+            self._routes.sent.add(size, apart=kept is not None)
+            self._routes.begin()
+        return (schema, payload, None) if kept is None else (lazy_schema(schema), kept[0].encode(), kept[1])
+
+    def _keep(self, payload: Payload, size: int) -> tuple[Reference, Slot] | None:
+        if (self._routes is not None and not self._routes.sent.lazy) or (writer := self._ready_writer()) is None:
+            return None
         try:
-            kept = writer.put([payload] if isinstance(payload, bytes) else payload, size)
+            return writer.put([payload] if isinstance(payload, bytes) else payload, size)
         except OSError as exc:
             self._go_without(exc)
-            return schema, payload, None
-        if kept is None:
-            return schema, payload, None
-        return lazy_schema(schema), kept[0].encode(), kept[1]
+            return None
 
     def _ready_writer(self) -> PayloadWriter | None:
         """None: this node keeps none, or cannot now."""
@@ -188,6 +225,24 @@ class Payloads:
 
     # --- others' ------------------------------------------------------------------------------------------------
 
+    def seen(self, header: Header) -> None:
+        """A message with a large payload was handed to this node."""
+        if self._routes is not None:
+            self._routes.uses.seen(header.source_id)
+            self._routes.begin()
+
+    def used(self, header: Header, *, new: bool = False) -> None:
+        """The node uses its payload. `new`: it was not `seen` before."""
+        if self._routes is not None:
+            self._routes.uses.used(header, new=new)
+            self._routes.begin()
+
+    def take(self, header: Header, payload: bytes | memoryview) -> tuple[str, bytes | memoryview]:
+        """Schema tag and payload of a message that is used as it comes, and may be large: see `fetch`."""
+        if header.size >= LAZY_BYTES:
+            self.used(header, new=True)
+        return self.fetch(header.schema, payload) if is_lazy(header.schema) else (header.schema, payload)
+
     def fetch(self, schema: str, payload: bytes | memoryview) -> tuple[str, memoryview]:
         """The payload that a reference stands for, with its schema tag: a view, which stays good. Waits for what the system has too little
         of: the message can do nothing for it.
@@ -203,6 +258,8 @@ class Payloads:
                 view = self._open(reference)
             except FetchError:
                 self._unreachable = reference.origin
+                if self._routes is not None:
+                    self._routes.uses.missed(reference.origin)
                 raise
             except OSError as exc:
                 if not self._patience.wait(exc):
@@ -280,6 +337,8 @@ class Payloads:
         """To be called when the node's last message is settled. Idempotent."""
         if self._directory is None:
             return
+        if self._routes is not None:
+            self._routes.close()
         left = 0 if self.writer is None else self.writer.close()
         self.writer = self._make_writer = None
         self._sweep_at = 0.0
@@ -288,7 +347,7 @@ class Payloads:
             self._fetching.close()
         if self._serving is not None:
             self._end_serving(self._serving, left)
-        self._base = self._fetching = self._serving = None
+        self._base = self._fetching = self._serving = self._routes = None
         if self._known_reader is not None:
             self._known_reader.rest()
         self._sweep = self._directory = self._known_reader = None

@@ -99,7 +99,7 @@ class Replicated(Steps):
         self._options, self._control, self._counts, self._run_set, self._emitter = options, control, counts, run_set, emitter
         self._topic = work_topic(options.topics[0], options.group)
         self._join = Join(options, control, counts, run_set=run_set, make_policy=make_policy)
-        self._packer = Packer(self._topic, run_set.parameters, emitter, gated=run_set.gated, inline=options.payloads.inline)
+        self._packer = Packer(self._topic, run_set.parameters, emitter, gated=run_set.gated, payloads=options.payloads)
         self._patience = Patience(options.name, control)
         self._sets: SetTask | None = None
         self._aligner: _Aligner | None = None

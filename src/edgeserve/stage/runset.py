@@ -19,6 +19,7 @@ from edgeserve.stage.base import Options, Raised
 from edgeserve.stage.context import CURRENT, Current
 from edgeserve.stage.control import Control
 from edgeserve.stage.emit import Emitter, Frames
+from edgeserve.stage.payloads import LAZY_BYTES
 from edgeserve.stage.retry import GaveUp, try_again
 from edgeserve.stage.settle import flattened
 from edgeserve.stage.steplog import StepLog
@@ -131,7 +132,9 @@ class RunSet:
 
     def _fetched(self, item: Input) -> tuple[str, bytes | memoryview]:
         """Schema tag and payload of an input, from where it lies."""
-        schema = item.header.schema
+        header, schema = item.header, item.header.schema
+        if header.size >= LAZY_BYTES and item.position >= 0:  # in a set for a replica it is no message of the topic
+            self._options.payloads.used(header)
         return self._options.payloads.fetch(schema, item.payload) if schema[:2] == LAZY else (schema, item.payload)
 
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
@@ -219,8 +222,9 @@ class RunSet:
                 if item is None:
                     values.append(None)
                 elif item.value is None:
-                    schema = item.header.schema
-                    values.append(decode(schema, item.payload) if schema[:2] != LAZY else decode(*fetched(item)))
+                    header, schema = item.header, item.header.schema
+                    large = header.size >= LAZY_BYTES or (":" in schema and schema[:2] == LAZY)
+                    values.append(decode(*fetched(item)) if large else decode(schema, item.payload))
                 else:
                     values.append(item.value)
             start_ns = 0 if steps is None else time.time_ns()

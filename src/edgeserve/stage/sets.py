@@ -15,6 +15,7 @@ from edgeserve.core.message import Key, set_id
 from edgeserve.core.payload import encode_sized
 from edgeserve.payload import is_lazy
 from edgeserve.stage.emit import Emitter
+from edgeserve.stage.payloads import LAZY_BYTES, Payloads
 from edgeserve.stage.retry import GaveUp, GoesBack
 from edgeserve.stage.runset import GiveUp, Input, Outcome
 from edgeserve.transport import Buffer, Frame
@@ -46,11 +47,11 @@ class Packer:
         parameters: in their order.
         emitter: makes the headers.
         gated: whether inputs have passed a gate.
-        inline: puts the payload that a frame refers to into it: when the set is run, its messages may be settled.
+        payloads: the node's. Those that frames refer to are put into them: when the set is run, its messages may be settled.
     """
 
-    def __init__(self, topic: str, parameters: Sequence[str], emitter: Emitter, *, gated: bool, inline: Callable[[Buffer], Buffer]) -> None:
-        self.topic, self._parameters, self._emitter, self._gated, self._inline = topic, parameters, emitter, gated, inline
+    def __init__(self, topic: str, parameters: Sequence[str], emitter: Emitter, *, gated: bool, payloads: Payloads) -> None:
+        self.topic, self._parameters, self._emitter, self._gated, self._payloads = topic, parameters, emitter, gated, payloads
 
     def end_frames(self, _position: int, of: bytes) -> list[Frame]:
         """What says that no sets will follow. Who sends it on keeps its id, which is also that of the end that a lone replica sends."""
@@ -58,7 +59,8 @@ class Packer:
 
     def make(self, give_up: GiveUp) -> Callable[[JoinSet, int | None], Outcome]:
         """The function that packs a set. A closure: it runs for every set."""
-        parameters, emit, gated, inline = self._parameters, self._emitter.set_frame, self._gated, self._inline
+        parameters, emit, gated = self._parameters, self._emitter.set_frame, self._gated
+        inline, used = self._payloads.inline, self._payloads.used
 
         def pack(joined: JoinSet, _promise_ns: int | None) -> Outcome:
             inputs = [(name, member[1]) for name in parameters if (member := joined[0].get(name)) is not None]
@@ -68,6 +70,8 @@ class Packer:
             frames: list[Buffer] = []
             try:
                 for name, item in inputs:
+                    if item.header.size >= LAZY_BYTES:
+                        used(item.header)
                     parts = _gated(item) if gated else [inline(item.frame) if is_lazy(item.header.schema) else item.frame]
                     members.append(_Member(name, sum(map(len, parts)), item.deliveries, item.header.key))
                     frames += parts

@@ -14,6 +14,7 @@ from edgeserve.stage.base import Options
 from edgeserve.stage.control import Control
 from edgeserve.stage.direct import Direct, Perform
 from edgeserve.stage.emit import Emitter, Frames
+from edgeserve.stage.payloads import LAZY_BYTES
 from edgeserve.stage.settle import flattened
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.task import DEFERRED, Task
@@ -51,12 +52,13 @@ class SingleTask(Direct):
 
     def _make_perform(self) -> Perform:
         decode, gate_in, call, finish, emit = self._decode, self._gate_in, self._task.call, self._task.finish, self._emitter.make()
-        fetch = self.options.payloads.fetch
+        take = self.options.payloads.take
 
         def perform(header: Header, payload: bytes | memoryview, watermark_ns: int | None) -> tuple[Any, Frame | Frames | None]:
             schema = header.schema
-            if schema[:2] == LAZY:
-                schema, payload = fetch(schema, payload)
+            # The look that takes longest comes last: this runs for every message.
+            if header.size >= LAZY_BYTES or (":" in schema and schema[:2] == LAZY):
+                schema, payload = take(header, payload)
             value = decode(schema, payload)
             if gate_in is not None:
                 value = gate_in(value)

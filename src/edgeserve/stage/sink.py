@@ -16,6 +16,7 @@ from edgeserve.stage.control import Control
 from edgeserve.stage.direct import Direct, Perform
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.journal import Journal, journal_directory
+from edgeserve.stage.payloads import LAZY_BYTES
 from edgeserve.stage.steplog import StepLog
 from edgeserve.stage.task import DEFERRED, Task
 from edgeserve.transport import Delivery, Frame, Transport
@@ -80,7 +81,7 @@ class Sink(Direct):
         journal, known, subscription, positions = self._journal, self._known, self._subscription, self._pending.positions
         begin, done = journal.writer()
         current, may_repeat, fresh, attached_ns = self.current, self._may_repeat, journal.fresh, self._attached_ns
-        fetch = self.options.payloads.fetch
+        take = self.options.payloads.take
         shared = False
         hand: bytes | None = None
 
@@ -93,8 +94,9 @@ class Sink(Direct):
                 if shared and not journal.complete():
                     self._learn()
             schema = header.schema
-            if schema[:2] == LAZY:
-                schema, payload = fetch(schema, payload)
+            # The look that takes longest comes last: this runs for every message.
+            if header.size >= LAZY_BYTES or (":" in schema and schema[:2] == LAZY):
+                schema, payload = take(header, payload)
             value = decode(schema, payload)
             if gate is not None:
                 value = gate(value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -161,6 +162,24 @@ def _check_ports(shown: str, netloc: str) -> None:
         raise ConfigurationError(f"{shown}: there is no port {port[1]}: they go from 1 to 65535")
 
 
+def server_is_here(text: str) -> bool:
+    """Whether what a node URL names is on this machine: an embedded store, or the one server that it names, by its address."""
+    url = parse(text)
+    if url.scheme in _WITHOUT_SERVER:
+        return True
+    servers = url.path.rpartition("@")[2].partition("/")[0].split(",")
+    host = urlsplit(f"//{servers[0]}").hostname
+    if len(servers) > 1 or not host:
+        return False
+    try:
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM):
+            with socket.socket(family, kind, protocol) as taken:
+                taken.bind(address)  # nobody can have an address of another machine's
+        return True
+    except (OSError, UnicodeError):
+        return False
+
+
 def _factory(url: NodeURL) -> Callable[[NodeURL], Transport]:
     if url.scheme in _BUILT_IN:
         module, _, name = _BUILT_IN[url.scheme].partition(":")
@@ -204,4 +223,4 @@ def disconnect(transport: Transport) -> None:
             transport.close()
 
 
-__all__ = ("ENTRY_POINTS", "NodeURL", "connect", "disconnect", "parse", "scrubbed", "without_secrets")
+__all__ = ("ENTRY_POINTS", "NodeURL", "connect", "disconnect", "parse", "scrubbed", "server_is_here", "without_secrets")
