@@ -189,6 +189,8 @@ def source(node: str, directory: Path, me: str, name: str, durability: str) -> N
         "durability": durability,
         "message_id": lambda words: "{}-{}".format(*name_of(words)),
     }
+    while not all((directory / f"listens-{topic}").exists() for topic in ("blocks", "out")):
+        time.sleep(0.01)  # what all groups there are have settled is gone for one that comes later
     with DataSource(stream(directory, me, name), node, **options) as ds:
         ds.run()
 
@@ -211,6 +213,7 @@ def task(node: str, directory: Path, me: str, topic: str, durability: str) -> No
 def final(node: str, directory: Path, me: str, topic: str) -> None:
     """A sink, or the audit."""
     with Materialize(Final(directory, me, "ACD" if topic == "out" else "cd"), node, topic=topic, group=f"final-{topic}") as materialize:
+        (directory / f"listens-{topic}").touch()
         materialize.run()
 
 
