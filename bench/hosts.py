@@ -123,7 +123,8 @@ def sh(*command: str) -> str:
 class Network:
     """Hosts on a bridge, each with a link of its own."""
 
-    def __init__(self, hosts: Sequence[str] = HOSTS, link: str = LINK) -> None:
+    def __init__(self, hosts: Sequence[str] = HOSTS, link: str = LINK, burst: str = "64kb") -> None:
+        self._burst = burst
         self.mark, self._link = f"es{os.getpid() % 10_000}", link
         self.switch = f"{self.mark}-sw"
         self.hosts = {name: f"{self.mark}-{name}" for name in hosts}
@@ -140,7 +141,23 @@ class Network:
             sh("ip", "-n", host, "addr", "add", f"{self.addresses[name]}/24", "dev", "eth0")
             for each, device in ((host, "eth0"), (self.switch, f"to-{name}")):
                 sh("ip", "-n", each, "link", "set", device, "up")
-                sh("tc", "-n", each, "qdisc", "add", "dev", device, "root", "tbf", "rate", self._link, "burst", "64kb", "latency", "100ms")
+                sh(
+                    "tc",
+                    "-n",
+                    each,
+                    "qdisc",
+                    "add",
+                    "dev",
+                    device,
+                    "root",
+                    "tbf",
+                    "rate",
+                    self._link,
+                    "burst",
+                    self._burst,
+                    "latency",
+                    "100ms",
+                )
             sh("ip", "-n", host, "link", "set", "lo", "up")
         return self
 
@@ -168,8 +185,17 @@ class Cluster:
         root: a directory for what is written.
     """
 
-    def __init__(self, name: str, engine: str = "nats", hosts: Sequence[str] = HOSTS, link: str = LINK, broker: str = HOSTS[0]) -> None:
-        self._name, self._engine, self._hosts, self._link, self._broker = f"edgeserve-{name}-", engine, hosts, link, broker
+    def __init__(
+        self,
+        name: str,
+        engine: str = "nats",
+        hosts: Sequence[str] = HOSTS,
+        link: str = LINK,
+        broker: str = HOSTS[0],
+        burst: str = "64kb",
+    ) -> None:
+        self._name, self._engine, self._broker = f"edgeserve-{name}-", engine, broker
+        self._hosts, self._link, self._burst = hosts, link, burst
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Cluster:
@@ -178,7 +204,7 @@ class Cluster:
             stack.callback(shutil.rmtree, self.root, ignore_errors=True)
             self._memory = Path(tempfile.mkdtemp(prefix=self._name, dir="/dev/shm"))
             stack.callback(shutil.rmtree, self._memory, ignore_errors=True)
-            self.network = stack.enter_context(Network(self._hosts, self._link))
+            self.network = stack.enter_context(Network(self._hosts, self._link, self._burst))
             stack.callback(broker_on(self.network, self._broker, self._engine, self.root))
             self.node = f"{self._engine}://{self.network.addresses[self._broker]}:{PORTS[self._engine]}"
             self._stack = stack.pop_all()
@@ -205,7 +231,9 @@ def broker_on(network: Network, host: str, engine: str, root: Path) -> Callable[
     address, port = network.addresses[host], str(PORTS[engine])
     if engine == "nats":
         server = shutil.which("nats-server") or str(Path(sys.executable).with_name("nats-server"))
-        process = network.start(host, server, "-a", address, "-p", port, "-js", "-sd", str(root / "nats"), env={})
+        process = network.start(
+            host, server, "-a", address, "-p", port, "-js", "-sd", str(root / "nats"), "-l", str(root / "nats.log"), env={}
+        )
 
         def stop() -> None:
             process.terminate()

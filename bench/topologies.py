@@ -2,204 +2,133 @@
 
     python bench/topologies.py activity            at every bandwidth of the workload; exit 1 when a line does not hold
     python bench/topologies.py driving --mbit 100 --only planned --only centralised
-    python bench/topologies.py intrusion --faster 4 --json figures.json
+    python bench/topologies.py intrusion --faster 2 --json figures.json --svg figures.svg
+    python bench/topologies.py driving --mbit 100 --sustained
+                                                   the highest rates of the sources at which the backlog does not grow; then all
+                                                   placements at that of centralised
 
 centralised: all tasks at the broker, on host d; parallel: each task on every host, which share its queue; cascade: each level of the
 graph on a host of its own; decentralised: the first level beside its sources, the rest at the broker; planned: what `edgeserve plan`
-says. Hosts are network namespaces, the broker is NATS on d. Tasks sleep with a core token of their host (`workloads/common.py`). A run
-is void when the machine was over 80 % busy.
+says. The first four are eager. See `cases.py` for hosts and tasks. A run is void when the machine was over 80 % busy, and done again.
 
 Judged by lines that the sink's plain function wrote: `age` is how old the inputs were when the result came, `right` the share of the
-time at which the newest answer was the right one, `behind` how old the last result was. Bytes are the kernel's, of all links. Needs root.
+time at which the newest answer was the right one, `backlog` how old the last result was. Bytes are the kernel's, of all links; `off` is
+how far those of any link are from the model's. The objective is the mean age. A backlog grows when in a quarter of the run the age rises
+by a fiftieth of the run, or results come at less than 95 % of their rate. Needs root.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
-import os
-import signal
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from edgeserve.pipeline.assignment import Assignment, write_assignment
-from edgeserve.pipeline.costs import Costs, SourceCost, TaskCost, write_costs
-from hosts import Cluster
-from workloads.common import Cores, Workload
+import charts
+from cases import BUSY, PLACEMENTS, Case, load, off, stop_well
 
-WORKLOADS = Path(__file__).resolve().parent / "workloads"
-HOSTS = ("a", "b", "c", "d")
-CENTRE = HOSTS[-1]
-PLACEMENTS = ("centralised", "parallel", "cascade", "decentralised", "planned")
-START_S, OVER_S, BUSY, EVERY_S = 20.0, 10.0, 0.8, 0.01
-NEAR = 1.10
-EDGESERVE = [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()"]
+NEAR, TIMES = 1.10, 5.0
+MOST_FASTER, STEPS, PROBE_S = 16.0, 4, 10.0
 
 
-def topology(workload: Workload, mbit: int) -> str:
-    """The cluster: each host has a link to a switch."""
-    lines = ["nodes:", "  switch: {cores: 0}"]
-    lines += [f"  {host}: {{cores: {workload.cores[host]}, memory: 8 GB}}" for host in HOSTS]
-    lines += ["links:"]
-    lines += [f"  to_{host}: {{ends: [{host}, switch], bandwidth: {mbit} Mbit/s, latency: 0.1 ms}}" for host in HOSTS]
-    lines += [f"broker: {CENTRE}", "sources:", *(f"  {name}: {host}" for name, host in workload.places.items())]
-    return "\n".join([*lines, "sinks:", f"  {workload.sink}: {CENTRE}", ""])
-
-
-def costs(name: str, workload: Workload, faster: float) -> Costs:
-    """What everything costs: it is known, since tasks sleep."""
-    return Costs(
-        pipeline=name,
-        sources={source: SourceCost(rate_hz=hz * faster, bytes=size, messages=1) for source, (hz, size) in workload.rates.items()},
-        tasks={
-            task: TaskCost(
-                cpu_s=cpu_s,
-                cpu_s_quantiles={q: cpu_s for q in ("0.5", "0.9", "0.99")},
-                memory_bytes=1e8,
-                output_bytes=size,
-                outputs_per_run=1,
-                runs=1,
-            )
-            for task, (cpu_s, size) in workload.costs.items()
-        },
-    )
-
-
-def places(placement: str, workload: Workload, upstream: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
-    """Where the tasks run."""
-    if placement == "parallel":
-        return dict.fromkeys(workload.costs, HOSTS)
-    if placement == "cascade":
-        behind = HOSTS[-1 - max(workload.levels.values()) :]
-        return {task: (behind[level],) for task, level in workload.levels.items()}
-    if placement == "decentralised":
-        first = {task: workload.places[upstream[task][0]] for task, level in workload.levels.items() if not level}
-        return {task: (first.get(task, CENTRE),) for task in workload.costs}
-    return dict.fromkeys(workload.costs, (CENTRE,))
-
-
-class Case:
-    """A workload on links of one bandwidth, with the files that `edgeserve plan` takes."""
-
-    def __init__(self, name: str, mbit: int, faster: float, root: Path) -> None:
-        self.workload: Workload = importlib.import_module(name).workload
-        self.name, self.mbit, self.faster, self.root = name, mbit, faster, root
-        self.app = WORKLOADS / f"{name}.py"
-        (root / "cluster.yaml").write_text(topology(self.workload, mbit))
-        write_costs(root / "costs.json", costs(name, self.workload, faster))
-
-    def priced(self, placement: str) -> dict[str, Any]:
-        """Writes the assignment of a placement; what the model says of it."""
-        file = self.root / f"{placement}.json"
-        command = [*EDGESERVE, "plan", str(self.app), "--topology", str(self.root / "cluster.yaml")]
-        command += ["--costs", str(self.root / "costs.json"), "--json"]
-        if placement == "planned":
-            command += ["--apply", str(file)]
-        else:
-            graph = json.loads(self._edgeserve("graph", "--format", "json", str(self.app)))
-            upstream = {node["name"]: node["inputs"] for node in graph["nodes"]}
-            routing: dict[str, Literal["eager", "lazy"]] = dict.fromkeys((*self.workload.rates, *self.workload.costs), "eager")
-            where = places(placement, self.workload, upstream) | {source: (host,) for source, host in self.workload.places.items()}
-            write_assignment(file, Assignment(pipeline=self.name, places=where | {self.workload.sink: (CENTRE,)}, routing=routing))
-            command += ["--current", str(file)]
-        env = os.environ | {"REPLICAS": str(len(HOSTS) if placement == "parallel" else 1)}
-        done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=False)
-        found = json.loads(done.stdout) if done.stdout else {"placements": {}}
-        priced: dict[str, Any] = found["placements"].get("plan" if placement == "planned" else "current", {})
-        return priced
-
-    def _edgeserve(self, *arguments: str) -> str:
-        return subprocess.run([*EDGESERVE, *arguments], check=True, stdout=subprocess.PIPE, text=True).stdout
-
-    def run(self, placement: str, seconds: float) -> dict[str, Any]:
-        """One run of a placement, whose assignment is written."""
-        workload = self.workload
-        with Cluster("topologies", hosts=HOSTS, link=f"{self.mbit}mbit", broker=CENTRE) as cluster:
-            tokens = {host: Cores(cluster.root / f"cores-{host}", workload.cores[host]) for host in HOSTS}
-            out, at = cluster.root / "notes", time.time() + START_S
-            env = {
-                "SECONDS": str(seconds),
-                "FASTER": str(self.faster),
-                "AT": str(at),
-                "OUT": str(out),
-                "REPLICAS": str(len(HOSTS) if placement == "parallel" else 1),
-            }
-            command = [*EDGESERVE, "run", str(self.app), "--node", cluster.node, "--assignment", str(self.root / f"{placement}.json")]
-            runs = [cluster.on(host, *command, "--host", host, env=env | {"CORES": str(cluster.root / f"cores-{host}")}) for host in HOSTS]
-            time.sleep(max(0.0, at - time.time()))
-            before, ticks = [cluster.network.counters(host) for host in HOSTS], _ticks()
-            time.sleep(seconds)
-            busy, after = _busy(ticks, _ticks()), [cluster.network.counters(host) for host in HOSTS]
-            # What is still on its way.
-            ends = time.monotonic() + OVER_S
-            while time.monotonic() < ends and len(_lines(out)) < int(seconds * workload.hz * self.faster):
-                time.sleep(0.1)
-            for each in runs:
-                each.send_signal(signal.SIGINT)
-            for each in runs:
-                each.wait(60)
-            for cores in tokens.values():
-                cores.close()
-            lines = _lines(out)
-        moved = {host: sum(a) - sum(b) for host, a, b in zip(HOSTS, after, before, strict=True)}
-        return measured(lines, at, seconds, self.faster, workload) | {"busy": busy, "bytes_s": {h: m / seconds for h, m in moved.items()}}
-
-
-def measured(lines: list[list[int]], at: float, seconds: float, faster: float, workload: Workload) -> dict[str, Any]:
-    """What the sink's notes say: when the inputs were due, when the result came, the answer."""
-    due, came = ([line[n] / 1e9 - at for line in lines] for n in (0, 1))
-    ages = sorted((b - a) * 1e3 for a, b in zip(due, came, strict=True))
-    if not ages:
-        return {"results": 0, "hz": 0.0, "p50_ms": None, "p99_ms": None, "mean_ms": None, "right": 0.0, "behind_s": seconds}
-    right = looks = at_ = 0
-    newest, answer = float("-inf"), None
-    order = sorted(zip(came, due, [line[2] for line in lines], strict=True))
-    while (now := looks * EVERY_S) < seconds:
-        while at_ < len(order) and order[at_][0] <= now:
-            if order[at_][1] > newest:
-                newest, answer = order[at_][1], order[at_][2]
-            at_ += 1
-        right += answer == workload.truth(now * faster)
-        looks += 1
-    return {
-        "results": len(lines),
-        "hz": sum(0 <= each < seconds for each in came) / seconds,
-        "p50_ms": ages[len(ages) // 2],
-        "p99_ms": ages[int(len(ages) * 0.99)],
-        "mean_ms": statistics.fmean(ages),
-        "right": right / looks,
-        "behind_s": came[-1] - due[-1],
-    }
-
-
-def _lines(file: Path) -> list[list[int]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def _ticks() -> list[int]:
-    return [int(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-
-
-def _busy(before: list[int], after: list[int]) -> float:
-    passed = [b - a for a, b in zip(before, after, strict=True)]
-    return 1 - (passed[3] + passed[4]) / sum(passed)
-
-
-def show(case: Case, placement: str, said: dict[str, Any], run: dict[str, Any]) -> None:
+def show(case: Case, placement: str, run: dict[str, Any]) -> None:
     """A line of the table."""
+    said = run["model"]
     latency = next(iter(said.get("latency_ms", {}).values()), None)
-    wanted = sum(said.get("link_bytes_s", {}).values())
-    figures = [run["hz"], run["p50_ms"], run["p99_ms"], latency, 100 * run["right"], run["behind_s"]]
+    links, wanted = run["link_bytes_s"], said.get("link_bytes_s", {})
+    figures = [run["hz"], run["p50_ms"], run["p99_ms"], run["mean_ms"], latency, 100 * run["right"], run["backlog_s"]]
     shown = "".join(f"{each:9.1f}" if each is not None else "        -" for each in figures)
-    moved = f"{sum(run['bytes_s'].values()) / 1e6:9.2f}{wanted / 1e6:9.2f}"
-    void = "   void: the machine was busy" if run["busy"] > BUSY else ""
-    print(f"{case.name:10} {case.mbit:5} {placement:14}{shown}{moved}{100 * run['busy']:7.0f}{void}", flush=True)
+    moved = f"{sum(links.values()) / 1e6:9.2f}{sum(wanted.get(link, 0.0) for link in links) / 1e6:9.2f}{100 * off(wanted, links):7.0f}"
+    void = "   void: the machine was busy" if run["busy"] > BUSY else "   the backlog grows" if run["grows"] else ""
+    rate = f"{case.faster:5.2f}"
+    print(f"{case.name:10} {case.mbit:5} {rate} {placement:14}{shown}{moved}{100 * run['busy']:7.0f}{void}", flush=True)
+
+
+def head() -> None:
+    """Above the lines."""
+    print(f"{'':10} Mbit/s rate {'':13} results   p50 ms   p99 ms  mean ms  mean ms    right  backlog     MB/s     MB/s    off   busy")
+    print(f"{'':10} {'':12} {'':13}    a s                age    model      in %        s             model   in %   in %")
+
+
+def one(case: Case, placement: str, seconds: float, tries: int, where: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, Any]:
+    """A run, shown; it has what the model says of it."""
+    said = case.priced(placement, where)
+    found = case.run(placement, seconds, tries) | {"model": said}
+    show(case, placement, found)
+    return found
+
+
+def at(name: str, mbit: int, faster: float, placement: str, seconds: float, tries: int) -> dict[str, Any]:
+    """A run at so many times the sources' rates."""
+    with tempfile.TemporaryDirectory(prefix="edgeserve-topologies-") as folder:
+        return one(Case(name, mbit, faster, Path(folder)), placement, seconds, tries)
+
+
+def sustained(name: str, mbit: int, placement: str, tries: int) -> dict[str, Any]:
+    """The highest rate of the sources at which a placement's backlog does not grow, by bisection, and why it is not higher."""
+    low, high, why = 0.0, 1.0, ""
+
+    def holds(faster: float) -> bool:
+        nonlocal why
+        run = at(name, mbit, faster, placement, PROBE_S, tries)
+        if run["grows"]:
+            why = "the machine was busy" if run["busy"] > BUSY else ""
+        return not run["grows"]
+
+    while high <= MOST_FASTER and holds(high):
+        low, high = high, high * 2
+    for _ in range(STEPS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    print(f"{name:10} {mbit:5} {placement:14} sustains {low:.2f} times the rates{f'; above, {why}' if why else ''}", flush=True)
+    return {"faster": low, "limited_by": why}
+
+
+def lines(name: str, mbit: int, runs: dict[str, dict[str, Any]]) -> list[str]:
+    """What does not hold of a table of runs."""
+    planned = runs.get("planned")
+    others = {place: run["mean_ms"] for place, run in runs.items() if place != "planned" and run["mean_ms"] is not None}
+    if planned is None or not others:
+        return []
+    if planned["busy"] > BUSY:
+        return [f"{name} at {mbit} Mbit/s: planned is void: the machine was busy"]
+    best = min(others, key=others.__getitem__)
+    if planned["mean_ms"] is None or planned["mean_ms"] > NEAR * others[best]:
+        return [f"{name} at {mbit} Mbit/s: planned {planned['mean_ms']} ms, {best} {others[best]:.1f} ms"]
+    return []
+
+
+def times(central: dict[str, Any], planned: dict[str, Any]) -> dict[str, float]:
+    """How many times less the planned one has, of p99 and of bytes, and what it gains in accuracy."""
+    p99 = central["p99_ms"] / planned["p99_ms"] if central["p99_ms"] and planned["p99_ms"] else 0.0
+    moved = sum(central["link_bytes_s"].values()) / max(sum(planned["link_bytes_s"].values()), 1.0)
+    return {"p99": p99, "bytes": moved, "right": planned["right"] - central["right"]}
+
+
+def figures(name: str, mbit: int, runs: dict[str, dict[str, Any]], rates: dict[str, dict[str, Any]]) -> list[Any]:
+    """The charts of a table of runs."""
+    where = f"{name} at {mbit} Mbit/s"
+    made: list[Any] = [
+        (f"{where}: age of a result", "ms", {p: {"p50": r["p50_ms"], "p99": r["p99_ms"]} for p, r in runs.items()}),
+        (f"{where}: time with the right answer", "%", {p: {"right": 100 * r["right"]} for p, r in runs.items()}),
+        (
+            f"{where}: bytes on all links",
+            "MB/s",
+            {
+                p: {
+                    "measured": sum(r["link_bytes_s"].values()) / 1e6,
+                    "model": sum(r["model"].get("link_bytes_s", {}).values()) / 1e6 or None,
+                }
+                for p, r in runs.items()
+            },
+        ),
+    ]
+    if rates:
+        made.append((f"{where}: sustained", "times the sources' rates", {p: {"rate": r["faster"]} for p, r in rates.items()}))
+    return made
 
 
 def main() -> None:
@@ -210,28 +139,35 @@ def main() -> None:
     parser.add_argument("--only", choices=PLACEMENTS, action="append")
     parser.add_argument("--faster", type=float, default=1.0, help="so many times the sources' rates")
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--tries", type=int, default=2, help="so often at most, while the machine is too busy")
+    parser.add_argument("--sustained", action="store_true", help="look for the rates that each placement sustains")
     parser.add_argument("--json", type=Path, help="writes the figures there")
+    parser.add_argument("--svg", type=Path, help="draws them there")
     a = parser.parse_args()
-    sys.path.insert(0, str(WORKLOADS))  # as for `edgeserve run`
-    print(f"{'':10} Mbit/s {'':13} results   p50 ms   p99 ms  mean ms    right   behind     MB/s     MB/s   busy")
-    print(f"{'':10} {'':6} {'':13}     a s              age    model      in %        s          model   in %")
+    stop_well()
+    head()
     found: dict[str, Any] = {}
-    wrong = list[str]()
-    for mbit in a.mbit or importlib.import_module(a.workload).workload.bandwidths:
-        with tempfile.TemporaryDirectory(prefix="edgeserve-topologies-") as folder:
-            case = Case(a.workload, mbit, a.faster, Path(folder))
-            runs: dict[str, Any] = {}
-            for placement in a.only or PLACEMENTS:
-                said = case.priced(placement)
-                runs[placement] = case.run(placement, a.seconds) | {"model": said}
-                show(case, placement, said, runs[placement])
-        found[str(mbit)] = runs
-        others = [run["mean_ms"] for name, run in runs.items() if name != "planned" and run["mean_ms"] is not None]
-        planned = runs.get("planned")
-        if planned and others and (planned["mean_ms"] is None or planned["mean_ms"] > NEAR * min(others)):
-            wrong.append(f"{a.workload} at {mbit} Mbit/s: planned {planned['mean_ms']} ms, the best of the others {min(others):.1f} ms")
+    wrong, drawn = list[str](), list[Any]()
+    for mbit in a.mbit or load(a.workload).bandwidths:
+        only, rates, faster = a.only or PLACEMENTS, dict[str, dict[str, Any]](), a.faster
+        if a.sustained:
+            rates = {placement: sustained(a.workload, mbit, placement, a.tries) for placement in only}
+            faster = rates["centralised"]["faster"] if "centralised" in rates else faster
+        runs = {placement: at(a.workload, mbit, faster, placement, a.seconds, a.tries) for placement in only}
+        found[str(mbit)] = {"faster": faster, "runs": runs, "sustained": rates}
+        wrong += lines(a.workload, mbit, runs)
+        if "planned" in runs and "centralised" in runs:
+            less = found[str(mbit)]["times"] = times(runs["centralised"], runs["planned"])
+            print(
+                f"planned has 1 / {less['p99']:.1f} of centralised's p99, 1 / {less['bytes']:.1f} of its bytes; right: {less['right']:+.1%}"
+            )
+            if a.sustained and not (max(less["p99"], less["bytes"]) >= TIMES and less["right"] >= 0):
+                wrong.append(f"{a.workload} at {mbit} Mbit/s: neither p99 nor bytes of planned are a {TIMES:g}th of centralised's")
+        drawn += figures(a.workload, mbit, runs, rates)
     if a.json:
         a.json.write_text(json.dumps(found, indent=1) + "\n")
+    if a.svg:
+        a.svg.write_text(charts.page(f"{a.workload}: five placements of one graph", drawn))
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -17,8 +17,9 @@ from typing import Any
 
 SECONDS = float(os.environ.get("SECONDS") or 10)
 FASTER = float(os.environ.get("FASTER") or 1)
-AT = float(os.environ.get("AT") or 0)
 REPLICAS = int(os.environ.get("REPLICAS") or 1)
+if ready := os.environ.get("READY"):
+    Path(ready, str(os.getpid())).touch()
 
 
 @dataclass(frozen=True)
@@ -47,17 +48,31 @@ class Workload:
     sink: str = "note"
 
 
+@cache
+def begins() -> float:
+    """When the first messages are due, in seconds since the epoch: it stands in the file AT as soon as all processes are there."""
+    if (file := os.environ.get("AT")) is None:
+        return time.time()
+    while not Path(file).exists():
+        time.sleep(0.01)
+    return float(Path(file).read_text())
+
+
 def numbers(hz: float) -> Iterator[int]:
     """The numbers of a source's messages, each when it is due."""
-    hz *= FASTER
-    for n in range(int(SECONDS * hz)):
-        time.sleep(max(0.0, AT + n / hz - time.time()))
+    for n in range(count(hz)):
+        time.sleep(max(0.0, stamp(n, hz) / 1e9 - time.time()))
         yield n
+
+
+def count(hz: float) -> int:
+    """How many messages a source sends."""
+    return int(SECONDS * hz * FASTER)
 
 
 def stamp(n: int, hz: float) -> int:
     """When message `n` was due, in nanoseconds since the epoch."""
-    return round((AT + n / (hz * FASTER)) * 1e9)
+    return round((begins() + n / (hz * FASTER)) * 1e9)
 
 
 def cost(cpu_s: float) -> None:

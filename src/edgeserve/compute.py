@@ -21,7 +21,7 @@ from edgeserve.stage.fuse import Fused
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.stage.node import StageNode
 from edgeserve.stage.partitioned import Partitioned, refuse_other_partitions
-from edgeserve.stage.payloads import Durability, Payloads, Routing, in_place
+from edgeserve.stage.payloads import LAZY_BYTES, Durability, Payloads, Routing, in_place
 from edgeserve.stage.replicated import Replicated
 from edgeserve.stage.runset import RunSet
 from edgeserve.stage.sets import SOURCE_ID
@@ -73,8 +73,9 @@ class Compute(StageNode):
         ack_timeout_ms: a message not settled by then goes to another member.
         max_held: the most messages a join holds per source, with `by` over all keys together.
         overflow: what happens to one more: 'drop_oldest' or 'error'.
-        routing: 'eager': a result's payload travels with its message; 'lazy': a large one (64 KiB) stays in shared memory; 'auto':
-            whichever moves less; as those of a `DataSource`. What its inputs do depends on who sends them.
+        routing: 'eager': a result's payload travels with its message; 'lazy': a large one stays in shared memory; 'auto': whichever moves
+            less; as those of a `DataSource`. What its inputs do depends on who sends them.
+        lazy_bytes: how many bytes make a result's payload a large one, as of a `DataSource`.
         durability: 'origin': a result's payload that stays is lost with this machine's memory; 'broker': it travels with its message all
             the same.
         task_version: which version of the task this is: stands in the results' headers and beside the member's name in `edgeserve groups`.
@@ -140,6 +141,7 @@ class Compute(StageNode):
         overflow: str = "drop_oldest",
         task_version: str = "",
         routing: Routing = "eager",
+        lazy_bytes: int = LAZY_BYTES,
         durability: Durability = "origin",
         backlog: Backlog = "all",
         max_backlog: int | None = None,
@@ -179,6 +181,7 @@ class Compute(StageNode):
             task_version=task_version,
             routing=routing,
             durability=durability,
+            lazy_bytes=lazy_bytes,
             backlog=backlog,
             max_backlog=max_backlog,
             fuse=fuse,
@@ -248,7 +251,9 @@ class Compute(StageNode):
         source = worker_id if output_id is None else output_id
         check_source_id(source)
         source = as_parameter(source)
-        self._payloads = Payloads(f"Compute {worker_id!r}", routing, topic_out, self._control, source=source, reads=(topic_in, group))
+        self._payloads = Payloads(
+            *(f"Compute {worker_id!r}", routing, topic_out, self._control), source=source, reads=(topic_in, group), lazy_bytes=lazy_bytes
+        )
         if ftp:
             if ftp_delete and partitions > 1:
                 raise ConfigurationError(

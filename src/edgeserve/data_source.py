@@ -53,8 +53,10 @@ class DataSource(Node):
         key: maps an example to its key (str, int, bytes), which travels in the header.
         max_lateness_ms: with `event_time`: how far behind the newest an event may come; what is later counts as late in a join.
         send_window: how many of its own messages live consumers may leave unsettled before a send waits for them.
-        routing: 'eager': a payload travels with its message; 'lazy': a large one (64 KiB) stays in shared memory, to be read in place, or
-            fetched from other machines; 'auto': whichever moves less, as `edgeserve routes` shows.
+        routing: 'eager': a payload travels with its message; 'lazy': a large one stays in shared memory, to be read in place, or fetched
+            from other machines; 'auto': whichever moves less, as `edgeserve routes` shows.
+        lazy_bytes: how many bytes make a payload a large one; with 'auto' 64 KiB at the least. A smaller one costs this machine more than
+            it saves, and may be worth it where links are slow.
         durability: 'origin': a payload that stays is lost with this machine's memory; 'broker': it travels with its message all the same,
             to the broker, or into the store of `local://`, and is as safe as the message is.
 
@@ -81,6 +83,7 @@ class DataSource(Node):
         max_lateness_ms: float = 10_000,
         send_window: int = SEND_WINDOW,
         routing: Routing = "eager",
+        lazy_bytes: int = LAZY_BYTES,
         durability: Durability = "origin",
     ) -> None:
         super().__init__(node, pulsar_node, what="DataSource", name=source_id)
@@ -91,6 +94,7 @@ class DataSource(Node):
             max_lateness_ms=max_lateness_ms,
             send_window=send_window,
             routing=routing,
+            lazy_bytes=lazy_bytes,
             durability=durability,
         )
         routing = in_place(routing, durability)
@@ -108,7 +112,7 @@ class DataSource(Node):
         self._event_time, self._message_id, self._key = event_time, message_id, key
         self._lateness_ns = int(max_lateness_ms * 1e6)
         self._send_window = send_window
-        self._payloads = Payloads(f"DataSource {source_id!r}", routing, topic, source=self._source_id)
+        self._payloads = Payloads(f"DataSource {source_id!r}", routing, topic, source=self._source_id, lazy_bytes=lazy_bytes)
         self._coroutines = Coroutines(f"edgeserve-{source_id}")
         self._iterator: Iterator[Any] | None = None
         self._progress: Progress | None = None
@@ -140,7 +144,7 @@ class DataSource(Node):
         gate, event_time, own_id, key_of = self._gate, self._event_time, self._message_id, self._key
         source_id, producer, prefix, lateness_ns = self._source_id, self._producer, self._prefix, self._lateness_ns
         append, now_ns, log, payloads = self._sender.append(), time.time_ns, self._log, self._payloads
-        time_kind = int(TimeKind.ARRIVAL if event_time is None else TimeKind.DEVICE)
+        time_kind, lazy_bytes = int(TimeKind.ARRIVAL if event_time is None else TimeKind.DEVICE), payloads.lazy_bytes
 
         def send(item: Any) -> Any:
             value = item
@@ -170,7 +174,7 @@ class DataSource(Node):
             key = None if key_of is None else key_of(item)
             schema, payload, size = encode_sized(value)
             slot = None
-            if size >= LAZY_BYTES:
+            if size >= lazy_bytes:
                 schema, payload, slot = payloads.put(schema, payload, size)
             header = Header(id_, source_id, producer, sequence, event_ns, sent_ns, schema, size, watermark_ns, key, 0, time_kind)
             frame: Frame = encode_frame(header, payload) if slot is None else payloads.framed(header, payload, slot)

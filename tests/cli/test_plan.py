@@ -86,8 +86,8 @@ def by_hand() -> Problem:
         broker="gateway",
         sources=(Source(name="frames", node="camera", rate_hz=10, bytes=80_000),),
         tasks=(
-            Task(name="detect", inputs=("frames",), cpu_s=0.02, memory_bytes=1e8, output_bytes=2000),
-            Task(name="track", inputs=("detect",), cpu_s=0.005, memory_bytes=1e8, output_bytes=300),
+            Task(name="detect", inputs=("frames",), cpu_s=0.02, memory_bytes=1e8, output_bytes=2000, lazy=False),
+            Task(name="track", inputs=("detect",), cpu_s=0.005, memory_bytes=1e8, output_bytes=300, lazy=False),
         ),
         sinks=(Sink(name="alarm", input="track", node="cloud"),),
     )

@@ -20,7 +20,7 @@ from tests.waiting import until
 
 from edgeserve import Compute, DataSource, Materialize
 from edgeserve.core.codec import decode_frame
-from edgeserve.core.errors import ReceiveTimeout, TooLarge
+from edgeserve.core.errors import ConfigurationError, ReceiveTimeout, TooLarge
 from edgeserve.core.payload import decode_value
 from edgeserve.payload import PayloadReader
 from edgeserve.payload.segment import Segment
@@ -89,6 +89,22 @@ def test_a_chain_hands_arrays_on_and_moves_only_headers(url: str, tmp_path: Path
         sink.run(until="end")
     assert seen == [each for n in range(20) for each in (((100, 3_000), n, True), ((50, 3_000), n + 1, True))]
     assert segments(tmp_path) == []
+
+
+def test_how_large_a_payload_has_to_be_can_be_said(url: str, tmp_path: Path) -> None:
+    sizes = [999, 1_000, 2_000]
+    with DataSource(map(bytes, sizes), url, source_id="a", topic="in", routing="lazy", lazy_bytes=1_000) as source:
+        source.run()
+        assert stored_bytes(url, "in") > 999 and stored_bytes(url, "in") < 2_000
+    with Compute(lambda a: a + b"1", url, topic_in="in", topic_out="out", routing="lazy", lazy_bytes=1_001) as compute:
+        compute.run(until="end")
+    assert 1_000 < stored_bytes(url, "out") < 2_000
+    seen: list[int] = []
+    with Materialize(lambda value: seen.append(len(value)), url, topic="out") as sink:
+        sink.run(until="end")
+    assert seen == [size + 1 for size in sizes]
+    with pytest.raises(ConfigurationError, match="lazy_bytes=0: it is the size from which payloads stay"):
+        DataSource([], url, source_id="a", lazy_bytes=0)
 
 
 def test_a_join_reads_in_place(url: str, tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ separate:
   - [detect, judge]
 header: 300 B
 weights: {latency: 2, bytes: 0.5}
+hop: 1.5 ms
 """
 
 Write = Callable[[str], Path]
@@ -65,7 +66,7 @@ def test_all_of_it_is_read_in_the_units_of_a_placement(write: Write) -> None:
     assert found.nodes["cellar"] == {"cores": 16, "memory_bytes": 64 * 2**30, "max_utilisation": 0.9, "cost_per_core_s": 0.1}
     assert found.links["wifi"] == {"ends": ("roof", "switch"), "bandwidth_bytes_s": 12.5e6, "latency_ms": 5.0}
     assert found.links["cable"]["bandwidth_bytes_s"] == 2.5e6 and found.links["cable"]["latency_ms"] == 100.0
-    assert found.broker == "cellar" and found.header_bytes == 300
+    assert found.broker == "cellar" and found.header_bytes == 300 and found.hop_ms == 1.5
     assert found.sources == {"frame": {"node": "roof", "stays_in": "site"}, "sound": {"node": "roof"}}
     assert found.tasks == {"detect": {"accelerators": {"gpu": 1}}}
     assert found.sinks == {"show": {"node": "cellar", "weight": 2}}

@@ -55,13 +55,22 @@ def _small(rng: random.Random) -> Problem:
     routes = (Route(start=names[0], end=names[2], links=("l0", "l2")),) if rng.random() < 0.4 else ()
     zoned = rng.random() < 0.4
     sources = tuple(
-        Source(name=name, node=rng.choice(names), rate_hz=rng.choice([5.0, 10.0, 20.0]), bytes=rng.choice([200.0, 5e3, 2e4]))
+        Source(
+            name=name,
+            node=rng.choice(names),
+            rate_hz=rng.choice([5.0, 10.0, 20.0]),
+            bytes=rng.choice([200.0, 5e3, 2e4]),
+            lazy=rng.random() < 0.8,
+        )
         for name in ("s0", "s1")
     )
     if zoned:
         home = {node.name: node.zone for node in nodes}
         first = sources[0]
-        sources = (Source(name="s0", node=first.node, rate_hz=first.rate_hz, bytes=first.bytes, stays_in=home[first.node]), sources[1])
+        sources = (
+            Source(name="s0", node=first.node, rate_hz=first.rate_hz, bytes=first.bytes, stays_in=home[first.node], lazy=first.lazy),
+            sources[1],
+        )
     tasks = (
         _task(rng, "t0", ("s0",), replicas=2 if rng.random() < 0.5 else 1),
         _task(rng, "t1", rng.choice([("s0", "s1"), ("t0", "s1"), ("s0", "t0")])),
@@ -86,6 +95,7 @@ def _small(rng: random.Random) -> Problem:
         pins={"t1": tuple(rng.sample(names, 2))} if rng.random() < 0.3 else {},
         colocate=(("t1", "t2"),) if wish == "colocate" else (),
         separate=(("t1", "t2"),) if wish == "separate" else (),
+        hop_ms=rng.choice([0.0, 2.0]),
         weights=Weights(waiting=rng.choice([0.0, 0.2, 1.0]), bytes=rng.choice([0.0, 1e-7]), cost=rng.choice([0.0, 1.0])),
     )
 
@@ -102,6 +112,7 @@ def _task(rng: random.Random, name: str, inputs: tuple[str, ...], replicas: int 
         trigger=rng.choice(["any", "all", inputs[0]]),
         min_interval_ms=rng.choice([0.0, 0.0, 80.0]),
         replicas_max=replicas,
+        lazy=rng.random() < 0.8,
     )
 
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.placement.instances import small
 
-from edgeserve.placement import BadValue, InvalidPlan, Link, Node, Problem, Sink, Source, Task, Weights, evaluate
+from edgeserve.placement import BadValue, InvalidPlan, Link, Node, Problem, Sink, Source, Task, Weights, evaluate, solve
 from edgeserve.placement.model import Model
 from edgeserve.placement.state import State
 
@@ -50,6 +50,25 @@ def test_lazy_by_hand() -> None:
     back = 0.02 + 5 + 0.2 + 2 + (2 + 5) + (0.08 + 5 + 0.8 + 2)
     assert found.unloaded_ms["out"] == pytest.approx(there + 10 + back)
     assert found.link_bytes_s["radio"] == pytest.approx(10 * (200 + 9_800 + 200 + 800))
+
+
+def test_what_is_not_lazy_goes_along_whatever_is_said() -> None:
+    source, task = Source(name="s", node="sensor", rate_hz=10, bytes=9_800, lazy=False), line().tasks[0]
+    problem = line(sources=(source,), tasks=(Task(name="t", inputs=("s",), cpu_s=task.cpu_s, output_bytes=800, lazy=False),))
+    for node in ("sensor", "server"):
+        told, meant = (evaluate(each, {"t": node}, mode) for each, mode in ((problem, "lazy"), (line(), "eager")))
+        assert told.link_bytes_s == pytest.approx(meant.link_bytes_s)
+        assert told.latency_ms == pytest.approx(meant.latency_ms)
+        assert told.objective == pytest.approx(meant.objective)
+    assert set(solve(problem).routing.values()) == {"eager"}
+
+
+def test_each_way_through_the_broker_takes_a_hop() -> None:
+    modes: tuple[Any, ...] = ("eager", "lazy")
+    for mode in modes:
+        before, after = (evaluate(line(hop_ms=hop_ms), {"t": "server"}, mode) for hop_ms in (0, 1.5))
+        assert after.unloaded_ms["out"] == pytest.approx(before.unloaded_ms["out"] + 2 * 1.5)
+        assert after.link_bytes_s == before.link_bytes_s
 
 
 def test_lazy_to_the_same_node_moves_headers_only() -> None:

@@ -26,11 +26,6 @@ def maker(stream: str) -> str:
     return stream.partition(">")[0]
 
 
-def payload_bytes(stream: Source | Task) -> float:
-    """Of a message of this stream."""
-    return stream.bytes if isinstance(stream, Source) else stream.output_bytes
-
-
 @dataclass(frozen=True)
 class Inputs:
     """What a plan is made of, and where that is from.
@@ -127,6 +122,7 @@ class Inputs:
             separate=topology.separate,
             weights=Weights(**topology.weights),
             header_bytes=topology.header_bytes,
+            hop_ms=topology.hop_ms,
         )
 
     def _known(self, place: str, part: Mapping[str, Any]) -> str:
@@ -158,7 +154,9 @@ class Inputs:
     def _source(self, part: Mapping[str, Any]) -> Source:
         cost, given = self._cost("source", part["name"]), self.topology.sources.get(part["name"], {})
         place = self._place(part)
-        return Source(name=part["name"], rate_hz=cost.rate_hz, bytes=cost.bytes, **{**given, "node": place})
+        return Source(
+            name=part["name"], rate_hz=cost.rate_hz, bytes=cost.bytes, lazy=cost.bytes >= part["lazy_bytes"], **{**given, "node": place}
+        )
 
     def _task(self, part: Mapping[str, Any], inputs: Sequence[str], able: int) -> Task:
         cost, given = self._cost("task", part["name"]), self.topology.tasks.get(part["name"], {})
@@ -177,6 +175,7 @@ class Inputs:
             replicas_max=replicas,
             accelerators={kind: count * on_each for kind, count in given.get("accelerators", {}).items()},
             stays_in=given.get("stays_in"),
+            lazy=cost.output_bytes >= part["lazy_bytes"],
         )
 
     def _relay(self, name: str, inputs: Sequence[str], made: Source | Task) -> Task:
@@ -186,10 +185,11 @@ class Inputs:
             inputs=tuple(inputs),
             cpu_s=0.0 if cost is None else cost.cpu_s,
             memory_bytes=0.0 if cost is None else cost.memory_bytes,
-            output_bytes=payload_bytes(made),
+            output_bytes=made.bytes if isinstance(made, Source) else made.output_bytes,
             replicas_min=replicas,
             replicas_max=replicas,
             stays_in=made.stays_in,
+            lazy=made.lazy,
         )
 
     def _sinks(self, part: Mapping[str, Any], inputs: Sequence[str]) -> list[Sink]:
@@ -208,4 +208,4 @@ class Inputs:
         return Link(name=name, **fields)
 
 
-__all__ = ("Inputs", "maker", "payload_bytes")
+__all__ = ("Inputs", "maker")

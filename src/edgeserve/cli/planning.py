@@ -8,12 +8,11 @@ from typing import Any
 
 import msgspec
 
-from edgeserve.cli.planinputs import Inputs, maker, payload_bytes
+from edgeserve.cli.planinputs import Inputs, maker
 from edgeserve.pipeline.assignment import Assignment
 from edgeserve.placement import Evaluation, Link, Node, Plan, Problem, evaluate, solve
 from edgeserve.placement.check import colocated
 from edgeserve.placement.evaluation import Mode
-from edgeserve.stage.payloads import LAZY_BYTES
 
 Edge = tuple[str, str]
 _BUSY = 0.5
@@ -58,7 +57,7 @@ def as_run(
 ) -> Case:
     """A placement with a routing that nodes have: what a source or a task makes travels one way to all who take it, and what is small
     with its header. Where no routing is wanted, a wanted one has both ways, or what makes the stream is `free`, the cheaper is taken."""
-    sizes = {stream.name: payload_bytes(stream) for stream in problem.made}
+    small = {stream.name for stream in problem.made if not stream.lazy}
     of: dict[str, list[Edge]] = {}
     for edge in edges(problem):
         of.setdefault(maker(edge[0]), []).append(edge)
@@ -66,9 +65,8 @@ def as_run(
     choices: list[str] = []
     for made_by, taken in of.items():
         wishes = {"eager"} if wanted is None else {wanted.get(edge, "lazy") for edge in taken}
-        small = sizes[made_by] < LAZY_BYTES
-        modes[made_by] = "eager" if small or "eager" in wishes else "lazy"
-        if not small and (wanted is None or len(wishes) > 1 or made_by in free):
+        modes[made_by] = "eager" if made_by in small or "eager" in wishes else "lazy"
+        if made_by not in small and (wanted is None or len(wishes) > 1 or made_by in free):
             choices.append(made_by)
 
     def priced(modes: Mapping[str, Mode]) -> Case:

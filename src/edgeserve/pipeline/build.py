@@ -71,7 +71,7 @@ def _task(part: Part, url: str, replica: int, keywords: dict[str, Any], made: bo
 
 def _relay(part: Part, url: str, replica: int, keywords: dict[str, Any], made: bool) -> Compute:
     # What stays in shared memory does so behind the relay, too, and what is to be safe is safe.
-    own = {name: value for name, value in part.declared.keywords.items() if name in ("routing", "durability")}
+    own = {name: value for name, value in part.declared.keywords.items() if name in ("routing", "lazy_bytes", "durability")}
     return _compute(part, url, replica, own, Relay(part.sends))
 
 

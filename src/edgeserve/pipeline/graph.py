@@ -22,6 +22,7 @@ from edgeserve.pipeline.callables import Signature, check_args, contradict, made
 from edgeserve.pipeline.declared import NAME_BYTES, Declared, did_you_mean
 from edgeserve.pipeline.errors import BadValue, CyclicPipeline, DuplicateName, MissingValue, TypeConflict, UnknownName
 from edgeserve.stage.fuse import name_of
+from edgeserve.stage.payloads import LAZY_BYTES
 
 Inputs: TypeAlias = frozenset[str]
 PartKind: TypeAlias = Literal["source", "task", "relay", "sink"]
@@ -82,6 +83,11 @@ class Part:
             return 0.0
         return float(keywords.get("min_interval_ms") or getattr(keywords.get("join"), "min_period_ns", 0) / 1e6)
 
+    @property
+    def lazy_bytes(self) -> int:
+        """The size from which what it sends can stay where it is made; a relay's is that of whom it hands on."""
+        return int(self.declared.keywords.get("lazy_bytes", LAZY_BYTES))
+
     def place(self, replica: int) -> str | None:
         """Where a replica runs; None: anywhere. A relay runs where what it hands on is made."""
         places = self.declared.places
@@ -125,6 +131,7 @@ class Graph:
                 "places": list(part.declared.places),
                 "trigger": part.trigger if part.inputs else None,
                 "min_interval_ms": part.min_interval_ms,
+                "lazy_bytes": part.lazy_bytes if part.topic_out else None,
             }
             for part in self.parts
         ]

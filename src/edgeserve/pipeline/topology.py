@@ -113,7 +113,7 @@ FIELDS: dict[str, dict[str, _Field]] = {
 }
 _REQUIRED: dict[str, tuple[str, ...]] = {"nodes": ("cores",), "links": ("ends",), "routes": ("start", "end", "links")}
 _PLACED = ("sources", "sinks")  # an entry may be the node alone
-KEYS = (*FIELDS, "broker", "header", "pins", "colocate", "separate")
+KEYS = (*FIELDS, "broker", "header", "hop", "pins", "colocate", "separate")
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,7 @@ class Topology:
         colocate, separate: sets of tasks.
         broker: the node of the broker.
         header_bytes: size of a header.
+        hop_ms: what a message through the broker takes beside its way over links.
         lines: the line of a section, an entry, or a field of one.
     """
 
@@ -145,6 +146,7 @@ class Topology:
     separate: tuple[tuple[str, ...], ...]
     broker: str
     header_bytes: float
+    hop_ms: float
     lines: Mapping[tuple[str, ...], int]
 
     def at(self, *path: str) -> Where:
@@ -198,6 +200,7 @@ class _Reader:
             separate=tuple(self._groups("separate")),
             broker=self._value(document["broker"], _text, "broker"),
             header_bytes=self._value(document.get("header", "200 B"), _size, "header"),
+            hop_ms=self._value(document.get("hop", "0 ms"), _time, "hop"),
             lines=self._lines,
         )
 

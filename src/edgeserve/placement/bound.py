@@ -116,9 +116,9 @@ def relaxed_loads(solution: Solution, at: Sequence[int]) -> tuple[Prices, list[f
         b = at[own.row[edge.taker_group]] if edge.taker_group >= 0 else edge.taker_node
         lazy = modes[edge.number]
         free = k in dropped
-        size = model.header + (0.0 if lazy or free else edge.bytes)
+        size = edge.header + (0.0 if lazy or free else edge.bytes)
         up, down = model.pair(a, broker), model.pair(broker, b)
-        delay[edge.number] = up[0] + down[0] + size * (up[1] + down[1])
+        delay[edge.number] = model.hop_s + up[0] + down[0] + size * (up[1] + down[1])
         for link in path(a, broker):
             links[link] += edge.rate * size / edge.sharing
         for link in path(broker, b):

@@ -162,6 +162,7 @@ def _numbers(problem: Problem) -> None:
             if not 0 < item.max_utilisation < 1:
                 raise BadValue(f"{where}[{item.name!r}].max_utilisation is {item.max_utilisation}: give a number above 0 and below 1")
     _number(problem.header_bytes, "header_bytes")
+    _number(problem.hop_ms, "hop_ms")
     for name in problem.weights.__struct_fields__:
         _number(getattr(problem.weights, name), f"weights.{name}")
 

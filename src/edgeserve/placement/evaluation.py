@@ -246,7 +246,7 @@ def _latency(state: State, links: Sequence[float], nodes: Sequence[float]) -> di
         takers = model.site(edge.taker_group, edge.taker_node, state.sites)
         for a in makers:
             for b in takers:
-                waits = on(a, model.broker) + on(model.broker, b) + (on(a, b) if state.lazy[edge.number] else 0.0)
+                waits = on(a, model.broker) + on(model.broker, b) + (on(a, b) if state.lazy[edge.number] and not edge.small else 0.0)
                 delay[edge.number] += waits / (len(makers) * len(takers))
     service = list(state.service)
     for task, group in enumerate(model.group_of):

@@ -12,6 +12,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -158,7 +159,7 @@ class _Builder:
                 if edge.maker_group == edge.taker_group >= 0 and i != j:
                     continue
                 for lazy in (False, True):
-                    if edge.zone and leaves(model, _fixed(edge), [maker, taker], lazy):
+                    if (lazy and edge.small) or (edge.zone and leaves(model, _fixed(edge), [maker, taker], lazy)):
                         continue
                     delay = sum(pair_delay(model, edge, a, b, lazy) for a in maker for b in taker) / (len(maker) * len(taker))
                     column = program.variable(0.0 if timed else self.weight[edge.number] * delay, 1.0)
@@ -191,7 +192,7 @@ class _Builder:
             chosen = self.site[stream.group][i] if stream.group >= 0 else constant
             pushed = program.variable(0.0, 1.0)
             for a in maker:
-                self._flow(a, model.broker, chosen, stream.rate * model.header / len(maker))
+                self._flow(a, model.broker, chosen, stream.rate * stream.header / len(maker))
                 self._flow(a, model.broker, pushed, stream.rate * stream.bytes / len(maker))
             used: dict[int, list[dict[int, float]]] = defaultdict(list)
             for e in stream.edges:
@@ -213,7 +214,7 @@ class _Builder:
                 if column is None:
                     continue
                 for b in taker:
-                    size = self.model.header + (0.0 if lazy else edge.bytes)
+                    size = edge.header + (0.0 if lazy else edge.bytes)
                     self._flow(self.model.broker, b, column, edge.rate * size / len(taker))
                     if lazy:
                         fetched[b][column] = edge.share / len(taker)
@@ -309,7 +310,7 @@ class _Builder:
 
 def _fixed(edge: Edge) -> Edge:
     """The edge with its ends at the first and second of two sites."""
-    return Edge(edge.number, edge.stream, edge.consumer, edge.task, edge.maker, 0, -1, 1, -1, edge.rate, edge.bytes, edge.share, edge.zone)
+    return replace(edge, maker_group=0, maker_node=-1, taker_group=1, taker_node=-1)
 
 
 def pair_count(model: Model, lists: Sequence[Sequence[Site]]) -> int:

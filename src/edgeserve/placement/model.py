@@ -15,7 +15,7 @@ import numpy as np
 from edgeserve.placement.check import LARGEST, colocated, shown
 from edgeserve.placement.errors import BadValue
 from edgeserve.placement.forest import set_of
-from edgeserve.placement.problem import ALL, ANY, Problem, Task
+from edgeserve.placement.problem import ALL, ANY, Problem, Source, Task
 from edgeserve.placement.queueing import Array, exponent
 from edgeserve.placement.routes import make_routes
 
@@ -28,7 +28,7 @@ TOLERANCE = 1e-9
 
 @dataclass(slots=True)
 class Edge:
-    """A stream on its way to one task or sink; a fixed end has group -1."""
+    """A stream on its way to one task or sink; a fixed end has group -1. Of a `small` one the payload counts as header."""
 
     number: int
     stream: int
@@ -40,8 +40,10 @@ class Edge:
     taker_group: int
     taker_node: int
     rate: float
+    header: float
     bytes: float
     share: float
+    small: bool
     zone: int
     weight: float = 0.0
     sharing: int = 1
@@ -53,7 +55,9 @@ class Stream:
 
     name: str
     rate: float
+    header: float
     bytes: float
+    small: bool
     group: int
     node: int
     task: int
@@ -96,7 +100,7 @@ class Model:
         self.nodes = [node.name for node in problem.nodes]
         self.node_number = {name: number for number, name in enumerate(self.nodes)}
         self.broker = self.node_number[problem.broker]
-        self.header = problem.header_bytes
+        self.hop_s = problem.hop_ms / 1e3
         weights = problem.weights
         self.latency_weight, self.waiting_weight = weights.latency, weights.waiting
         self._set_nodes()
@@ -158,12 +162,12 @@ class Model:
         for source in problem.sources:
             self.stream_number[source.name] = len(self.streams)
             node, zone = self.node_number[source.node], self.zone_number[source.stays_in]
-            self.streams.append(Stream(source.name, source.rate_hz, source.bytes, -1, node, -1, zone))
+            self.streams.append(self._stream(source, source.rate_hz, source.bytes, node, -1, zone))
         self.tasks = problem.tasks
         self.task_number = {task.name: number for number, task in enumerate(problem.tasks)}
         for number, task in enumerate(problem.tasks):
             self.stream_number[task.name] = len(self.streams)
-            self.streams.append(Stream(task.name, 0.0, task.output_bytes, -1, -1, number, self.zone_number[task.stays_in]))
+            self.streams.append(self._stream(task, 0.0, task.output_bytes, -1, number, self.zone_number[task.stays_in]))
         self.order = _flow_order(problem.tasks)
         self.runs = np.zeros(len(problem.tasks))
         for number in self.order:
@@ -174,6 +178,11 @@ class Model:
                 raise BadValue(
                     f"tasks[{task.name!r}].outputs_per_run: results come at {rate:g} Hz, and at most {LARGEST:g} can be; lower it"
                 )
+
+    def _stream(self, made: Source | Task, rate: float, size: float, node: int, task: int, zone: int) -> Stream:
+        """What always travels with its header is a longer header: so no mode has to be chosen for it."""
+        header, size = (self.problem.header_bytes, size) if made.lazy else (self.problem.header_bytes + size, 0.0)
+        return Stream(made.name, rate, header, size, not made.lazy, -1, node, task, zone)
 
     def _set_groups(self) -> None:
         together = colocated(self.problem)
@@ -250,8 +259,10 @@ class Model:
             taker_group=group,
             taker_node=node,
             rate=stream.rate,
+            header=stream.header,
             bytes=stream.bytes,
             share=share,
+            small=stream.small,
             zone=stream.zone,
         )
         self.edges.append(made)

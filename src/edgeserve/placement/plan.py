@@ -105,6 +105,6 @@ def make_plan(state: State, bound: float, method: str, elapsed_s: float) -> Plan
             if fresh:
                 moved.append(model.tasks[task].name)
     modes: dict[bool, Mode] = {True: "lazy", False: "eager"}
-    routing = {(model.streams[e.stream].name, e.consumer): modes[state.lazy[e.number]] for e in model.edges}
+    routing = {(model.streams[e.stream].name, e.consumer): modes[state.lazy[e.number] and not e.small] for e in model.edges}
     ordered = {task.name: assignment[task.name] for task in model.tasks}
     return Plan(ordered, routing, state.cost, min(bound, state.cost), method, tuple(moved), elapsed_s, state)

@@ -80,13 +80,17 @@ class Route(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Source(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A stream that begins at a node: `rate_hz` messages of `bytes`, whose payload may not leave `stays_in` if that is a zone."""
+    """A stream that begins at a node: `rate_hz` messages of `bytes`, whose payload may not leave `stays_in` if that is a zone.
+
+    One that is not `lazy` always travels with its headers.
+    """
 
     name: str
     node: str
     rate_hz: float
     bytes: float
     stays_in: str | None = None
+    lazy: bool = True
 
 
 class Task(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,6 +110,7 @@ class Task(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         replicas_min: at least so many replicas, each on a node of its own, share the runs.
         replicas_max: at most so many.
         stays_in: a zone that the payload of the results may not leave.
+        lazy: whether the payload of the results can travel apart from its header; if not, it always goes along.
     """
 
     name: str
@@ -120,6 +125,7 @@ class Task(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     replicas_min: int = 1
     replicas_max: int = 1
     stays_in: str | None = None
+    lazy: bool = True
 
 
 class Sink(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -159,7 +165,8 @@ class Problem(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         pins: task to the nodes that it may run on.
         colocate: sets of tasks that run on the same nodes.
         separate: sets of tasks of which no two share a node.
-        header_bytes: size of a header.
+        header_bytes: size of a header, with all that is said about a message between a node and the broker.
+        hop_ms: what a message through the broker takes beside its way over links: programs that wake up, encode and decode.
         weights: what counts how much.
         version: of the format.
 
@@ -191,6 +198,7 @@ class Problem(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     colocate: tuple[tuple[str, ...], ...] = ()
     separate: tuple[tuple[str, ...], ...] = ()
     header_bytes: float = 200.0
+    hop_ms: float = 0.0
     weights: Weights = field(default_factory=Weights)
     version: int = FORMAT_VERSION
 

@@ -187,14 +187,15 @@ class Relaxation:
         self._sums[:1] = routes.round_trip(single[:1])
         self._up, self._down = routes.to_broker(single).copy(), routes.from_broker(single).copy()
         rate = np.array([e.rate for e in self.edges])
+        header = self._header = np.array([e.header for e in self.edges])
         size = np.array([e.bytes for e in self.edges])
         each = 1.0 / np.array([e.sharing for e in self.edges], dtype=float) if self.edges else np.zeros(0)
         share = np.array([e.share for e in self.edges])
         self._size = size
         self._parts = {name: np.zeros((len(self.edges), _ZONES + zones)) for name in ("hu", "hd", "eu", "ed", "lazy")}
         for name, load in (
-            ("hu", rate * model.header * each),
-            ("hd", rate * model.header),
+            ("hu", rate * header * each),
+            ("hd", rate * header),
             ("eu", rate * size * each),
             ("ed", rate * size),
             ("lazy", rate * size * share * each),
@@ -202,6 +203,8 @@ class Relaxation:
             self._parts[name][:, _PRICE] = load
         self.no_eager, self.no_lazy = np.zeros(len(self.edges)), np.zeros(len(self.edges))
         for k, edge in enumerate(self.edges):
+            if edge.small:
+                self.no_lazy[k] = FAR
             if edge.zone:
                 for name in ("eu", "ed", "lazy"):
                     self._parts[name][k, _ZONES + edge.zone - 1] = FAR
@@ -237,14 +240,15 @@ class Solution:
         edge_weight, self.task_weight = model.spread_weights(self.prices.fraction)
         weight = np.array(edge_weight)[own.numbers] if len(own.numbers) else np.zeros(0)
         for name, latency, size in (
-            ("hu", 1.0, model.header),
-            ("hd", 1.0, model.header),
+            ("hu", 1.0, own._header),
+            ("hd", 1.0, own._header),
             ("eu", 0.0, own._size),
             ("ed", 0.0, own._size),
             ("lazy", 1.0, own._size),
         ):
             own._parts[name][:, _LATENCY] = latency * weight
             own._parts[name][:, _PER_BYTE] = weight * size
+        self._hops = model.hop_s * float(weight.sum())
         price = model.byte_price + self.prices.links * model.per_byte
         own._fields[_PRICE] = price
         summed = routes.sums(price[None])
@@ -267,7 +271,7 @@ class Solution:
             self.single += model.demand[own.groups] @ (self.prices.accelerators / np.maximum(model.accelerators, 1.0))
         if limit is not None:
             self.single += limit.nodes[own.groups]
-        self.constant = 0.0
+        self.constant = self._hops
         hu, hd, eu, ed, lazy = self.hu, self.hd, self.eu, self.ed, own._parts["lazy"]
         if own._from_fixed:
             k = own._from_fixed

@@ -95,7 +95,7 @@ class Pricer:
     def _edge_costs(self, state: State, group: int, number: int, weight: float) -> tuple[Array, Array] | None:
         """Eager and lazy, per node of the group; None when the other end is not placed."""
         model, edge = self.model, self.model.edges[number]
-        header, size, rate = model.header, edge.bytes, edge.rate
+        header, size, rate = edge.header, edge.bytes, edge.rate
         zones = np.zeros(len(model.zone_fields) - 1)
         if edge.zone:
             zones[edge.zone - 1] = FAR

@@ -158,7 +158,7 @@ class _World:
             return
         message = _Message(number, next(self._numbers[number]), began, node, {node: True})
         eager = any(not self.lazy[edge] for edge in stream.edges)
-        size = model.header + (stream.bytes if eager else 0.0)
+        size = stream.header + (stream.bytes if eager else 0.0)
         self.send(model.routes.path(node, model.broker), size, lambda: self._at_broker(message))
 
     def _at_broker(self, message: _Message) -> None:
@@ -173,8 +173,8 @@ class _World:
         else:
             node = self._replica(edge.task, edge.taker_group, message)
             then = partial(self._at_task, edge.task, number, message, node)
-        size = self.model.header + (0.0 if self.lazy[number] else edge.bytes)
-        self.send(self.model.routes.path(self.model.broker, node), size, then)
+        size = edge.header + (0.0 if self.lazy[number] else edge.bytes)
+        self.send(self.model.routes.path(self.model.broker, node), size, lambda: self.after(self.model.hop_s, then))
 
     def _replica(self, task: int, group: int, message: _Message) -> int:
         """The node that takes a message: in turn, and for a join by the message's number, so that what belongs together meets."""
@@ -194,7 +194,7 @@ class _World:
     def fetch(self, number: int, message: _Message, node: int, then: Then) -> None:
         """Goes on when the payload is on the node."""
         edge = self.model.edges[number]
-        if not self.lazy[number]:
+        if not self.lazy[number] or edge.small:
             then()
             return
         there = message.here.get(node)

@@ -261,13 +261,13 @@ def transfers(model: Model, number: int, sites: Sequence[Site], lazy: Sequence[b
     makers = model.site(stream.group, stream.node, sites)
     eager = any(not lazy[edge] for edge in stream.edges)
     rate = stream.rate / len(makers)
-    sent = [(a, model.broker, rate, model.header + (stream.bytes if eager else 0.0)) for a in makers]
+    sent = [(a, model.broker, rate, stream.header + (stream.bytes if eager else 0.0)) for a in makers]
     used: dict[int, float] = {}
     for number in stream.edges:
         edge = model.edges[number]
         takers = model.site(edge.taker_group, edge.taker_node, sites)
         for b in takers:
-            sent.append((model.broker, b, stream.rate / len(takers), model.header + (0.0 if lazy[number] else stream.bytes)))
+            sent.append((model.broker, b, stream.rate / len(takers), stream.header + (0.0 if lazy[number] else stream.bytes)))
             if lazy[number]:
                 used[b] = max(used.get(b, 0.0), edge.share / len(takers))
     for b, share in used.items():
@@ -291,9 +291,9 @@ def edge_delay(model: Model, edge: Edge, sites: Sequence[Site], lazy: bool) -> f
 def pair_delay(model: Model, edge: Edge, a: int, b: int, lazy: bool) -> float:
     """`edge_delay` between two nodes."""
     up, down = model.pair(a, model.broker), model.pair(model.broker, b)
-    size = model.header + (0.0 if lazy else edge.bytes)
-    total = up[0] + down[0] + size * (up[1] + down[1])
-    if lazy and a != b:
+    size = edge.header + (0.0 if lazy else edge.bytes)
+    total = model.hop_s + up[0] + down[0] + size * (up[1] + down[1])
+    if lazy and not edge.small and a != b:
         way = model.pair(a, b)
         total += model.pair(b, a)[0] + way[0] + edge.bytes * way[1]
     return total
@@ -315,7 +315,7 @@ def leaves(model: Model, edge: Edge, sites: Sequence[Site], lazy: bool) -> bool:
         return False
     if not all(model.in_zone[edge.zone, node] for node in (*makers, *takers)):
         return True
-    if lazy:
+    if lazy and not edge.small:
         return any(model.leaves(edge.zone, a, b) for a in makers for b in takers)
     return not model.in_zone[edge.zone, model.broker] or any(
         model.leaves(edge.zone, *way) for way in (*((a, model.broker) for a in makers), *((model.broker, b) for b in takers))

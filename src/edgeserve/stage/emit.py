@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from edgeserve.core.codec import encode_frame
 from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, result_id
 from edgeserve.core.metrics import Counters, Reason
 from edgeserve.core.payload import encode_sized
-from edgeserve.stage.payloads import LAZY_BYTES, Payloads
+from edgeserve.stage.payloads import Payloads
 from edgeserve.stage.send import too_large
 from edgeserve.stage.task import Several
 from edgeserve.transport import Buffer, Frame
@@ -53,6 +54,7 @@ class Emitter:
         """The function that turns a result into what is published."""
         gate_out, output_id, producer, group, now_ns = self._gate_out, self.output_id, self._producer, self._group, time.time_ns
         computed, version, payloads = int(TimeKind.COMPUTED), self._task_version, self._payloads
+        lazy_bytes = math.inf if payloads is None else payloads.lazy_bytes
 
         def emit(
             value: Any, of: bytes, event_ns: int, oldest_ns: int, watermark_ns: int | None, key: Key, index: int = 0
@@ -66,7 +68,7 @@ class Emitter:
                     return None, None
             schema, payload, size = encode_sized(value)
             slot = None
-            if size >= LAZY_BYTES and payloads is not None:
+            if size >= lazy_bytes and payloads is not None:
                 schema, payload, slot = payloads.put(schema, payload, size)
             sequence = next(self._sequence)
             id_ = result_id(group, of, index)

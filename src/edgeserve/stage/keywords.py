@@ -71,6 +71,7 @@ _CHECKS: dict[str, _Check] = {
     ),
     "group": _NAME,
     "join": (lambda value: value is not None, "'latest', 'exact' or a policy"),
+    "lazy_bytes": (lambda value: _whole(value, 1), "the size from which payloads stay, an int of bytes, 1 or more"),
     "local_ftp_path": (
         lambda value: isinstance(value, (str, os.PathLike)) and "\0" not in (path := str(value)) and path != "",
         "the path of a directory",

@@ -50,7 +50,7 @@ from edgeserve.transport.url import without_secrets
 _log = logging.getLogger("edgeserve")
 
 LAZY_BYTES = 64 * 1024
-"""A smaller payload always travels with its message: to look elsewhere for it would cost more."""
+"""By default a smaller payload travels with its message: on one machine, to look elsewhere for it would cost more."""
 
 _SWEEP_EVERY_S = 1.0
 _AGAIN_S, _TELL_EVERY_S = 1.0, 10.0
@@ -71,6 +71,7 @@ class Payloads:
         control: the node's, for who takes messages.
         source: the source id of its own.
         reads: (topic, group) that it takes messages as a member of.
+        lazy_bytes: a smaller payload of its own always travels with its message.
 
     Raises:
         ConfigurationError: under routing='auto': the topic's name is too long.
@@ -89,6 +90,7 @@ class Payloads:
         *,
         source: str = "",
         reads: tuple[str, str] | None = None,
+        lazy_bytes: int = LAZY_BYTES,
     ) -> None:
         if routing == "auto" and topic_out is not None and routes_topic(topic_out) is None:
             raise ConfigurationError(
@@ -96,6 +98,8 @@ class Payloads:
                 f"{MAX_NAME_BYTES} bytes: give it a shorter one"
             )
         self._who, self._routing, self._topic_out, self._source, self._reads = who, routing, topic_out, source, reads
+        # Groups tell of what is large to them.
+        self.lazy_bytes = lazy_bytes if routing != "auto" else max(lazy_bytes, LAZY_BYTES)
         self._routes: Routes | None = None
         self._patience = Patience(who, control or Control())
         self._directory: Path | None = None
@@ -155,7 +159,7 @@ class Payloads:
 
     def put(self, schema: str, payload: Payload, size: int) -> tuple[str, Payload, Slot | None]:
         """Keeps a large payload: (schema tag, what travels, where it is kept). The same, and None, where it travels itself."""
-        if size < LAZY_BYTES or (self.max_frame_bytes is not None and size > self.max_frame_bytes):
+        if size < self.lazy_bytes or (self.max_frame_bytes is not None and size > self.max_frame_bytes):
             return schema, payload, None  # what is too large is refused by name: once set apart it could leave its topic no more
         kept = self._keep(payload, size)
         if self._routing == "auto" and self._routes is not None:

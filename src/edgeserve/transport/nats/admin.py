@@ -14,7 +14,7 @@ from edgeserve.core.errors import TransportError
 from edgeserve.transport.broker.grouplog import is_group_topic
 from edgeserve.transport.nats.answers import ApiError
 from edgeserve.transport.nats.loop import Connection
-from edgeserve.transport.nats.names import GROUP_PREFIX, Names
+from edgeserve.transport.nats.names import GROUP_PREFIX, Names, unescape
 
 _DUPLICATES_S = 120
 _MOST_READS = 128
@@ -131,14 +131,30 @@ class Admin:
 
     async def topics(self) -> list[str]:
         """The names of all topics."""
-        return [
-            stream["config"].get("description", "")
-            for stream in await self._pages("STREAM.LIST", "streams", {"subject": self.names.subjects})
-            if stream["config"]["name"].startswith(self.names.stream_prefix)
-        ]
+        found: list[str] = []
+        # By their names, which are a fortieth of what a server says of each otherwise: writers of large payloads ask often.
+        for stream in await self._pages("STREAM.NAMES", "streams", {"subject": self.names.subjects}):
+            if stream.startswith(self.names.stream_prefix):
+                topic = unescape(stream.removeprefix(self.names.stream_prefix))
+                if topic is None:
+                    topic = await self._described(stream)
+                if topic is not None:
+                    found.append(topic)
+        return found
 
-    async def _pages(self, subject: str, what: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
+    async def _described(self, stream: str) -> str | None:
+        """The topic of a stream whose name is not all of it; None if it is gone."""
+        try:
+            info = await self.connection.api(f"STREAM.INFO.{stream}")
+        except ApiError as exc:
+            if exc.missing:
+                return None
+            raise
+        topic: str = info["config"].get("description", "")
+        return topic
+
+    async def _pages(self, subject: str, what: str, body: dict[str, Any]) -> list[Any]:
+        found: list[Any] = []
         while True:
             page = await self.connection.api(subject, {**body, "offset": len(found)})
             some = page.get(what) or []

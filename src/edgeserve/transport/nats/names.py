@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from hashlib import blake2b
+from urllib.parse import unquote_to_bytes
 
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_-]")
 _HASH_BYTES = 16
@@ -25,6 +26,11 @@ def escape(name: str, most: int = _MOST_NAME) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most - 2 * _HASH_BYTES - 1]}~{blake2b(raw, digest_size=_HASH_BYTES).hexdigest()}"
+
+
+def unescape(text: str) -> str | None:
+    """The name that `escape` made this of; None where it was too long to be whole."""
+    return None if "~" in text else unquote_to_bytes(text.replace("=", "%")).decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -79,4 +85,4 @@ class Names:
         return f"edgeserve-returned.{self._space}.{escape(topic)}.{escape(group)}"
 
 
-__all__ = ("GROUP_PREFIX", "Names", "escape")
+__all__ = ("GROUP_PREFIX", "Names", "escape", "unescape")
