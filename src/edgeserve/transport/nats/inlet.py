@@ -24,7 +24,8 @@ _log = logging.getLogger("edgeserve")
 ACK_WAIT_S = 5.0
 _EXCLUSIVE_ACK_WAIT_S = 30.0
 _EXPIRE_S = 0.1
-_EXPIRED_S = 0.35
+_EXPIRED_S = (0.35, 5.0)
+_AGAIN_S = 2.0
 _SHARED_PENDING = 4096
 # What a join holds is bounded by its own limits: at one of the server's it would wait for what it is not given.
 _EXCLUSIVE_PENDING = -1
@@ -44,10 +45,11 @@ class NatsInlet(Puller, Inlet):
     counts here is how often an entry was given back by `give_back`: a mark in a stream beside the topics is made first. That a member
     died is seen in the group's log.
 
-    Exclusive: the consumer says who holds it. Whoever takes it lets everything that was in hand come again, at once and in order, by making
-    the time for acknowledgements very short for a moment; what was acknowledged stays so. A holder that was held up looks whether it
-    is still the one before it asks for more; its requests end within a second. The server numbers what it delivers: where a number is
-    missing another one has been given something, and all that is in hand is made to come again.
+    Exclusive: the consumer says who holds it. Whoever takes it lets everything that was in hand come again, at once and in order, by
+    making the time for acknowledgements very short for a moment; what was acknowledged stays so. How long that moment has to be depends
+    on the server, which hands on what comes again in any order, too: so nothing is handed over until all of it has come. A holder that
+    was held up looks whether it is still the one before it asks for more; its requests end within a second. The server numbers what it
+    delivers: where a number is missing another one has been given something, and all that is in hand is made to come again.
     """
 
     def __init__(self, connection: Connection, admin: Admin, topic: str, group: str, start: Start, *, exclusive: bool) -> None:
@@ -69,6 +71,10 @@ class NatsInlet(Puller, Inlet):
         self._beat = self._seen = time.monotonic()
         # Of an exclusive one: the number of the newest delivery, 0 where that is not known; and whether one was missing.
         self._number, self._gap = 0, False
+        # What is to come again before anything else: how many, up to which, how often that was begun; those that have come, and when.
+        self._owed = self._upto = self._tries = 0
+        self._again: dict[int, Got] = {}
+        self._again_at = 0.0
         self.last_ack = ""
         connection.call(self._join)
         self.begin()
@@ -130,17 +136,24 @@ class NatsInlet(Puller, Inlet):
 
     async def _take_over(self, info: dict[str, Any]) -> None:
         known, wanted = info["config"], self._wanted()
+        self._owed = 0
+        self._again.clear()
         if self._exclusive and info["num_ack_pending"] and (known.get("metadata") or {}).get(_CLEAN) != "1":
             await self._update(known, {**wanted, "ack_wait": int(_EXPIRE_S * 1e9)})
-            await asyncio.sleep(_EXPIRED_S)
+            await asyncio.sleep(min(_EXPIRED_S[0] * 2**self._tries, _EXPIRED_S[1]))
             now = await self._admin.consumer(self._topic, self._group)
             if now is not None and _holder(now) != self._me:
                 self._stopped = True  # another one was faster
                 return
+            self._expect_again(info if now is None else now)
         if self._exclusive or any(known.get(name) != wanted[name] for name in ("ack_wait", "max_ack_pending")):
             await self._update(known, wanted)
         if self._exclusive:
             self._number = info["delivered"]["consumer_seq"]  # what another is given meanwhile is missed by its number
+
+    def _expect_again(self, info: dict[str, Any]) -> None:
+        self._owed, self._upto, self._again_at = info["num_ack_pending"], info["delivered"]["stream_seq"], time.monotonic()
+        self._tries = self._tries + 1 if self._owed else 0
 
     async def _update(self, known: dict[str, Any], changes: dict[str, Any]) -> None:
         metadata = {k: v for k, v in (known.get("metadata") or {}).items() if not k.startswith("_nats")}
@@ -158,7 +171,8 @@ class NatsInlet(Puller, Inlet):
             info = await self._admin.consumer(self._topic, self._group)
             holder = "" if info is None else _holder(info)
             self._stopped = holder not in ("", self._me)
-            if gap and info is not None and holder == self._me:
+            # More than is here: it was on its way when the connection ended, and would come again behind what is newer.
+            if info is not None and holder == self._me and (gap or info["num_ack_pending"] > len(self._held)):
                 await self._take_over(info)
         if not holder:
             await self._join()
@@ -194,7 +208,33 @@ class NatsInlet(Puller, Inlet):
             return False
         with self._hands:
             self._held[got.at] = got.reply
-        return True
+        return not self._owed or self._comes_first(got)
+
+    def _comes_first(self, got: Got) -> bool:
+        """Whether it may be handed over now: not before all that is to come again has, in order."""
+        if got.at > self._upto:
+            self._all_again()  # the server has not let go of all: it would come behind this
+            return False
+        self._again[got.at], self._again_at = got, time.monotonic()
+        self._count_again()
+        return False
+
+    def _count_again(self) -> None:
+        if self._owed and len(self._again) >= self._owed:
+            self._owed = self._tries = 0
+            for each in sorted(self._again.values()):
+                self._queue.put(each)
+            self._again.clear()
+
+    def _all_again(self) -> None:
+        self._gap = True
+        self._start_attaching(0.0)
+
+    def _not_again(self, at: int) -> None:
+        """It was settled meanwhile, and does not come any more."""
+        if self._owed and at <= self._upto and at not in self._again:
+            self._owed -= 1
+            self._count_again()
 
     def _follows(self, got: Got) -> bool:
         """Whether nobody else was given anything since the last one."""
@@ -205,8 +245,7 @@ class NatsInlet(Puller, Inlet):
                 "group %r on topic %r: another member was given messages while this one held the consumer: all come again",
                 *(self._group, self._topic),
             )
-            self._gap = True
-            self._start_attaching(0.0)
+            self._all_again()
             return False
         self._number = got.number
         return True
@@ -247,6 +286,8 @@ class NatsInlet(Puller, Inlet):
                 replies = list(self._held.values())
             for reply in replies:
                 self._connection.post(reply, b"+WPI")
+        if self._owed and now - self._again_at > _AGAIN_S:
+            self._all_again()
         super().tick(away_s)
 
     # --- settling -----------------------------------------------------------------------------------------------
@@ -261,6 +302,8 @@ class NatsInlet(Puller, Inlet):
         if reply:
             self.last_ack = reply
             self._connection.post(reply, b"+ACK")
+            if self._owed:
+                self._connection.soon(lambda: self._not_again(entry.at))
 
     def give_back(self, entry: Entry) -> None:
         reply = self._out_of_hand(entry)
@@ -307,7 +350,7 @@ class NatsInlet(Puller, Inlet):
                         self._connection.post(reply, b"-NAK")
                 await self._connection.sent()
                 # What an exclusive one still held comes again in order when the next takes over; given back singly it would not.
-                if info is not None and not held:
+                if info is not None and not held and not self._owed:
                     await self._update(info["config"], {"metadata": {_HOLDER: "", _CLEAN: "1"}})
 
 
