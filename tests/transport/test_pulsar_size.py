@@ -71,4 +71,4 @@ def test_the_size_is_read_from_the_brokers_first_answer() -> None:
         threading.Thread(target=answer, daemon=True).start()
         dead = "127.0.0.1:1"  # of several brokers any that answers will do
         found = greet(settings_from(parse(f"pulsar://{dead},127.0.0.1:{server.getsockname()[1]}")))
-    assert found == (None, 3 * MIB)
+    assert found == (None, 3 * MIB, True)

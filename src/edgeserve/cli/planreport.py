@@ -9,7 +9,7 @@ from typing import Any
 from edgeserve.cli.output import Output
 from edgeserve.cli.planinputs import Inputs, maker
 from edgeserve.cli.planning import Case, edges, elsewhere
-from edgeserve.placement import Evaluation, Plan, Problem, Reason
+from edgeserve.placement import Evaluation, Plan, Problem, Reason, Source
 from edgeserve.placement.model import Model
 
 _BROKEN = 4  # violations that are told of each placement
@@ -127,14 +127,15 @@ class Report:
         return ", ".join(told)
 
     def _edges(self) -> list[dict[str, Any]]:
-        rates = {stream.name: (stream.rate, stream.bytes) for stream in Model(self._problem).streams}
+        rates = {stream.name: stream.rate for stream in Model(self._problem).streams}
+        sizes = {made.name: made.bytes if isinstance(made, Source) else made.output_bytes for made in self._problem.made}
         return [
             {
                 "from": stream,
                 "to": taker,
                 "travels": self._case.routing[maker(stream)],
-                "messages_s": round(rates[stream][0], 3),
-                "bytes": round(rates[stream][1]),
+                "messages_s": round(rates[stream], 3),
+                "bytes": round(sizes[stream]),
             }
             for stream, taker in edges(self._problem)
         ]
