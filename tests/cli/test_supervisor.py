@@ -55,12 +55,13 @@ def test_one_that_was_ready_and_fails_before_it_is_so_again_has_its_restarts_sti
 
 def test_one_that_never_was_ready_has_none(tmp_path: Path) -> None:
     run = Run(tmp_path, "-", restarts=3)
-    assert (run.starts, [failure.once for failure in run.outcome.failures]) == (1, [False])
+    assert (run.starts, [failure.why for failure in run.outcome.failures]) == (1, ["it failed before it was ready for the first time"])
 
 
 def test_one_that_says_so_is_not_started_again(tmp_path: Path) -> None:
     run = Run(tmp_path, "0", restarts=3)
-    assert (run.starts, [failure.once for failure in run.outcome.failures]) == (1, [True])
+    assert (run.starts, len(run.outcome.failures)) == (1, 1)
+    assert "may send once more" in run.outcome.failures[0].why
 
 
 def test_restarts_are_not_forgotten_where_there_is_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,8 +129,8 @@ def _report(out: Output, app: Path, outcome: Outcome) -> None:
     if outcome.killed:
         click.echo(f"did not end in time and had to be killed: {', '.join(outcome.killed)}", err=True)
     if outcome.failures:
-        why = ", and is not started again: without message_id= or a stream with a position it may send once more what it has sent"
-        what = "; ".join(f"{failure.name} failed ({failure.how}){why if failure.once else ''}" for failure in outcome.failures)
+        whys = [f", and is not started again: {failure.why}" if failure.why else "" for failure in outcome.failures]
+        what = "; ".join(f"{failure.name} failed ({failure.how}){why}" for failure, why in zip(outcome.failures, whys, strict=True))
         others = "" if len(outcome.failures) > 1 else "; all other nodes were stopped"
         raise CommandError(what + others, str(app), f"its last lines stand above, after `{outcome.failures[0].name} |`")
     if outcome.killed and outcome.stopped_by:

@@ -109,12 +109,12 @@ class _Child:
 
 @dataclass(frozen=True)
 class Failure:
-    """A process that ended otherwise than well: its name, how, its last lines on standard error. `once`: it was not to be started again."""
+    """A process that ended otherwise than well: its name, how, its last lines on standard error. `why`: why it was not started again."""
 
     name: str
     how: str
     tail: tuple[str, ...]
-    once: bool = False
+    why: str = ""
 
 
 @dataclass
@@ -312,8 +312,17 @@ class Supervisor:
         if status != 0 and not asked:
             how = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
             if not self._restart(child, how):
-                once = self._restarts > 0 and child.name in self._once
-                self._outcome.failures.append(Failure(child.name, how, tuple(child.tail), once))
+                self._outcome.failures.append(Failure(child.name, how, tuple(child.tail), self._why_not(child)))
+
+    def _why_not(self, child: _Child) -> str:
+        """Why one that failed is not started again, where that was asked for."""
+        if not self._restarts:
+            return ""
+        if child.name in self._once:
+            return "without message_id= or a stream with a position it may send once more what it has sent"
+        if child.name not in self._were_ready:
+            return "it failed before it was ready for the first time"
+        return f"it has been, {self._restarts} times (--restarts)" if self._restarted.get(child.name, 0) >= self._restarts else ""
 
     def _restart(self, child: _Child, how: str) -> bool:
         """Has a process that failed started again, if it may be. One that never was ready would not be the next time either."""

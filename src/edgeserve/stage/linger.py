@@ -113,7 +113,6 @@ class Patience:
         if self.troubled:
             self.troubled = False
             self._delay_s = _BACKOFF_S[0]
-            self._logged = -_LOG_EVERY_S
             log.info("%s goes on", self._what)
 
 
