@@ -28,7 +28,8 @@ def last(path: Path) -> list[Any]:
     """The last thing that was noted, if there is any, without reading all."""
     with open(path, "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
-        return [json.loads(line) for line in file.read().splitlines()[-1:]]
+        whole = file.read().rpartition(b"\n")[0]  # what is just being written may be there in part
+        return [json.loads(line) for line in whole.splitlines()[-1:]]
 
 
 class Follower:
