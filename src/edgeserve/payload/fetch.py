@@ -124,7 +124,7 @@ class Fetcher:
 
     def _brought(self, reference: Reference, origin: Origin, name: str, ends: float) -> memoryview:
         began = time.monotonic()
-        ends = min(ends, began + self._absences.patience(str(origin), self._deadline_s))
+        ends = min(ends, began + self._absences.patience(reference.origin, self._deadline_s))
         part = self._shelf.begin(name, reference.size)
         pull = Pull(self._connections, origin, reference.token, reference, partial(self._shelf.map, part), ends, self._closing)
         try:
@@ -132,9 +132,9 @@ class Fetcher:
         except BaseException as exc:
             self._shelf.drop(part)
             if pull.answered or isinstance(exc, FetchError):
-                self._absences.ended(str(origin), began, None if pull.answered else exc)
+                self._absences.ended(reference.origin, began, None if pull.answered else exc)
             raise
-        self._absences.ended(str(origin), began, None)
+        self._absences.ended(reference.origin, began, None)
         view = self._shelf.publish(part)
         with self._lock:
             self.fetched += 1

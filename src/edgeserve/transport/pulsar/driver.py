@@ -13,7 +13,8 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
@@ -235,18 +236,12 @@ class PulsarDriver(Driver):
             raise self._named(exc, "listen to", name) from exc
 
     def newest(self, topic: str) -> Entry | None:
-        found = None
-        for entry in self._entries(topic, pulsar.MessageId.latest):
-            found = entry
-        return found
+        return _last_of(self._entries(topic, pulsar.MessageId.latest))
 
     def _newest_now(self, topic: str) -> Entry | None:
         """With one try."""
-        found = None
         with closing(Look(partial(self._look_from, topic), pulsar.MessageId.latest)) as look:
-            while (entry := look.next()) is not None:
-                found = entry
-        return found
+            return _last_of(iter(look.next, None))
 
     def last(self, topic: str) -> int | None:
         """Does without the admin API."""
@@ -375,6 +370,10 @@ def _close_all() -> None:
             driver.close()
             for thread in list(driver.threads):
                 thread.join(_EXIT_S)
+
+
+def _last_of(entries: Iterable[Entry]) -> Entry | None:
+    return next(iter(deque(entries, maxlen=1)), None)
 
 
 def _client(settings: Settings) -> pulsar.Client:
