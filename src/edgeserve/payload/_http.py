@@ -14,7 +14,11 @@ MOST_HEAD_BYTES = 8192
 TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{8,1024}")
 """What a token may look like: it stands in a header as it is."""
 
+GONE = (404, 410)
+"""The statuses of what is not there."""
+
 _END = b"\r\n\r\n"
+_STATUS = re.compile(r"HTTP/1\.[01] ([0-9]{3})(?: .*)?")
 _FIELD = re.compile(r"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*(.*?)[ \t]*")
 _ODD = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -32,6 +36,19 @@ class Head(msgspec.Struct):
 
     first: str
     fields: dict[str, str]
+
+    @property
+    def status(self) -> int:
+        """Of an answer. Raises `Malformed` where there is none."""
+        found = _STATUS.fullmatch(self.first)
+        if found is None:
+            raise Malformed("no status")
+        return int(found[1])
+
+    @property
+    def stays_open(self) -> bool:
+        """Whether the connection can be used again when all of the body was read."""
+        return self.fields.get("connection", "").lower() != "close" and self.first.startswith("HTTP/1.1")
 
 
 def left_of(ends: float) -> float:
@@ -101,4 +118,4 @@ def end(sock: socket.socket) -> None:
         pass  # it was at an end
 
 
-__all__ = ("MOST_HEAD_BYTES", "TOKEN", "Head", "Malformed", "TooLong", "end", "left_of", "read_head", "shut")
+__all__ = ("GONE", "MOST_HEAD_BYTES", "TOKEN", "Head", "Malformed", "TooLong", "end", "left_of", "read_head", "shut")

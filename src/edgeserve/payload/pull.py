@@ -16,7 +16,7 @@ import msgspec
 from xxhash import xxh3_64
 
 from edgeserve.core.errors import ClosedError, ConfigurationError, CorruptMessage, FetchError, PayloadGone
-from edgeserve.payload._http import TOKEN, Head, Malformed, end, left_of, read_head, shut
+from edgeserve.payload._http import GONE, TOKEN, Head, Malformed, end, left_of, read_head, shut
 from edgeserve.payload.origins import Origins
 from edgeserve.payload.reference import Reference
 
@@ -28,8 +28,6 @@ _STALL_PART = 4
 _KEPT_S, _MOST_KEPT = 20.0, 8
 
 _ORIGIN = re.compile(r"(https?)://(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})")
-_STATUS = re.compile(r"HTTP/1\.[01] ([0-9]{3})(?: .*)?")
-_GONE = (404, 410)
 _PASSING = (408, 429, 500, 502, 503, 504)
 
 
@@ -353,7 +351,7 @@ class Pull:
             if not read:
                 raise ConnectionError("the connection ended")
             self._came(read)
-        return len(buffer) == came and head.fields.get("connection", "").lower() != "close" and head.first.startswith("HTTP/1.1")
+        return len(buffer) == came and head.stays_open
 
     def _came(self, count: int) -> None:
         self._digest.update(self._target[self._have : self._have + count])
@@ -365,11 +363,8 @@ class Pull:
 
     def _begin(self, head: Head) -> None:
         """Looks at what the answer says of itself; sets what of the payload is there."""
-        found = _STATUS.fullmatch(head.first)
-        if found is None:
-            raise Malformed("no status")
-        status, size = int(found[1]), self._reference.size
-        if status in _GONE:
+        status, size = head.status, self._reference.size
+        if status in GONE:
             raise PayloadGone(f"{self._what()} is not there any more ({status})")
         if status in _PASSING:
             raise ConnectionError(f"status {status}")

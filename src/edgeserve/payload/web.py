@@ -9,7 +9,7 @@ from collections.abc import Callable
 from urllib.parse import urljoin
 
 from edgeserve.core.errors import FetchError, MessageError, NotAllowed, PayloadGone
-from edgeserve.payload._http import Head, Malformed, left_of, read_head
+from edgeserve.payload._http import GONE, Head, Malformed, left_of, read_head
 from edgeserve.payload.arriving import Arriving
 from edgeserve.payload.location import PORTS, Location, location_of
 from edgeserve.payload.pull import Connections, Origin
@@ -20,11 +20,9 @@ _MOST_LINE, _MOST_TRAILERS, _MOST_INTERIM, _MOST_REDIRECTS = 1_024, 64, 16, 5
 _STALL_PART = 4
 _PAUSE_S = 0.01
 
-_STATUS = re.compile(r"HTTP/1\.[01] ([0-9]{3})(?: .*)?")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;.*)?")
 _RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})")
-_GONE = (404, 410)
 _REDIRECTS = (301, 302, 303, 307, 308)
 _REFUSED = {401: ": it asks for a user", 403: ": it does not let this machine have it"}
 
@@ -119,7 +117,7 @@ class _Transfer:
         except BaseException:
             self._connections.drop(self._sock)
             raise
-        if whole and not self._buffer and head.fields.get("connection", "").lower() != "close" and head.first.startswith("HTTP/1.1"):
+        if whole and not self._buffer and head.stays_open:
             self._connections.keep(self._origin, self._sock)
         else:
             self._connections.drop(self._sock)
@@ -162,11 +160,9 @@ class _Transfer:
             head = read_head(self._sock, self._buffer, self._ends, self._stall_s)
             if head is None:
                 raise ConnectionError("the connection ended without an answer")
-            found = _STATUS.fullmatch(head.first)
-            if found is None:
-                raise Malformed("no status")
-            if int(found[1]) >= 200:
-                return head, int(found[1])
+            status = head.status
+            if status >= 200:
+                return head, status
         raise Malformed("no final answer")
 
     # --- taking -------------------------------------------------------------------------------------------------
@@ -174,7 +170,7 @@ class _Transfer:
     def _body(self, head: Head, status: int) -> bool:
         """Takes the body; returns whether the connection may be used again."""
         into = self._into
-        if status in _GONE:
+        if status in GONE:
             raise PayloadGone(f"{into.shown} is not there ({status})")
         if status != 200 and (status != 206 or not into.have):
             raise FetchError(f"{into.shown} is not given: status {status}{_REFUSED.get(status, '')}")
