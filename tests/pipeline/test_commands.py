@@ -246,7 +246,8 @@ def test_a_node_that_fails_too_often_ends_all(edgeserve: Command, app: App) -> N
     result = edgeserve("run", app(DIES), "--restarts", "1")
     assert result.returncode == 1
     assert result.stderr.count("dies failed (exit status 3) and is started again") == 1
-    assert "error: dies failed (exit status 3); all other nodes were stopped" in result.stderr
+    once = "error: dies failed (exit status 3), and is not started again: it has been, once (--restarts); all other nodes were stopped"
+    assert once in result.stderr
     events = [json.loads(line) for line in edgeserve("run", app(DIES), "--restarts", "2", "--json").stdout.splitlines()]
     assert [event for event in events if event.get("event") == "restart"] == [
         {"event": "restart", "node": "dies", "how": "exit status 3"}
@@ -257,7 +258,8 @@ def test_a_node_that_fails_too_often_ends_all(edgeserve: Command, app: App) -> N
 def test_a_node_that_never_was_ready_is_not_started_again(edgeserve: Command, app: App) -> None:
     result = edgeserve("run", app(DIES), env={"EARLY": "1"})
     assert result.returncode == 1
-    assert result.stderr.count("RuntimeError: no camera") == 1 and "started again" not in result.stderr
+    assert result.stderr.count("RuntimeError: no camera") == 1 and "is started again" not in result.stderr
+    assert "and is not started again: it failed before it was ready for the first time" in result.stderr
 
 
 def test_nodes_without_a_pipeline_are_started_again_when_that_is_asked_for(edgeserve: Command, app: App) -> None:
@@ -269,7 +271,9 @@ a = DataSource([1], {node!r}, source_id="a", topic="in")
 dies = Compute(lambda a: os._exit(3), {node!r}, topic_in="in", topic_out="out")
 """
     assert "started again" not in edgeserve("run", app(text)).stderr
-    assert edgeserve("run", app(text), "--restarts", "2").stderr.count("started again") == 2
+    said = edgeserve("run", app(text), "--restarts", "2").stderr
+    assert said.count("is started again") == 2
+    assert "and is not started again: it has been, 2 times (--restarts)" in said
 
 
 def test_an_interrupt_ends_all_in_order(edgeserve: Command, app: App, node: str) -> None:

@@ -322,7 +322,8 @@ class Supervisor:
             return "without message_id= or a stream with a position it may send once more what it has sent"
         if child.name not in self._were_ready:
             return "it failed before it was ready for the first time"
-        return f"it has been, {self._restarts} times (--restarts)" if self._restarted.get(child.name, 0) >= self._restarts else ""
+        times = "once" if self._restarts == 1 else f"{self._restarts} times"
+        return f"it has been, {times} (--restarts)" if self._restarted.get(child.name, 0) >= self._restarts else ""
 
     def _restart(self, child: _Child, how: str) -> bool:
         """Has a process that failed started again, if it may be. One that never was ready would not be the next time either."""
