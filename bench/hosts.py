@@ -32,7 +32,7 @@ import numpy as np
 
 from edgeserve.compute import Compute
 from edgeserve.data_source import DataSource
-from notes import lines, note
+from notes import Follower, lines, note
 
 SIZE, PAGE, RATE, INTERVAL_S = 1_000_000, 4096, 30.0, 0.5
 LINK = "100mbit"
@@ -253,6 +253,13 @@ def broker_on(network: Network, host: str, engine: str, root: Path) -> Callable[
     return end
 
 
+def _next(made: Follower, running: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Waits for the next result, while all are there that make it."""
+    made.new()
+    while not made.new() and all(each.poll() is None for each in running):
+        time.sleep(0.002)
+
+
 def measure(mode: str, seconds: float, engine: str) -> dict[str, float]:
     """One run."""
     tasks = {"one": ["chosen"], "two": ["chosen", "chosen2"]}.get(mode, ["consumer"])
@@ -267,11 +274,15 @@ def measure(mode: str, seconds: float, engine: str) -> dict[str, float]:
         cameras = [on(host, *role, "--role", host) for host in "ab"]
         if mode in ("one", "two"):
             cameras.append(on("a", *role, "--role", "ticker"))
-        while not lines(root / "pairs") and all(each.poll() is None for each in (*takes, *cameras)):
-            time.sleep(0.1)
+        made = Follower(root / "pairs")
+        running = (*takes, *cameras)
+        _next(made, running)
         time.sleep(WARM_S)
+        # From one result to another: nothing is fetched right behind one, so what is counted is theirs.
+        _next(made, running)
         began, before, first = time.monotonic(), network.counters("c"), len(lines(root / "pairs"))
         time.sleep(max(1.0, seconds - 2 * WARM_S - 1))
+        _next(made, running)
         took, after, last = time.monotonic() - began, network.counters("c"), len(lines(root / "pairs"))
         pairs = lines(root / "pairs")
         others = [lines(root / f"pairs{task.removeprefix('chosen')}") for task in tasks[1:]]
