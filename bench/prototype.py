@@ -44,7 +44,7 @@ def main() -> None:
         broker(state, "start", "pulsar")
         stack.callback(broker, state, "stop", "pulsar")
         # Not our settings of pytest, and not our tests' helpers.
-        command = [sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", state, str(given.file.resolve())]
+        command = [sys.executable, "-m", "pytest", "-qx", "-c", os.devnull, "--rootdir", state, str(given.file.resolve())]
         expected = 6 if given.ftp else 4
         if not given.ftp:
             command += ["-k", "not ftp"]

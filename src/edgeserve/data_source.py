@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import AsyncIterable, Callable, Iterable, Iterator
@@ -30,6 +31,7 @@ from edgeserve.transport import SEND_WINDOW, Frame, Transport
 
 Gate: TypeAlias = Callable[[Any], Any]
 
+_log = logging.getLogger("edgeserve")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LONG_AGO, _FAR_AHEAD = -(2**63), 2**63 - 1
@@ -101,10 +103,8 @@ class DataSource(Node):
         if not isinstance(stream, (Iterable, AsyncIterable)):
             raise ConfigurationError(f"DataSource: the stream must be an iterable or an async iterable, not {type(stream).__name__}")
         if isinstance(stream, (str, bytes, bytearray)):
-            raise ConfigurationError(
-                f"DataSource: the stream is of type {type(stream).__name__}, whose characters would be a message each: to send it as one, "
-                "give a list of it"
-            )
+            what = "DataSource %r: the stream is of type %s, so each of its characters is a message; to send it as one, give a list of it"
+            _log.warning(what, source_id, type(stream).__name__)
         self._check_callables("DataSource", gate=gate, event_time=event_time, message_id=message_id, key=key)
         self._stream = stream
         self._source_id, self._gate, self._topic = as_parameter(source_id), gate, topic

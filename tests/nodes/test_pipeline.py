@@ -60,6 +60,12 @@ def test_snippets_with_four_sources(node: str) -> None:
         assert next(materialize) == 1234
 
 
+def test_a_text_is_a_stream_of_its_characters(node: str, caplog: pytest.LogCaptureFixture) -> None:
+    with DataSource("ab", node, source_id="data", topic="in", gate=str.encode) as ds:
+        assert [next(ds), next(ds)] == [b"a", b"b"]
+    assert "each of its characters is a message" in caplog.text
+
+
 def test_four_sources_until_the_end(node: str) -> None:
     def task(data1: int, data2: int, data3: int, data4: int) -> tuple[int, ...]:
         return data1, data2, data3, data4
@@ -524,7 +530,6 @@ def test_use_after_close_is_named(node: str) -> None:
         (lambda: Compute(lambda a: 1, "memory://x", join="nearest"), "nearest"),
         (lambda: Compute(lambda a: 1, "memory://x", join="exact"), "takes those of one, 'a': leave join out"),
         (lambda: DataSource([1], "memory://x", source_id="a\0b"), "the character NUL"),
-        (lambda: DataSource("ab", "memory://x", source_id="a"), "whose characters would be a message each"),
         (lambda: Compute(lambda a: 1, "memory://x", retries=-1), "retries"),
         (lambda: Materialize(print, "memory://x", on_error="explode"), "on_error"),
         (lambda: Materialize(print, "memory://x").run(until="tomorrow"), "until"),
