@@ -76,6 +76,7 @@ def test_another_users_process_that_is_not_shown_is_not_taken_for_dead(tmp_path:
     while folder != Path(tempfile.gettempdir()):
         folder.chmod(0o755)
         folder = folder.parent
-    python = [os.path.realpath(sys.executable), str(see), str(tmp_path), str(os.getpid()), process_name(os.getpid())]
+    # -I: whatever PYTHONPATH names would be found first, and may be nothing that this user can read.
+    python = [os.path.realpath(sys.executable), "-I", str(see), str(tmp_path), str(os.getpid()), process_name(os.getpid())]
     found = subprocess.run(["unshare", "-m", "sh", "-c", f'{APART} "$@"', "sh", *python], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["None", "True", "False"]
