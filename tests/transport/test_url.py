@@ -25,6 +25,34 @@ def test_what_no_url_can_hold(text: str) -> None:
     assert repr(text) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("nats:/host", "nats://host"),
+        ("nats:host:4222", "nats://host:4222"),
+        ("NATS//host:4222/space", "nats://host:4222/space"),
+        ("nats;//host", "nats://host"),
+        ("nats+tls:/host", "nats+tls://host"),
+        ("pulsar:/host:6650?token=s3cret", "pulsar://host:6650?token=***"),
+        ("nats:/me:s3cret@host", "nats://***@host"),
+        ("nats", "nats://"),
+        ("local:/tmp/x", "local:///tmp/x"),
+        ("local:", "local://"),
+        ("memory:x", "memory://x"),
+        ("localhost:4222", ""),
+        ("nats//me:s3cret@host", ""),
+        ("natshost", ""),
+        ("/tmp/x", ""),
+        ("", ""),
+    ],
+)
+def test_a_url_without_its_slashes_is_told_the_one_that_was_meant(text: str, meant: str) -> None:
+    with pytest.raises(ConfigurationError, match="a node is a URL such as 'local://' or 'nats://host:4222', not '") as caught:
+        parse(text)
+    said = str(caught.value)
+    assert said.endswith(f": did you mean '{meant}'?" if meant else "'") and "s3cret" not in said
+
+
 def test_a_node_says_so_when_it_connects() -> None:
     with pytest.raises(ConfigurationError, match="NUL"), DataSource([1], "local:///tmp/a\0b", source_id="a"):
         pass

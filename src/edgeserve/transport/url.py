@@ -29,6 +29,7 @@ _SERVERS = frozenset(("pulsar", "pulsar+ssl", "nats", "nats+tls"))
 _SECRET = frozenset(("token", "password", "secret", "oauth2"))
 _HIDDEN = "***"
 _SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):(//)?", re.IGNORECASE)
+_WITHOUT_SLASHES = re.compile(r"\s*([a-z][a-z0-9+.-]*)[:;]?\s*(/*)(.*)", re.IGNORECASE)
 _PARAMETER = re.compile(r"(?:^|[?&;/#])([^?&;/#=]+)=")
 _NEXT_PARAMETER = re.compile(r"&[\w%.+-]+=|$")
 _open: dict[tuple[int, str], tuple[Transport, int]] = {}
@@ -126,7 +127,7 @@ def parse(text: str) -> NodeURL:
         raise ConfigurationError(f"a node is a URL such as 'local://', not a {type(text).__name__}")
     shown = without_secrets(text)
     if "://" not in text:
-        raise ConfigurationError(f"a node is a URL such as 'local://', not {shown!r}")
+        raise ConfigurationError(f"a node is a URL such as 'local://' or 'nats://host:4222', not {shown!r}{_meant(shown)}")
     # What the exceptions say quotes the text.
     try:
         os.fsencode(text)
@@ -151,6 +152,15 @@ def parse(text: str) -> NodeURL:
     if parts.scheme not in _WITHOUT_SERVER:
         _check_ports(shown, parts.netloc)
     return NodeURL(text, parts.scheme, parts.netloc + parts.path, dict(parse_qsl(parts.query, keep_blank_values=True)))
+
+
+def _meant(shown: str) -> str:
+    """The URL that was most likely meant by one without `://`, as far as it may be shown."""
+    found = _WITHOUT_SLASHES.match(shown)
+    if found is None or (scheme := found[1].lower()) not in _BUILT_IN:
+        return ""
+    rest = found[3] if scheme in _SERVERS else found[2][:1] + found[3]
+    return f": did you mean {f'{scheme}://{rest}'!r}?"
 
 
 def _check_ports(shown: str, netloc: str) -> None:
