@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from edgeserve.core.codec import as_parameter, check_source_id, encode_frame
-from edgeserve.core.errors import ConfigurationError
+from edgeserve.core.errors import ConfigurationError, UnsupportedType
 from edgeserve.core.message import WATERMARK_END, Header, Key, Kind, TimeKind, message_id, replayable_id
 from edgeserve.core.metrics import Reason
 from edgeserve.core.payload import encode_sized
@@ -172,7 +172,10 @@ class DataSource(Node):
             sequence = self._sequence
             id_ = message_id(prefix, sequence) if own_id is None else replayable_id(source_id, own_id(item))
             key = None if key_of is None else key_of(item)
-            schema, payload, size = encode_sized(value)
+            try:
+                schema, payload, size = encode_sized(value)
+            except UnsupportedType as exc:
+                raise UnsupportedType(f"DataSource {source_id!r}, message {sequence + 1}: {exc}") from exc
             slot = None
             if size >= lazy_bytes:
                 schema, payload, slot = payloads.put(schema, payload, size)

@@ -583,9 +583,12 @@ def test_naive_datetimes_and_unsendable_values_are_named(node: str) -> None:
     with DataSource([1], node, source_id="a", event_time=lambda _: dt.datetime(2026, 1, 1)) as source:  # noqa: DTZ001
         with pytest.raises(ConfigurationError, match="time zone"):
             next(source)
-    with DataSource([object()], node, source_id="a") as source:
-        with pytest.raises(UnsupportedType):
-            next(source)
+    with DataSource([0, object(), 1, lambda: 0], node, source_id="a") as source:
+        for number, kind in ((1, "object"), (2, "function")):
+            assert next(source) == number - 1
+            named = rf"DataSource 'a', message {number + 1}: a value of type {kind} cannot be sent\. .* give gate="
+            with pytest.raises(UnsupportedType, match=named):
+                next(source)
 
 
 @pytest.mark.parametrize("number", [2**70, -(2**70), 2**63, -(2**63) - 1, 10**5000], ids=lambda n: f"{n.bit_length()} bits")
