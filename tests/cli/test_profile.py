@@ -344,17 +344,19 @@ def test_what_others_take_of_the_machine_is_what_is_neither_idle_nor_own() -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "busy_ns", "disturbed", "said"),
+    ("kind", "every", "busy_ns", "disturbed", "said"),
     [
-        (TimeKind.ARRIVAL, 95, 0.0, "t may not have kept up, so a may have been held back below the rate of its own"),
-        (TimeKind.DEVICE, 95, 0.0, None),
-        (TimeKind.ARRIVAL, 80, 0.0, None),
-        (TimeKind.ARRIVAL, 80, 0.25, "the machine was too busy: other processes took 25% of its cores"),
+        (TimeKind.ARRIVAL, 1, 95, 0.0, "t may not have kept up, so a may have been held back below the rate of its own"),
+        (TimeKind.DEVICE, 1, 95, 0.0, None),
+        (TimeKind.ARRIVAL, 1, 80, 0.0, None),
+        (TimeKind.DEVICE, 20, 95, 0.0, "source 'a' sent 100 messages, but of only 5 event times, so its rate is a rough one"),
+        (TimeKind.ARRIVAL, 1, 80, 0.25, "the machine was too busy: other processes took 25% of its cores"),
     ],
 )
-def test_what_makes_figures_doubtful(kind: TimeKind, busy_ns: int, disturbed: float, said: str | None) -> None:
+def test_what_makes_figures_doubtful(kind: TimeKind, every: int, busy_ns: int, disturbed: float, said: str | None) -> None:
     sent, report = Sent(), Report("t", 11, [busy_ns] * 10, 1000, 1)
-    sent.add(Header(bytes(16), "a", "p", 99, 0, 0, time_kind=int(kind)))
+    for n in range(100):
+        sent.add(Header(bytes(16), "a", "p", n, n // every, 0, time_kind=int(kind)))
     task = task_cost([report], [sent], 0)
     assert task is not None
     costs = Costs(pipeline="yard", sources={"a": SourceCost(rate_hz=1, bytes=1, messages=100)}, tasks={"t": task})

@@ -157,6 +157,15 @@ def test_a_rate_is_that_of_event_times_and_replicas_add_up() -> None:
     assert source_cost([one, other]) == SourceCost(rate_hz=3.0, bytes=20.0, messages=103)
 
 
+def test_bunches_of_one_time_have_the_rate_of_all_that_came() -> None:
+    """Ten at a time, each second."""
+    bunches = sent(*((10 * second + n, second * 10**9, 1) for second in range(3) for n in range(10)))
+    assert source_cost([bunches]) == SourceCost(rate_hz=10.0, bytes=1.0, messages=30)
+    assert (bunches.newest, bunches.moments) == (10, 3)
+    late = sent((0, 2 * 10**9, 1), (1, 0, 1), (2, 2 * 10**9, 1), (3, 0, 1))
+    assert source_cost([late]) == SourceCost(rate_hz=1.0, bytes=1.0, messages=4)
+
+
 def test_one_message_or_one_time_tells_no_rate() -> None:
     assert source_cost([]) is None
     assert source_cost([sent((0, 5, 1))]) is None

@@ -272,6 +272,9 @@ class Ran:
         for name, source in costs.sources.items():
             if source.messages < _FEW:
                 yield f"source {name!r} sent only {_counting(source.messages, 'message')}, so its rate is a rough one: {_LONGER}"
+            elif (moments := sum(sent.moments for sent in self.sent[name].values())) < _FEW:
+                sent = f"{_counting(source.messages, 'message')}, but of only {_counting(moments, 'event time')}"
+                yield f"source {name!r} sent {sent}, so its rate is a rough one: {_LONGER}"
         for name, task in costs.tasks.items():
             if task.runs < _FEW:
                 yield f"task {name!r} was measured on only {_counting(task.runs, 'run')}, so its quantiles say little: {_LONGER}"

@@ -73,7 +73,9 @@ class Sent:
 
     Attributes:
         messages: how many are kept.
-        sequence: of the newest.
+        newest: how many of them have the newest event time.
+        moments: how often the event time was another one than that of the message before; where they are in order, how many there are.
+        sequence: of the last one.
         timed: whether it has event times of its own.
     """
 
@@ -81,14 +83,22 @@ class Sent:
     bytes: int = 0
     oldest_ns: int = 2**63
     newest_ns: int = -(2**63)
+    newest: int = 0
+    moments: int = 0
+    last_ns: int | None = None
     sequence: int = 0
     timed: bool = False
 
     def add(self, header: Header) -> None:
         """Takes the next one."""
+        event_ns = header.event_ns
         self.messages += 1
         self.bytes += header.size
-        self.oldest_ns, self.newest_ns = min(self.oldest_ns, header.event_ns), max(self.newest_ns, header.event_ns)
+        if event_ns > self.newest_ns:
+            self.newest_ns, self.newest = event_ns, 0
+        self.newest += event_ns == self.newest_ns
+        self.moments += event_ns != self.last_ns
+        self.oldest_ns, self.last_ns = min(self.oldest_ns, event_ns), event_ns
         self.sequence, self.timed = header.sequence, header.time_kind != TimeKind.ARRIVAL
 
 
@@ -97,7 +107,8 @@ def source_cost(producers: Collection[Sent]) -> SourceCost | None:
     if not producers or any(sent.newest_ns == sent.oldest_ns for sent in producers):
         return None
     return SourceCost(
-        rate_hz=sum((sent.messages - 1) / (sent.newest_ns - sent.oldest_ns) * 1e9 for sent in producers),
+        # How long the newest ones are to last is not known, one or a bunch of one time: they end the time that the others took.
+        rate_hz=sum((sent.messages - sent.newest) / (sent.newest_ns - sent.oldest_ns) * 1e9 for sent in producers),
         bytes=_mean_size(producers),
         messages=sum(sent.sequence + 1 for sent in producers),  # a source counts from 0
     )
