@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 NODE = "local://somewhere"
 
 
-def said(**nodes: Any) -> list[str]:
-    return mismatches([Listed(name, type(node).__name__, node.url, node.wiring) for name, node in nodes.items()], "app.py")
+def said(*, until_end: bool = False, **nodes: Any) -> list[str]:
+    listed = [Listed(name, type(node).__name__, node.url, node.wiring) for name, node in nodes.items()]
+    return mismatches(listed, "app.py", until_end=until_end)
 
 
 def source(source_id: str, node: str = NODE, topic: str = "frames") -> DataSource:
@@ -38,6 +39,13 @@ def test_a_name_that_was_mistyped_is_one_line_that_suggests_the_other() -> None:
         "parameter 'camera' of fuse: nothing in app.py sends it on topic 'frames' (sent there: 'cam', 'lidar'); did you mean 'cam'? "
         "It is right only if another program sends it"
     )
+
+
+def test_of_a_run_until_the_end_it_is_said_who_waits() -> None:
+    wait = ": with --until-end fuse waits until its end is there, for ever if none comes"
+    for nodes in ({"a": source("cam"), "fuse": fuse(lambda camera: 0)}, {"a": source("a", topic="frame"), "fuse": fuse(lambda a: 0)}):
+        (line,) = said(**nodes)
+        assert said(**nodes, until_end=True) == [line + wait]
 
 
 def test_no_name_is_suggested_that_has_its_own_parameter() -> None:
@@ -150,6 +158,9 @@ def test_run_warns_at_the_start(tmp_path: Path, node: str) -> None:
     with started(str(path)) as process:
         line = line_with(process, "parameter", "stderr")
         assert line.startswith("warning: parameter 'camera' of fuse: nothing in app.py sends it on topic 'frames'")
+    with started(str(path), "--until-end") as process:
+        line_until_end = line_with(process, "parameter", "stderr")
+        assert line_until_end == line.rstrip() + ": with --until-end fuse waits until its end is there, for ever if none comes\n"
     with started(str(path), "--json") as process:
         event = json.loads(line_with(process, "parameter"))
         assert (event["event"], event["what"]) == ("warning", line.removeprefix("warning: ").rstrip())

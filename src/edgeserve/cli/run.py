@@ -116,9 +116,9 @@ def tell(out: Output, text: str, **event: object) -> None:
         click.echo(text, err=True)
 
 
-def _warn_of_mismatches(out: Output, app: Path, found: list[Listed]) -> None:
+def _warn_of_mismatches(out: Output, app: Path, found: list[Listed], *, until_end: bool) -> None:
     label = click.style("warning:", fg="yellow", bold=True)
-    for line in mismatches(found, app.name):
+    for line in mismatches(found, app.name, until_end=until_end):
         tell(out, f"{label} {line}", event="warning", what=line)
 
 
@@ -239,7 +239,7 @@ def launch(
     if not out.as_json:
         out.line(f"running {len(found)} nodes of {app}: {', '.join(f'{each.name} ({each.kind})' for each in found)}", "dim")
     if declared.graph is None:
-        _warn_of_mismatches(out, path, found)
+        _warn_of_mismatches(out, path, found, until_end=until_end)
 
     def waiting(names: list[str]) -> None:
         tell(out, f"waiting for {', '.join(names)}; Ctrl-C once more kills what still runs", event="waiting", nodes=names)

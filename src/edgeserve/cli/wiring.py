@@ -40,10 +40,10 @@ class Found(msgspec.Struct, frozen=True):
     error: dict[str, str] = {}
 
 
-def mismatches(nodes: Sequence[Listed], app: str) -> list[str]:
+def mismatches(nodes: Sequence[Listed], app: str, *, until_end: bool = False) -> list[str]:
     """A line for each parameter that nothing in `app` sends, and for each source id that no task in it takes.
 
-    Another program may send or read, too, so each line is true whether it does or not.
+    Another program may send or read, too, so each line is true whether it does or not. With `until_end` it says what waits for it.
     """
     topics = dict.fromkeys((_place(node.url), node.wiring.topic_in) for node in nodes if node.wiring.topic_in is not None)
     found: list[str] = []
@@ -52,9 +52,10 @@ def mismatches(nodes: Sequence[Listed], app: str) -> list[str]:
         readers = [node for node in there if node.wiring.topic_in == topic]
         writers = [node for node in there if node.wiring.topic_out == topic]
         if writers:
-            found += _names_that_differ(readers, writers, topic, app)
+            found += _names_that_differ(readers, writers, topic, app, until_end)
         else:
-            found += _without_writer(readers, topic, [node.wiring.topic_out for node in there if node.wiring.topic_out is not None], app)
+            written = [node.wiring.topic_out for node in there if node.wiring.topic_out is not None]
+            found += _without_writer(readers, topic, written, app, until_end)
     return found
 
 
@@ -87,7 +88,7 @@ def _place(url: str) -> Place:
     return parsed.scheme, parsed.path.rpartition("@")[2].rstrip("/")
 
 
-def _names_that_differ(readers: Sequence[Listed], writers: Sequence[Listed], topic: str, app: str) -> Iterator[str]:
+def _names_that_differ(readers: Sequence[Listed], writers: Sequence[Listed], topic: str, app: str, until_end: bool) -> Iterator[str]:
     sent = list(dict.fromkeys(node.wiring.sends for node in writers))
     taken = list(dict.fromkeys(name for node in readers for name in node.wiring.takes or ()))
     unsent = [name for name in taken if name not in sent]
@@ -97,7 +98,7 @@ def _names_that_differ(readers: Sequence[Listed], writers: Sequence[Listed], top
         who = _names(node for node in readers if name in (node.wiring.takes or ()))
         yield (
             f"parameter {name!r} of {who}: nothing in {app} sends it on topic {topic!r} (sent there: {_quoted(sent)}); "
-            f"{_hint(close)} right only if another program sends it"
+            f"{_hint(close)} right only if another program sends it{_waiting(who) if until_end else ''}"
         )
         # One slip of the pen, one line.
         untaken = [other for other in untaken if other not in close]
@@ -112,16 +113,21 @@ def _names_that_differ(readers: Sequence[Listed], writers: Sequence[Listed], top
         )
 
 
-def _without_writer(readers: Sequence[Listed], topic: str, written: Sequence[str], app: str) -> Iterator[str]:
+def _without_writer(readers: Sequence[Listed], topic: str, written: Sequence[str], app: str, until_end: bool) -> Iterator[str]:
     waiting = [node for node in readers if node.wiring.takes is not None]
     if not waiting:
         return  # sinks take what comes; a program of sinks only is a usual one
     close = get_close_matches(topic, written, n=1)
     wanted = dict.fromkeys(name for node in waiting for name in node.wiring.takes or ())
+    who = _names(waiting)
     yield (
-        f"topic_in {topic!r} of {_names(waiting)}: nothing in {app} sends to it (wanted there: {_quoted(wanted)}); "
-        f"{_hint(close)} right only if another program does"
+        f"topic_in {topic!r} of {who}: nothing in {app} sends to it (wanted there: {_quoted(wanted)}); "
+        f"{_hint(close)} right only if another program does{_waiting(who) if until_end else ''}"
     )
+
+
+def _waiting(who: str) -> str:
+    return f": with --until-end {who} waits until its end is there, for ever if none comes"
 
 
 def _hint(close: Sequence[str]) -> str:
