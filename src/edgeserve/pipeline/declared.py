@@ -111,6 +111,9 @@ class Declared:
         if isinstance(self.replicas, bool) or not isinstance(self.replicas, int) or not 1 <= self.replicas <= MOST_REPLICAS:
             reason = f"{self.kind} {self.name!r}: replicas={self.replicas!r}"
             raise BadValue(reason, self.at("replicas"), f"give how many processes run it, an int from 1 to {MOST_REPLICAS}")
+        if self.args is not None and not (isinstance(self.args, Mapping) and all(isinstance(name, str) for name in self.args)):
+            reason = f"{self.kind} {self.name!r}: args={self.args!r:.60} is no dict from parameter names to values"
+            raise BadValue(reason, self.at("args"), "name each parameter that it is for, as in {'path': 'frames.csv'}")
         if self.args is not None and not callable(self.function):
             reason = f"{self.kind} {self.name!r}: args= are what a function or class is called with, and {self.function!r} is neither"
             raise BadValue(reason, self.at("args"), "leave them out, or name what takes them")

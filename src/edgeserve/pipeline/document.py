@@ -34,6 +34,7 @@ Reference = Annotated[str, msgspec.Meta(pattern=PATTERN, description="'module:na
 _PLAIN = (bool, int, float, str, type(None))
 _TEXTS = Sequence[str]
 _PATH_IN_ERROR = re.compile(r" - at `\$\.(\w+)(\[\d+\])?")
+_TO_DO = {"args": "name each parameter that it is for, as in args: {path: frames.csv}"}
 _MISSING = re.compile(r"missing required field `(\w+)`")
 
 
@@ -103,10 +104,10 @@ def _refuse(kind: Kind, name: str, said: str, entry: Mapped, where: Where) -> No
     at = _PATH_IN_ERROR.search(said)
     keyword, item = (at[1], at[2] or "") if at else ("", "")
     what = said.partition(" - at `")[0]
-    hint = "write 'module:name'" if "regex" in what else "correct it; edgeserve validate --schema says what is taken"
+    hint = _TO_DO.get(keyword, "correct it; edgeserve validate --schema says what is taken")
     if "regex" in what:
         value = entry[keyword][int(item[1:-1])] if item else entry[keyword]
-        what = f"{value!r:.60} is no reference to something of Python"
+        what, hint = f"{value!r:.60} is no reference to something of Python", "write 'module:name'"
     raise BadValue(f"{kind} {name!r}: {keyword}{item}: {what}", Where(where.file, entry.lines.get(keyword + item, where.line)), hint)
 
 
