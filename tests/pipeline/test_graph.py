@@ -32,10 +32,10 @@ def wiring(graph: Graph) -> dict[str, tuple[str, str, str]]:
     return {part.name: (part.topic_in, part.topic_out, part.group) for part in graph.parts}
 
 
-def cameras() -> Pipeline:
+def cameras(**keywords: Any) -> Pipeline:
     app = Pipeline("room")
     for name in ("cam1", "cam2"):
-        app.add_source(name, range(3), event_time=int)
+        app.add_source(name, range(3), event_time=int, **keywords)
     return app
 
 
@@ -392,6 +392,75 @@ def test_two_topics_for_the_same_messages_are_refused() -> None:
     assert type(error) is room.BadValue and "'t' has topic_in='y', and 'cam3' 'x' for the same messages" in str(error)
 
 
+NO_KEY = r"task 't' joins by the key in each message's header, and source 'cam1' sends none \(line \d+\); give it key=, or 't' a function"
+
+
+@pytest.mark.parametrize(
+    ("keywords", "refused"),
+    [
+        ({"by": True}, True),
+        ({"by": True, "join": "exact"}, True),
+        ({"join": Exact(["cam1", "cam2"], on="key")}, True),
+        ({"by": int, "join": Exact(["cam1", "cam2"], on="key")}, False),
+        ({"by": int}, False),
+        ({"join": Exact(["cam1", "cam2"])}, False),
+        ({}, False),
+    ],
+    ids=["by", "exact by", "on key", "on key by function", "by function", "on time", "latest"],
+)
+def test_a_join_by_the_key_in_the_header_needs_sources_that_have_one(keywords: dict[str, Any], refused: bool) -> None:
+    for app, fails in ((cameras(), refused), (cameras(key=int), False)):
+        app.add_task("t", lambda cam1, cam2: 0, **keywords)
+        if not fails:
+            app.graph()
+            continue
+        with pytest.raises(room.BadValue, match=NO_KEY):
+            app.graph()
+
+
+class Either:
+    """A policy whose sets may lack an input."""
+
+    def __init__(self, sources: Any) -> None:
+        self.sources = sources
+
+    def push(self, source: str, stamp_ns: int, item: Any) -> list[Any]:
+        return []
+
+    def advance(self, now_ns: int) -> list[Any]:
+        return []
+
+    def explain(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("first", "keyed", "refused"),
+    [
+        ({}, "", True),
+        ({}, "cam1", True),
+        ({}, "cam1 cam2", False),
+        ({"by": int}, "", False),
+        ({"by": True}, "cam1 cam2", False),
+        ({"join": Either}, "cam1", False),
+        ({"join": Either}, "", True),
+    ],
+)
+def test_results_have_the_key_that_all_inputs_have(first: dict[str, Any], keyed: str, refused: bool) -> None:
+    app = Pipeline("room")
+    for name in ("cam1", "cam2"):
+        app.add_source(name, range(3), key=int if name in keyed.split() else None)
+    app.add_source("cam3", range(3), key=int)
+    app.add_task("both", lambda cam1, cam2: 0, **first)
+    app.add_task("same", lambda both: 0)
+    app.add_task("t", lambda same, cam3: 0, by=True)
+    if refused:
+        with pytest.raises(room.BadValue, match=r"task 'same' sends none \(line \d+\); it hands on the key that all its inputs have"):
+            app.graph()
+    else:
+        app.graph()
+
+
 def test_the_line_is_that_of_the_declaration() -> None:
     app = Pipeline("lines")
     line = Path(__file__).read_text().splitlines().index("    @app.task(  # here") + 1
@@ -539,7 +608,7 @@ def test_types_of_results_and_of_what_gates_make() -> None:
     ids=["default", "latest", "no_overlap", "exact", "object", "partial", "class", "by"],
 )
 def test_what_starts_a_run_and_how_often(keywords: dict[str, Any], trigger: str, interval_ms: float) -> None:
-    app = cameras()
+    app = cameras(key=int)
     app.add_task("detect", lambda cam1, cam2: cam1 + cam2, **keywords)
     app.add_sink("raw", print, of="cam1")
     parts = {part.name: part for part in app.graph().parts}

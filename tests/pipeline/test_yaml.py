@@ -169,6 +169,7 @@ BROKEN: dict[str, tuple[str, str, type[InvalidPipeline], int, str]] = {
     "two producers": ("    join: exact", "    output_id: cam1", room.DuplicateName, 15, "both send 'cam1'"),
     "negative replicas": ("    join: exact", "    join: exact\n    replicas: -2", room.BadValue, 16, "replicas: Expected `int` >= 1"),
     "negative": ("    join: exact", "    retries: -2", room.BadValue, 15, "retries=-2: it is how often"),
+    "by a key that nobody sends": ("    join: exact", "    by: true", room.BadValue, 15, "source 'cam1' sends none (line 4); give it key="),
     "not a number": ("max_lateness_ms: 5", "max_lateness_ms: soon", room.BadValue, 11, "Expected `float`, got `str`"),
     "unknown keyword": ("    join: exact", "    jion: exact", room.UnknownKeyword, 15, "task 'add' takes no 'jion'; did you mean 'join'?"),
     "unknown section": ("sinks:", "sink:", room.UnknownKeyword, 21, "a pipeline has no 'sink'; did you mean 'sinks'?"),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import graphlib
-import itertools
 import keyword
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ from typing import Any, Literal, TypeAlias
 from xxhash import xxh3_64_hexdigest
 
 from edgeserve.align import Latest
-from edgeserve.pipeline.callables import Signature, check_args, contradict, made_type, plain_class
+from edgeserve.pipeline.callables import Signature, check_args
 from edgeserve.pipeline.declared import NAME_BYTES, Declared, did_you_mean
-from edgeserve.pipeline.errors import BadValue, CyclicPipeline, DuplicateName, MissingValue, TypeConflict, UnknownName
+from edgeserve.pipeline.errors import BadValue, CyclicPipeline, DuplicateName, MissingValue, UnknownName
+from edgeserve.pipeline.fit import check_keys, check_types
 from edgeserve.stage.fuse import name_of
 from edgeserve.stage.payloads import LAZY_BYTES
 
@@ -149,7 +149,8 @@ def derive(pipeline: str, declared: Sequence[Declared]) -> Graph:
     inputs = {each.name: _inputs(each) for each in declared if each.kind != "source"}
     _check_inputs(declared, inputs, makers)
     order = _order(declared, inputs, makers)
-    _check_types(order, inputs, makers)
+    check_types(order, inputs, makers)
+    check_keys(order, inputs, makers)
     return Graph(pipeline, tuple(_Wiring(pipeline, order, inputs, makers).parts()))
 
 
@@ -220,36 +221,6 @@ def _order(declared: Sequence[Declared], inputs: dict[str, tuple[str, ...]], mak
         raise CyclicPipeline(reason, tasks[circle[0]].at("inputs", "sources"), "take one of these inputs out") from None
     rest = [[each for each in declared if each.kind == kind] for kind in ("source", "sink")]
     return [*rest[0], *(tasks[name] for name in ordered), *rest[1]]
-
-
-def _check_types(declared: Iterable[Declared], inputs: dict[str, tuple[str, ...]], makers: dict[str, Declared]) -> None:
-    for each in declared:
-        _check_stages(each)
-        # A gate makes what the function gets of what was sent, and so does what fetches what a message names.
-        changed = each.keywords.get("gate_in" if each.kind == "task" else "gate") is not None
-        if each.kind == "source" or changed or each.keywords.get("fetch") or each.keywords.get("ftp"):
-            continue
-        signature, taken = Signature(each), inputs[each.name]
-        # A sink has one parameter, however many it takes from.
-        parameters = (signature.parameters or ()) if each.kind == "task" else (signature.parameters or ())[:1] * len(taken)
-        for name, parameter in zip(taken, parameters, strict=False):
-            maker = makers[name]
-            sent, wanted = made_type(maker), plain_class(signature.annotations.get(parameter))
-            if sent is not None and wanted is not None and contradict(sent, wanted):
-                taking = f"{each.kind} {each.name!r} takes {name!r} as {wanted.__qualname__}"
-                sending = f"{maker.kind} {maker.name!r} sends {sent.__qualname__} (line {maker.where.line})"
-                raise TypeConflict(f"{taking}, and {sending}", each.where, "correct one of the annotations, or give a gate that converts")
-
-
-def _check_stages(task: Declared) -> None:
-    """Whether each stage can be called with what the one before it returns."""
-    for before, stage in itertools.pairwise(task.stages):
-        annotations = Signature(stage, named=False).annotations.values()
-        sent, wanted = made_type(before), next(map(plain_class, annotations), None)
-        if sent is not None and wanted is not None and contradict(sent, wanted, untouched=True):
-            takes = f"stage {name_of(stage.function)!r} of task {task.name!r} takes {wanted.__qualname__}"
-            reason = f"{takes}, and {name_of(before.function)!r} before it makes {sent.__qualname__}, which is handed over as it is"
-            raise TypeConflict(reason, stage.where, "correct one of the annotations, or fuse a stage between them that converts")
 
 
 class _Wiring:
