@@ -24,6 +24,7 @@ from edgeserve import pipeline as room
 from edgeserve.align import Exact, Latest
 from edgeserve.core.errors import ConfigurationError
 from edgeserve.pipeline import Graph, InvalidPipeline, Part, Pipeline
+from edgeserve.sinks import JsonLinesSink, ParquetSink
 from edgeserve.stage.keywords import check_keywords
 from edgeserve.transport import connect, disconnect
 
@@ -459,6 +460,65 @@ def test_results_have_the_key_that_all_inputs_have(first: dict[str, Any], keyed:
             app.graph()
     else:
         app.graph()
+
+
+class Apart(JsonLinesSink):
+    def __init__(self, path: str, replica: int) -> None:
+        super().__init__(f"{path}.{replica}")
+
+
+BOTH = "would write to .*, and one process at a time may; "
+
+
+@pytest.mark.parametrize(
+    ("sink", "keywords", "said"),
+    [
+        (JsonLinesSink, {"args": {"path": "out"}, "replicas": 2}, f"sink 't': its 2 replicas {BOTH}leave replicas out, or"),
+        (ParquetSink, {"args": {"path": Path("out")}, "replicas": 2}, f"its 2 replicas {BOTH}"),
+        (JsonLinesSink("out"), {"replicas": 2}, f"its 2 replicas {BOTH}"),
+        (JsonLinesSink, {"args": {"path": "out"}, "replicas": 3, "place": ["roof", "cellar"]}, f"its 3 replicas {BOTH}"),
+        (JsonLinesSink, {"args": {"path": "out"}, "replicas": 2, "place": ["roof", "cellar"]}, ""),
+        (JsonLinesSink, {"args": {"path": "out"}}, ""),
+        (Apart, {"args": {"path": "out"}, "replicas": 2}, ""),
+        (lambda replica: JsonLinesSink(f"out.{replica}"), {"args": {}, "replicas": 2}, ""),
+        (JsonLinesSink, {"args": {"path": "./other"}}, rf"sinks 't' and 'other' \(line \d+\) {BOTH}give each a path of its own"),
+        (JsonLinesSink, {"args": {"path": "other"}, "place": "roof"}, ""),
+    ],
+    ids=[
+        "class",
+        "directory",
+        "object",
+        "three on two hosts",
+        "two on two hosts",
+        "one",
+        "own path",
+        "function",
+        "two sinks",
+        "another host",
+    ],
+)
+def test_two_processes_do_not_write_to_one_file(sink: Any, keywords: dict[str, Any], said: str) -> None:
+    app = cameras()
+    app.add_sink("other", JsonLinesSink, of="cam1", args={"path": "other"})
+    app.add_sink("t", sink, of="cam2", **keywords)
+    if not said:
+        app.graph()
+        return
+    with pytest.raises(room.BadValue, match=said):
+        app.graph()
+
+
+def test_replicas_of_a_sink_are_told_which_they_are(tmp_path: Path) -> None:
+    app = Pipeline("apart")
+    app.add_source("a", range(2))
+    app.add_sink("keep", Apart, of="a", args={"path": f"{tmp_path}/out"}, replicas=2)
+    source, *sinks = app.nodes("memory://apart").values()
+    with source:
+        source.run(until="end")
+    for sink in sinks:
+        with sink:
+            next(sink)
+    assert [Path(f"{tmp_path}/out.{i}").read_text() for i in range(2)] == ["0\n", "1\n"]
 
 
 def test_the_line_is_that_of_the_declaration() -> None:

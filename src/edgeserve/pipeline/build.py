@@ -65,7 +65,7 @@ def _source(part: Part, url: str, replica: int, keywords: dict[str, Any], made: 
 
 
 def _task(part: Part, url: str, replica: int, keywords: dict[str, Any], made: bool) -> Compute:
-    task = make_task(part.declared, part.inputs) if made else stand_in(part.inputs)
+    task = make_task(part.declared, part.inputs, replica) if made else stand_in(part.inputs)
     return _compute(part, url, replica, keywords, task)
 
 
@@ -82,7 +82,7 @@ def _compute(part: Part, url: str, replica: int, keywords: dict[str, Any], task:
 
 
 def _sink(part: Part, url: str, replica: int, keywords: dict[str, Any], made: bool) -> Materialize:
-    function = make_task(part.declared, part.inputs) if made else stand_in(("value",))
+    function = make_task(part.declared, part.inputs, replica) if made else stand_in(("value",))
     return Materialize(function, url, **keywords | {"topic": part.topic_in, "group": part.group})
 
 

@@ -105,19 +105,13 @@ def stand_in(inputs: tuple[str, ...]) -> Callable[..., Any]:
 
 
 def make_stream(declared: Declared, replica: int) -> Any:
-    """The stream of one replica of a source. A function that has a parameter `replica` is told which it is."""
-    function = declared.function
-    if not callable(function):
-        return function
-    args = dict(declared.args or {})
-    if "replica" not in args and "replica" in parameters_of(function):
-        args["replica"] = replica
-    return function(**args)
+    """The stream of one replica of a source."""
+    return declared.function(**_args(declared, replica)) if callable(declared.function) else declared.function
 
 
-def make_task(declared: Declared, inputs: tuple[str, ...]) -> Any:
-    """The task, or the function of a sink."""
-    stages = [each.function(**(each.args or {})) if each.made else each.function for each in declared.stages]
+def make_task(declared: Declared, inputs: tuple[str, ...], replica: int) -> Any:
+    """The task of one replica, or the function of a sink's."""
+    stages = [each.function(**_args(each, replica)) if each.made else each.function for each in declared.stages]
     made = Fused(stages, what=f"task {declared.name!r}") if len(stages) > 1 else stages[0]
     if declared.kind == "sink":
         return made
@@ -128,16 +122,21 @@ def make_task(declared: Declared, inputs: tuple[str, ...]) -> Any:
     return made if parameters == inputs else Renamed(made, inputs)
 
 
+def _args(declared: Declared, replica: int) -> dict[str, Any]:
+    """What is called with to make what runs. Who has a parameter `replica` is told which one it is."""
+    args = dict(declared.args or {})
+    if "replica" in parameters_of(declared.function):
+        args.setdefault("replica", replica)
+    return args
+
+
 def check_args(declared: Declared) -> None:
     """Raises what is wrong with the arguments of what is called to make a stream, a task or a sink's function."""
     function = declared.function
     if not (declared.made or (declared.kind == "source" and callable(function))):
         return
-    args = dict(declared.args or {})
-    if declared.kind == "source" and "replica" in parameters_of(function):
-        args.setdefault("replica", 0)
     try:
-        inspect.signature(function).bind(**args)
+        inspect.signature(function).bind(**_args(declared, 0))
     except TypeError as exc:
         reason = f"{declared.kind} {declared.name!r} cannot be made: {getattr(function, '__qualname__', function)}: {exc}"
         raise BadValue(reason, declared.at("args"), "give it what it is called with as args") from exc

@@ -1,14 +1,16 @@
-"""Whether what is declared can work together: the types of what is sent and taken, its keys. Pure."""
+"""Whether what is declared can work together: the types of what is sent and taken, its keys, the files of sinks. Pure."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 from edgeserve.align import Exact
-from edgeserve.pipeline.callables import Signature, contradict, made_type, plain_class
+from edgeserve.pipeline.callables import Signature, contradict, made_type, parameters_of, plain_class
 from edgeserve.pipeline.declared import Declared
 from edgeserve.pipeline.errors import BadValue, TypeConflict
+from edgeserve.sinks.base import FileSink
 from edgeserve.stage.fuse import name_of
 
 
@@ -73,4 +75,36 @@ def check_keys(ordered: Iterable[Declared], inputs: Mapping[str, tuple[str, ...]
             without.add(each.sends)
 
 
-__all__ = ("check_keys", "check_types")
+def check_files(declared: Iterable[Declared]) -> None:
+    """Raises `BadValue` where two processes on one host would write to one file, as far as it is known before they run."""
+    writers: dict[tuple[str | None, Path], Declared] = {}
+    for each in declared:
+        if (path := _written(each)) is None:
+            continue
+        for replica in range(each.replicas):
+            at = (each.places[replica % len(each.places)] if each.places else None, path)
+            if at in writers:
+                raise _both(writers[at], each, path)
+            writers[at] = each
+
+
+def _both(one: Declared, other: Declared, path: Path) -> BadValue:
+    busy = f"would write to {path}, and one process at a time may"
+    if one is not other:
+        reason = f"sinks {other.name!r} and {one.name!r} (line {one.where.line}) {busy}"
+        return BadValue(reason, other.at("args", "sink"), "give each a path of its own")
+    hint = "leave replicas out, or give with args= a function that makes a sink of another path from its parameter `replica`"
+    return BadValue(f"sink {one.name!r}: its {one.replicas} replicas {busy}", one.at("replicas"), hint)
+
+
+def _written(declared: Declared) -> Path | None:
+    """Where all replicas of a sink write to; None: it is not known, or each may have a path of its own."""
+    function, path = declared.function, (declared.args or {}).get("path")
+    if isinstance(function, FileSink):
+        return function.path
+    if not isinstance(function, type) or not issubclass(function, FileSink) or "replica" in parameters_of(function):
+        return None
+    return Path(path).absolute() if isinstance(path, str | Path) else None
+
+
+__all__ = ("check_files", "check_keys", "check_types")

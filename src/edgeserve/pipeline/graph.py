@@ -20,7 +20,7 @@ from edgeserve.align import Latest
 from edgeserve.pipeline.callables import Signature, check_args
 from edgeserve.pipeline.declared import NAME_BYTES, Declared, did_you_mean
 from edgeserve.pipeline.errors import BadValue, CyclicPipeline, DuplicateName, MissingValue, UnknownName
-from edgeserve.pipeline.fit import check_keys, check_types
+from edgeserve.pipeline.fit import check_files, check_keys, check_types
 from edgeserve.stage.fuse import name_of
 from edgeserve.stage.payloads import LAZY_BYTES
 
@@ -151,6 +151,7 @@ def derive(pipeline: str, declared: Sequence[Declared]) -> Graph:
     order = _order(declared, inputs, makers)
     check_types(order, inputs, makers)
     check_keys(order, inputs, makers)
+    check_files(order)
     return Graph(pipeline, tuple(_Wiring(pipeline, order, inputs, makers).parts()))
 
 

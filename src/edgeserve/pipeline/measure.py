@@ -206,8 +206,8 @@ class _Placeless(Source):
 
 
 def _task(each: Declared, inputs: tuple[str, ...], folder: Path, *, in_step: bool) -> Declared:
-    def task() -> Any:
-        return _Noting(make_task(each, inputs), inputs, each.name, folder)
+    def task(replica: int) -> Any:
+        return _Noting(make_task(each, inputs, replica), inputs, each.name, folder)
 
     keywords = _without(each, (*LOGS, *_TOPICS, "ftp_delete", *(() if in_step else (*BY_THE_CLOCK, "backlog", "max_backlog"))))
     if not in_step and (keywords.get("join") == "exact" or keywords.get("by") is not None):

@@ -156,7 +156,7 @@ class Pipeline:
                 to the next one as the objects that they are.
             sources: what it takes, in the order of its parameters: source ids of sources, and the output ids of tasks. None: its parameters
                 are called so.
-            args: what `task` is called with to make the task.
+            args: what `task` is called with to make the task; and the replica's number, if it has a parameter `replica`.
             replicas: how many processes share its work.
             place: as for `add_source`.
             **keywords: those of `Compute`.
@@ -183,7 +183,7 @@ class Pipeline:
             name: its name.
             final_process: a function or an object, as `Materialize` takes them; or a class, which is called in the process that runs it.
             of: what it takes: an output id or source id, or several. None: its parameter is called so.
-            args: what `final_process` is called with to make the function.
+            args: what `final_process` is called with to make the function; and the replica's number, as for `add_task`.
             replicas: how many processes share its work.
             place: as for `add_source`.
             **keywords: those of `Materialize`.
