@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from tests.disks import fill_up
 from tests.waiting import until
 
 from edgeserve import Compute, DataSource, Materialize
@@ -252,6 +253,60 @@ def test_without_an_address_for_others_payloads_go_with_their_messages(
         table = CliRunner().invoke(root, ["routes", "--node", broker], catch_exceptions=False).output
         assert "eager" in table and "EDGESERVE_ADVERTISE" in table
     assert ways(broker) == [False]
+
+
+class Paced(Feed):
+    """One more for each turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turns = threading.Semaphore(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        for frame in super().__iter__():
+            self.turns.acquire()
+            yield frame
+
+    def more(self) -> bool:
+        self.turns.release()
+        return True
+
+
+@pytest.mark.parametrize("full", [{"payloads"}, {"store"}, {"payloads", "store"}], ids=lambda full: " and ".join(sorted(full)))
+def test_on_a_full_disk_nothing_is_lost_and_payloads_stay_in_place_again_when_there_is_room(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, full: set[str]
+) -> None:
+    """The disk of the store, of the payloads, or of both, before the first large payload."""
+    folder = {name: small_disk if name in full else tmp_path for name in ("payloads", "store")}
+    monkeypatch.setenv("EDGESERVE_PAYLOAD_DIR", str(folder["payloads"] / "payloads"))
+    node, feed, seen = f"local://{folder['store']}/store?retention_mb=100", Paced(), list[Any]()
+
+    def take(frame: np.ndarray[Any, Any]) -> None:
+        seen.append(np.array_equal(frame, array(len(seen))))
+
+    with (
+        DataSource(feed, node, source_id="a", topic="in", routing="auto") as source,
+        Materialize(take, node, topic="in") as sink,
+    ):
+        ballast = fill_up(small_disk)
+        threads = [threading.Thread(target=each.run, kwargs={"until": "end"}) for each in (source, sink)]
+        for thread in threads:
+            thread.start()
+        if "payloads" in full:
+            until(lambda: feed.more() and "payloads travel with their messages" in caplog.text)
+        if "store" in full:
+            until(lambda: feed.more() and "source 'a' waits, nothing is lost" in caplog.text)
+        else:
+            until(lambda: feed.more() and seen)
+            assert not any(ways(node))
+        ballast.unlink()
+        until(lambda: feed.more() and ways(node)[-1:] == [True])
+        # Those who tell each other how payloads travel have lost nothing but what they could not tell.
+        until(lambda: feed.more() and any(row["share_used"] for row in shown(node)))
+        feed.over = feed.more()
+        for thread in threads:
+            thread.join(WAIT_S)
+    assert all(seen) and len(seen) == feed.count
 
 
 def test_small_payloads_say_nothing_of_themselves(node: str) -> None:
