@@ -6,6 +6,7 @@ Hosts are network namespaces, the broker is NATS on the last one. Tasks sleep wi
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import signal
@@ -31,6 +32,7 @@ HEADER, HOP = "580 B", "1.2 ms"
 BURST = "8kb"
 """What a link may carry at once: little, so that a message takes the time that its bytes take at the link's rate."""
 START_S, SETTLE_S, OVER_S, BUSY, EVERY_S = 120.0, 3.0, 10.0, 0.8, 0.01
+DUE_S = 20.0
 EDGESERVE = [sys.executable, "-P", "-c", "from edgeserve.cli import main; main()"]
 
 
@@ -52,10 +54,17 @@ def topology(workload: Workload, mbit: int) -> str:
     lines = ["nodes:", "  switch: {cores: 0}"]
     lines += [f"  {host}: {{cores: {workload.cores[host]}, memory: 8 GB}}" for host in HOSTS]
     lines += ["links:"]
-    lines += [f"  to_{host}: {{ends: [{host}, switch], bandwidth: {mbit} Mbit/s, latency: 0.1 ms}}" for host in HOSTS]
-    lines += [f"broker: {CENTRE}", f"header: {HEADER}", f"hop: {HOP}"]
+    lines += [f"  to_{host}: {{ends: [{host}, switch], bandwidth: {mbit} Mbit/s, latency: 0.1 ms, duplex: true}}" for host in HOSTS]
+    lines += [f"broker: {CENTRE}", f"header: {HEADER}", f"hop: {HOP}", f"variability: {variability(workload):.4f}"]
     lines += ["sources:", *(f"  {name}: {host}" for name, host in workload.places.items())]
     return "\n".join([*lines, "sinks:", f"  {workload.sink}: {CENTRE}", ""])
+
+
+def variability(workload: Workload) -> float:
+    """Of the times between messages of all sources: each keeps its pace, and some are due at the same times."""
+    due = sorted(n / hz for hz, _ in workload.rates.values() for n in range(int(DUE_S * hz)))
+    gaps = [after - before for before, after in itertools.pairwise(due)]
+    return statistics.pvariance(gaps) / statistics.fmean(gaps) ** 2
 
 
 def costs(name: str, workload: Workload, faster: float) -> Costs:

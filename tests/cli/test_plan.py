@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from tests.cli.conftest import Command, line_with, started
 
@@ -90,6 +91,8 @@ def by_hand() -> Problem:
             Task(name="track", inputs=("detect",), cpu_s=0.005, memory_bytes=1e8, output_bytes=300, lazy=False),
         ),
         sinks=(Sink(name="alarm", input="track", node="cloud"),),
+        reference_bytes=160,
+        fetch_bytes=500,
     )
 
 
@@ -242,6 +245,22 @@ def test_relays_replicas_joins_and_sinks_of_several(edgeserve: Command, write: W
     assert set(applied.places) == {"frames", "sound", "detect", "track", "alarm"}
     assert applied.places["alarm"] == ("cloud",) and set(applied.routing) == {"frames", "sound", "detect", "track"}
     assert applied.routing["sound"] == "eager", "what is small travels with its header"
+
+
+def test_replicas_may_run_on_one_node_and_each_placement_is_priced_so(edgeserve: Command, write: Write) -> None:
+    write(app=APP.replace("@app.task()\ndef detect", "@app.task(replicas=2)\ndef detect"))
+    found = planned(edgeserve)
+    best, centralised = found["placements"]["plan"], found["placements"]["centralised"]
+    assert best["assignment"]["detect"] == ["gateway"] and best["nodes"]["gateway"]["memory_bytes"] == 3e8, "with track"
+    assert not centralised["violations"] and found["lower_bound"] <= best["objective"] <= centralised["objective"]
+
+
+def test_what_is_to_outlive_its_host_is_priced_as_it_travels(edgeserve: Command, write: Write) -> None:
+    write(app=APP.replace('place="camera"', 'place="camera", durability="broker"'))
+    found = planned(edgeserve)
+    assert {row["from"]: row["travels"] for row in found["edges"]}["frames"] == "eager"
+    safe = msgspec.structs.replace(by_hand(), sources=(Source(name="frames", node="camera", rate_hz=10, bytes=80_000, lazy=False),))
+    assert found["objective"] == pytest.approx(solve(safe).objective)
 
 
 @pytest.mark.parametrize(("mode", "kept"), [("lazy", 1), ("eager", 0), ("auto", 1)])

@@ -395,6 +395,7 @@ def test_the_graph_as_mermaid_json_and_svg(edgeserve: Command, app: App) -> None
         "trigger": "all",
         "min_interval_ms": 0.0,
         "lazy_bytes": 65536,
+        "shares_sets": True,
     }
     picture = ET.fromstring(edgeserve("graph", path, "--format", "svg").stdout)
     name = "{http://www.w3.org/2000/svg}"

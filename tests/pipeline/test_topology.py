@@ -25,7 +25,7 @@ nodes:
     cost_per_core_s: 0.1
 links:
   wifi: {ends: [roof, switch], bandwidth: 100 Mbit/s, latency: 5 ms}
-  cable: {ends: [switch, cellar], bandwidth: 2.5 MB/s, latency: 0.1 s, max_utilisation: 0.7, cost_per_byte: 1}
+  cable: {ends: [switch, cellar], bandwidth: 2.5 MB/s, latency: 0.1 s, max_utilisation: 0.7, cost_per_byte: 1, duplex: true}
 broker: cellar
 sources:
   frame: {node: roof, stays_in: site}
@@ -44,6 +44,7 @@ separate:
 header: 300 B
 weights: {latency: 2, bytes: 0.5}
 hop: 1.5 ms
+variability: 0.5
 """
 
 Write = Callable[[str], Path]
@@ -66,7 +67,9 @@ def test_all_of_it_is_read_in_the_units_of_a_placement(write: Write) -> None:
     assert found.nodes["cellar"] == {"cores": 16, "memory_bytes": 64 * 2**30, "max_utilisation": 0.9, "cost_per_core_s": 0.1}
     assert found.links["wifi"] == {"ends": ("roof", "switch"), "bandwidth_bytes_s": 12.5e6, "latency_ms": 5.0}
     assert found.links["cable"]["bandwidth_bytes_s"] == 2.5e6 and found.links["cable"]["latency_ms"] == 100.0
-    assert found.broker == "cellar" and found.header_bytes == 300 and found.hop_ms == 1.5
+    assert found.links["cable"]["duplex"] is True
+    assert found.broker == "cellar" and found.header_bytes == 300 and found.hop_ms == 1.5 and found.variability == 0.5
+    assert (found.reference_bytes, found.fetch_bytes) == (160, 500)
     assert found.sources == {"frame": {"node": "roof", "stays_in": "site"}, "sound": {"node": "roof"}}
     assert found.tasks == {"detect": {"accelerators": {"gpu": 1}}}
     assert found.sinks == {"show": {"node": "cellar", "weight": 2}}
@@ -108,6 +111,7 @@ WRONG = [
     ("100 Mbit/s", "fast", "BadValue", 10, "is no number with a unit", "100 Mbit/s"),
     ("100 Mbit/s", "1.2.3 Mbit/s", "BadValue", 10, "is no number with a unit", "100 Mbit/s"),
     ("100 Mbit/s", "1e999 Mbit/s", "BadValue", 10, "is no number", "plain number"),
+    ("duplex: true", "duplex: 1", "BadValue", 11, "link 'cable': duplex: 1 is neither true nor false", "write one of these"),
     ("latency: 5 ms", "latency: 5", "BadValue", 10, "link 'wifi': latency: 5 has no unit", "5 ms"),
     ("64 GiB", "64", "BadValue", 6, "node 'cellar': memory: 64 has no unit", "8 GB"),
     ("    memory: 64 GiB\n", "", "MissingValue", 4, "node 'cellar' has no memory", "memory: 8 GB"),

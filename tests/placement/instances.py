@@ -49,6 +49,7 @@ def _small(rng: random.Random) -> Problem:
             latency_ms=rng.choice([0.5, 2.0, 10.0]),
             max_utilisation=rng.choice([0.6, 0.8, 0.9]),
             cost_per_byte=rng.choice([0.0, 1e-7]),
+            duplex=rng.random() < 0.3,
         )
         for k, pair in enumerate(ends)
     )
@@ -71,9 +72,18 @@ def _small(rng: random.Random) -> Problem:
             Source(name="s0", node=first.node, rate_hz=first.rate_hz, bytes=first.bytes, stays_in=home[first.node], lazy=first.lazy),
             sources[1],
         )
+    wish = rng.choice(["colocate", "separate", "none", "separate"])
+    joins = 2 if rng.random() < 0.4 else 1
     tasks = (
         _task(rng, "t0", ("s0",), replicas=2 if rng.random() < 0.5 else 1),
-        _task(rng, "t1", rng.choice([("s0", "s1"), ("t0", "s1"), ("s0", "t0")])),
+        _task(
+            rng,
+            "t1",
+            rng.choice([("s0", "s1"), ("t0", "s1"), ("s0", "t0")]),
+            least=joins if wish != "colocate" and rng.random() < 0.5 else 1,
+            replicas=joins,
+            processes=rng.choice([None, 2, 3]),
+        ),
         _task(rng, "t2", rng.choice([("t0", "t1"), ("t1",), ("t1", "s1")])),
     )
     if all("t0" not in task.inputs for task in tasks):
@@ -83,7 +93,6 @@ def _small(rng: random.Random) -> Problem:
         )
     else:
         sinks = (Sink(name="out", input="t2", node=rng.choice(names), weight=rng.choice([1.0, 3.0])),)
-    wish = rng.choice(["colocate", "separate", "none", "separate"])
     return Problem(
         nodes=(*nodes, hub),
         links=links,
@@ -95,12 +104,15 @@ def _small(rng: random.Random) -> Problem:
         pins={"t1": tuple(rng.sample(names, 2))} if rng.random() < 0.3 else {},
         colocate=(("t1", "t2"),) if wish == "colocate" else (),
         separate=(("t1", "t2"),) if wish == "separate" else (),
+        reference_bytes=rng.choice([0.0, 160.0]),
+        fetch_bytes=rng.choice([0.0, 500.0]),
         hop_ms=rng.choice([0.0, 2.0]),
+        variability=rng.choice([1.0, 1.0, 0.0, 2.0]),
         weights=Weights(waiting=rng.choice([0.0, 0.2, 1.0]), bytes=rng.choice([0.0, 1e-7]), cost=rng.choice([0.0, 1.0])),
     )
 
 
-def _task(rng: random.Random, name: str, inputs: tuple[str, ...], replicas: int = 1) -> Task:
+def _task(rng: random.Random, name: str, inputs: tuple[str, ...], replicas: int = 1, least: int = 1, processes: int | None = None) -> Task:
     return Task(
         name=name,
         inputs=inputs,
@@ -111,7 +123,10 @@ def _task(rng: random.Random, name: str, inputs: tuple[str, ...], replicas: int 
         accelerators={"gpu": 1} if rng.random() < 0.15 else {},
         trigger=rng.choice(["any", "all", inputs[0]]),
         min_interval_ms=rng.choice([0.0, 0.0, 80.0]),
+        replicas_min=least,
         replicas_max=replicas,
+        processes=processes,
+        shares_sets=rng.random() < 0.8,
         lazy=rng.random() < 0.8,
     )
 

@@ -16,6 +16,8 @@ from edgeserve.placement import BadValue, InvalidPlan, Link, Node, Problem, Sink
 from edgeserve.placement.model import Model
 from edgeserve.placement.state import State
 
+MODES: tuple[Any, ...] = ("eager", "lazy")
+
 
 def line(**changes: object) -> Problem:
     """sensor - gate - server, the broker at the gate."""
@@ -46,7 +48,8 @@ def test_eager_by_hand() -> None:
 
 def test_lazy_by_hand() -> None:
     found = evaluate(line(), {"t": "server"}, "lazy")
-    there = 0.2 + 2 + 0.02 + 5 + (5 + 2) + (9.8 + 2 + 0.98 + 5)
+    # The payload is on both links at once; the faster one is a packet behind.
+    there = 0.2 + 2 + 0.02 + 5 + (5 + 2) + (9.8 + 2 + 0.15 + 5)
     back = 0.02 + 5 + 0.2 + 2 + (2 + 5) + (0.08 + 5 + 0.8 + 2)
     assert found.unloaded_ms["out"] == pytest.approx(there + 10 + back)
     assert found.link_bytes_s["radio"] == pytest.approx(10 * (200 + 9_800 + 200 + 800))
@@ -64,8 +67,7 @@ def test_what_is_not_lazy_goes_along_whatever_is_said() -> None:
 
 
 def test_each_way_through_the_broker_takes_a_hop() -> None:
-    modes: tuple[Any, ...] = ("eager", "lazy")
-    for mode in modes:
+    for mode in MODES:
         before, after = (evaluate(line(hop_ms=hop_ms), {"t": "server"}, mode) for hop_ms in (0, 1.5))
         assert after.unloaded_ms["out"] == pytest.approx(before.unloaded_ms["out"] + 2 * 1.5)
         assert after.link_bytes_s == before.link_bytes_s
@@ -86,6 +88,49 @@ def test_a_rate_limit_saves_what_lazy_does_not_fetch() -> None:
     assert eager.link_bytes_s["wire"] == pytest.approx(10 * 10_000 + 1_000)
 
 
+def test_a_payload_that_stays_has_a_reference_in_its_header_and_is_asked_for() -> None:
+    problem = line(reference_bytes=160, fetch_bytes=500)
+    eager, lazy = (evaluate(problem, {"t": "server"}, mode) for mode in MODES)
+    assert eager.link_bytes_s == evaluate(line(), {"t": "server"}, "eager").link_bytes_s
+    assert lazy.link_bytes_s == pytest.approx(dict.fromkeys(("radio", "wire"), 10 * (2 * 360 + 9_800 + 800 + 2 * 500)))
+    before = evaluate(line(), {"t": "server"}, "lazy").unloaded_ms["out"]
+    # 160 B twice over each link, and 500 B over both at once, of which the second time within the packet that waits for each link.
+    assert lazy.unloaded_ms["out"] == pytest.approx(before + 2 * (0.16 + 0.016) + 0.5 + 0.5 + 0.05)
+    assert evaluate(problem, {"t": "sensor"}, "lazy").link_bytes_s["radio"] == pytest.approx(10 * 4 * 360)
+
+
+def pair(replicas: int = 2, **changes: Any) -> Problem:
+    """A join of two sources at the sensor."""
+    sources = tuple(Source(name=name, node="sensor", rate_hz=10, bytes=9_800) for name in ("s", "r"))
+    fields = {"inputs": ("s", "r"), "cpu_s": 0.01, "output_bytes": 800, "trigger": "all", "replicas_max": replicas}
+    return line(sources=sources, tasks=(Task(name="t", **{**fields, **changes}),))
+
+
+@pytest.mark.parametrize("routing", MODES)
+def test_replicas_of_a_join_hand_each_other_sets_through_the_broker(routing: Any) -> None:
+    there = {"t": ("gate", "server")}
+    shared, apart = (evaluate(pair(shares_sets=each), there, routing) for each in (True, False))
+    size = 200 + 2 * (9_800 + 140)
+    # Half of the sets are joined at the server, and half of them run there; the other node is the broker's.
+    more = {link: shared.link_bytes_s[link] - apart.link_bytes_s[link] for link in shared.link_bytes_s}
+    assert more == pytest.approx({"radio": 0, "wire": 10 * size})
+    assert shared.unloaded_ms["out"] == pytest.approx(apart.unloaded_ms["out"] + size / 1e4 + 5)
+    alone = [evaluate(pair(shares_sets=each), {"t": "server"}, routing) for each in (True, False)]
+    assert alone[0] == alone[1]
+
+
+def test_processes_of_a_node_take_their_memory_each_and_hand_each_other_sets() -> None:
+    nodes = (Node(name="sensor"), Node(name="gate", memory_bytes=4e9), Node(name="server", memory_bytes=4e9))
+    problem = pair(processes=3, memory_bytes=1.5e9)
+    problem = msgspec.structs.replace(problem, nodes=nodes)
+    one, both = (evaluate(problem, {"t": site}, "eager") for site in ("server", ("gate", "server")))
+    assert [str(each) for each in one.violations] == ["memory of server: 4,500,000,000 of 4,000,000,000 bytes, by t"]
+    assert both.feasible and both.nodes["gate"].memory_bytes == 3e9, "the most that one of two has of three"
+    # Once to the join, and twice to the broker and back as sets.
+    assert one.link_bytes_s["wire"] == pytest.approx(10 * (2 * 10_000 + 2 * (200 + 2 * (9_800 + 140)) + 1_000))
+    assert solve(problem).assignment["t"] == ("gate", "server")
+
+
 def test_two_tasks_of_a_node_fetch_a_payload_once() -> None:
     two = (Task(name="t", inputs=("s",), cpu_s=0.02, output_bytes=800), Task(name="u", inputs=("s",), cpu_s=0.02, min_interval_ms=200))
     together = evaluate(line(tasks=two), {"t": "server", "u": "server"}, "lazy").link_bytes_s["wire"]
@@ -93,6 +138,55 @@ def test_two_tasks_of_a_node_fetch_a_payload_once() -> None:
     eager = evaluate(line(tasks=two), {"t": "server", "u": "server"}, "eager")
     assert eager.link_bytes_s["radio"] == pytest.approx(10 * 10_000 + 10 * 1_000), "up to the broker once"
     assert eager.link_bytes_s["wire"] == pytest.approx(2 * 10 * 10_000 + 10 * 1_000), "from the broker to each"
+
+
+def switched(bandwidths: tuple[float, ...], rate_hz: float = 40, duplex: bool = False) -> Problem:
+    """Nodes in a row, n0 to the last, which has the broker; a source at the first."""
+    nodes = tuple(Node(name=f"n{k}", cores=int(k == len(bandwidths))) for k in range(len(bandwidths) + 1))
+    return Problem(
+        nodes=nodes,
+        links=tuple(
+            Link(name=f"l{k}", ends=(f"n{k}", f"n{k + 1}"), bandwidth_bytes_s=bandwidth, latency_ms=1, duplex=duplex)
+            for k, bandwidth in enumerate(bandwidths)
+        ),
+        broker=nodes[-1].name,
+        sources=(Source(name="s", node="n0", rate_hz=rate_hz, bytes=14_800),),
+        tasks=(Task(name="t", inputs=("s",), cpu_s=0.0, output_bytes=9_800),),
+        sinks=(Sink(name="out", input="t", node=nodes[-1].name), Sink(name="back", input="t", node="n0")),
+        header_bytes=200,
+    )
+
+
+@pytest.mark.parametrize("bandwidths", [(1e6, 1e6), (1e6, 2e6, 4e6), (4e6, 1e6, 2e6), (2e6, 4e6, 1e6)])
+def test_packets_of_a_message_are_on_all_links_of_a_route_at_once(bandwidths: tuple[float, ...]) -> None:
+    found = evaluate(switched(bandwidths), {"t": f"n{len(bandwidths)}"}, "eager").unloaded_ms["out"]
+    slowest = min(bandwidths)
+    others = sum(1e3 * 1_500 / each for each in bandwidths) - 1e3 * 1_500 / slowest
+    assert found == pytest.approx(1e3 * 15_000 / slowest + others + len(bandwidths))
+
+
+def test_what_has_waited_for_a_link_waits_for_the_next_only_behind_what_comes_from_elsewhere() -> None:
+    one, two = (evaluate(switched(each, duplex=True), {"t": f"n{len(each)}"}, "eager") for each in ((1e6,), (1e6, 1e6)))
+    waits = [found.latency_ms["out"] - found.unloaded_ms["out"] for found in (one, two)]
+    assert waits == pytest.approx([15 * 0.6 / (2 * 0.4)] * 2)
+    assert two.terms["waiting"] == pytest.approx(2 * one.terms["waiting"]), "each link is counted by itself"
+
+
+def test_each_direction_of_a_duplex_link_has_its_bandwidth() -> None:
+    shared, duplex = (evaluate(switched((1e6,), duplex=each), {"t": "n1"}, "eager") for each in (False, True))
+    assert shared.link_bytes_s == duplex.link_bytes_s == pytest.approx({"l0": 40 * 25_000})
+    assert shared.link_utilisation == pytest.approx({"l0": 1.0}) and [v.name for v in shared.violations] == ["link"]
+    assert duplex.link_utilisation == pytest.approx({"l0": 0.6}) and duplex.feasible
+    assert duplex.unloaded_ms == shared.unloaded_ms
+
+
+def test_a_steady_pace_waits_for_nothing_and_bursts_for_longer() -> None:
+    found = [
+        evaluate(msgspec.structs.replace(switched((1e6,), 30), variability=variability), {"t": "n1"}, "eager") for variability in (0, 1, 3)
+    ]
+    waits = [each.latency_ms["out"] - each.unloaded_ms["out"] for each in found]
+    assert waits == pytest.approx([0, waits[1], 3 * waits[1]]) and waits[1] > 1
+    assert [each.terms["waiting"] for each in found] == pytest.approx([0, found[1].terms["waiting"], 3 * found[1].terms["waiting"]])
 
 
 def test_waiting_is_that_of_a_queue() -> None:

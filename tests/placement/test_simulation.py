@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.placement.instances import cluster
-from tests.placement.test_evaluation import line
+from tests.placement.test_evaluation import line, pair, switched
 
 from edgeserve.placement import BadValue, Link, Node, Problem, Sink, Source, Task, evaluate, simulate, solve
 
@@ -60,6 +60,31 @@ def test_without_load_it_is_exact(node: str, routing: Any) -> None:
     found = simulate(problem, {"t": node}, routing, duration_s=50, warmup_s=0, arrivals="periodic")
     expected = evaluate(problem, {"t": node}, routing).unloaded_ms["out"]
     assert list(found.latency_ms["out"].values()) == pytest.approx([expected] * 3)
+
+
+@pytest.mark.parametrize("bandwidths", [(1e6, 1e6), (1e6, 2e6, 4e6), (4e6, 1e6, 2e6), (2e6, 4e6, 1e6)])
+def test_without_load_it_is_exact_over_several_links(bandwidths: tuple[float, ...]) -> None:
+    problem, last = switched(bandwidths, rate_hz=1, duplex=True), f"n{len(bandwidths)}"
+    found = simulate(problem, {"t": last}, "eager", duration_s=50, warmup_s=0, arrivals="periodic")
+    expected = evaluate(problem, {"t": last}, "eager").unloaded_ms
+    for sink, ms in expected.items():
+        assert list(found.latency_ms[sink].values()) == pytest.approx([ms] * 3)
+
+
+@pytest.mark.parametrize("bandwidths", [(1e6, 1e6), (2e6, 1e6), (1e6, 2e6)])
+def test_links_in_a_row_wait_as_the_slowest_does(bandwidths: tuple[float, ...]) -> None:
+    problem = switched(bandwidths, duplex=True)
+    found = simulate(problem, {"t": "n2"}, "eager", duration_s=2000, seed=1)
+    assert found.mean_ms["out"] == pytest.approx(evaluate(problem, {"t": "n2"}, "eager").latency_ms["out"], rel=0.04)
+
+
+@pytest.mark.parametrize("routing", ["eager", "lazy"])
+def test_sets_of_a_join_go_to_its_replicas_as_the_formulas_say(routing: Any) -> None:
+    problem = pair()
+    found = simulate(problem, {"t": ("gate", "server")}, routing, duration_s=200, warmup_s=0, arrivals="periodic")
+    expected = evaluate(problem, {"t": ("gate", "server")}, routing)
+    for link, rate in expected.link_bytes_s.items():
+        assert found.link_bytes_s[link] == pytest.approx(rate, rel=0.02)
 
 
 @pytest.mark.parametrize("trigger", ["any", "all", "s"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,11 @@ _STREAM = re.compile(r"'(.*?)'\.(\w+)")
 def maker(stream: str) -> str:
     """The source or task that a stream is of: a relay hands on that of another."""
     return stream.partition(">")[0]
+
+
+def _stays(part: Mapping[str, Any], size: float) -> bool:
+    """Whether a payload of such a size can stay where a part of the graph makes it."""
+    return part["lazy_bytes"] is not None and size >= part["lazy_bytes"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +126,10 @@ class Inputs:
             separate=topology.separate,
             weights=Weights(**topology.weights),
             header_bytes=topology.header_bytes,
+            reference_bytes=topology.reference_bytes,
+            fetch_bytes=topology.fetch_bytes,
             hop_ms=topology.hop_ms,
+            variability=topology.variability,
         )
 
     def _known(self, place: str, part: Mapping[str, Any]) -> str:
@@ -153,41 +160,42 @@ class Inputs:
 
     def _source(self, part: Mapping[str, Any]) -> Source:
         cost, given = self._cost("source", part["name"]), self.topology.sources.get(part["name"], {})
-        place = self._place(part)
-        return Source(
-            name=part["name"], rate_hz=cost.rate_hz, bytes=cost.bytes, lazy=cost.bytes >= part["lazy_bytes"], **{**given, "node": place}
-        )
+        own = {**given, "node": self._place(part)}
+        return Source(name=part["name"], rate_hz=cost.rate_hz, bytes=cost.bytes, lazy=_stays(part, cost.bytes), **own)
 
     def _task(self, part: Mapping[str, Any], inputs: Sequence[str], able: int) -> Task:
         cost, given = self._cost("task", part["name"]), self.topology.tasks.get(part["name"], {})
-        replicas = min(part["replicas"], able)
-        on_each = math.ceil(part["replicas"] / replicas)
+        most = min(part["replicas"], able)
         return Task(
             name=part["name"],
             inputs=tuple(inputs),
             cpu_s=cost.cpu_s,
-            memory_bytes=cost.memory_bytes * on_each,
+            memory_bytes=cost.memory_bytes,
             output_bytes=cost.output_bytes,
             outputs_per_run=cost.outputs_per_run,
             trigger=part["trigger"],
             min_interval_ms=part["min_interval_ms"],
-            replicas_min=replicas,
-            replicas_max=replicas,
-            accelerators={kind: count * on_each for kind, count in given.get("accelerators", {}).items()},
+            replicas_min=most if part["places"] and part["name"] not in self.topology.pins else 1,
+            replicas_max=most,
+            processes=part["replicas"] if part["replicas"] > 1 else None,
+            accelerators=given.get("accelerators", {}),
             stays_in=given.get("stays_in"),
-            lazy=cost.output_bytes >= part["lazy_bytes"],
+            lazy=_stays(part, cost.output_bytes),
+            shares_sets=part["shares_sets"],
         )
 
     def _relay(self, name: str, inputs: Sequence[str], made: Source | Task) -> Task:
-        cost, replicas = self.costs.tasks.get(name), 1 if isinstance(made, Source) else made.replicas_min
+        cost = self.costs.tasks.get(name)
+        least, most, processes = (1, 1, None) if isinstance(made, Source) else (made.replicas_min, made.replicas_max, made.processes)
         return Task(
             name=name,
             inputs=tuple(inputs),
             cpu_s=0.0 if cost is None else cost.cpu_s,
             memory_bytes=0.0 if cost is None else cost.memory_bytes,
             output_bytes=made.bytes if isinstance(made, Source) else made.output_bytes,
-            replicas_min=replicas,
-            replicas_max=replicas,
+            replicas_min=least,
+            replicas_max=most,
+            processes=processes,
             stays_in=made.stays_in,
             lazy=made.lazy,
         )

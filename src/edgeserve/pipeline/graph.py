@@ -22,7 +22,7 @@ from edgeserve.pipeline.declared import NAME_BYTES, Declared, did_you_mean
 from edgeserve.pipeline.errors import BadValue, CyclicPipeline, DuplicateName, MissingValue, UnknownName
 from edgeserve.pipeline.fit import check_files, check_keys, check_types
 from edgeserve.stage.fuse import name_of
-from edgeserve.stage.payloads import LAZY_BYTES
+from edgeserve.stage.payloads import LAZY_BYTES, in_place
 
 Inputs: TypeAlias = frozenset[str]
 PartKind: TypeAlias = Literal["source", "task", "relay", "sink"]
@@ -84,9 +84,16 @@ class Part:
         return float(keywords.get("min_interval_ms") or getattr(keywords.get("join"), "min_period_ns", 0) / 1e6)
 
     @property
-    def lazy_bytes(self) -> int:
-        """The size from which what it sends can stay where it is made; a relay's is that of whom it hands on."""
-        return int(self.declared.keywords.get("lazy_bytes", LAZY_BYTES))
+    def lazy_bytes(self) -> int | None:
+        """The size from which what it sends can stay where it is made, None: at no size; a relay's is that of whom it hands on."""
+        keywords = self.declared.keywords
+        stays = in_place("lazy", keywords.get("durability", "origin")) == "lazy"
+        return int(keywords.get("lazy_bytes", LAZY_BYTES)) if stays and self.topic_out else None
+
+    @property
+    def shares_sets(self) -> bool:
+        """Whether its replicas run sets that one of them has joined."""
+        return self.kind == "task" and len(self.inputs) > 1 and self.replicas > 1 and self.declared.keywords.get("partitions") is None
 
     def place(self, replica: int) -> str | None:
         """Where a replica runs; None: anywhere. A relay runs where what it hands on is made."""
@@ -131,7 +138,8 @@ class Graph:
                 "places": list(part.declared.places),
                 "trigger": part.trigger if part.inputs else None,
                 "min_interval_ms": part.min_interval_ms,
-                "lazy_bytes": part.lazy_bytes if part.topic_out else None,
+                "lazy_bytes": part.lazy_bytes,
+                "shares_sets": part.shares_sets,
             }
             for part in self.parts
         ]

@@ -50,6 +50,12 @@ def _number(given: Any) -> float:
     return given
 
 
+def _whether(given: Any) -> bool:
+    if not isinstance(given, bool):
+        raise _Wrong("is neither true nor false", "write one of these")
+    return given
+
+
 def _count(given: Any) -> int:
     if isinstance(given, bool) or not isinstance(given, int):
         raise _Wrong("is no whole number", "write one, such as 4")
@@ -104,6 +110,7 @@ FIELDS: dict[str, dict[str, _Field]] = {
         "latency": ("latency_ms", _time),
         "max_utilisation": ("max_utilisation", _number),
         "cost_per_byte": ("cost_per_byte", _number),
+        "duplex": ("duplex", _whether),
     },
     "routes": {"start": ("start", _text), "end": ("end", _text), "links": ("links", _texts)},
     "sources": {"node": ("node", _text), "stays_in": ("stays_in", _text)},
@@ -113,7 +120,7 @@ FIELDS: dict[str, dict[str, _Field]] = {
 }
 _REQUIRED: dict[str, tuple[str, ...]] = {"nodes": ("cores",), "links": ("ends",), "routes": ("start", "end", "links")}
 _PLACED = ("sources", "sinks")  # an entry may be the node alone
-KEYS = (*FIELDS, "broker", "header", "hop", "pins", "colocate", "separate")
+KEYS = (*FIELDS, "broker", "header", "reference", "fetch", "hop", "variability", "pins", "colocate", "separate")
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,10 @@ class Topology:
         colocate, separate: sets of tasks.
         broker: the node of the broker.
         header_bytes: size of a header.
+        reference_bytes: what it is longer by when the payload stays.
+        fetch_bytes: what asking for such a payload takes beside it.
         hop_ms: what a message through the broker takes beside its way over links.
+        variability: how irregularly messages come.
         lines: the line of a section, an entry, or a field of one.
     """
 
@@ -146,7 +156,10 @@ class Topology:
     separate: tuple[tuple[str, ...], ...]
     broker: str
     header_bytes: float
+    reference_bytes: float
+    fetch_bytes: float
     hop_ms: float
+    variability: float
     lines: Mapping[tuple[str, ...], int]
 
     def at(self, *path: str) -> Where:
@@ -200,7 +213,10 @@ class _Reader:
             separate=tuple(self._groups("separate")),
             broker=self._value(document["broker"], _text, "broker"),
             header_bytes=self._value(document.get("header", "200 B"), _size, "header"),
+            reference_bytes=self._value(document.get("reference", "160 B"), _size, "reference"),
+            fetch_bytes=self._value(document.get("fetch", "500 B"), _size, "fetch"),
             hop_ms=self._value(document.get("hop", "0 ms"), _time, "hop"),
+            variability=self._value(document.get("variability", 1), _number, "variability"),
             lines=self._lines,
         )
 

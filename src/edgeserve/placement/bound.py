@@ -106,7 +106,7 @@ def _tilted(model: Model, fraction: Array, ways: Sequence[float], step: float) -
 def relaxed_loads(solution: Solution, at: Sequence[int]) -> tuple[Prices, list[float]]:
     """Loads of a relaxed choice as parts of the capacities, and per edge the seconds from the event to its arrival."""
     own, model = solution.relaxation, solution.relaxation.model
-    links = [0.0] * model.routes.links
+    links = [0.0] * len(model.routes.link_of)
     modes = solution.modes(at)
     delay = [0.0] * len(model.edges)
     dropped = set(own._dropped)
@@ -116,16 +116,14 @@ def relaxed_loads(solution: Solution, at: Sequence[int]) -> tuple[Prices, list[f
         b = at[own.row[edge.taker_group]] if edge.taker_group >= 0 else edge.taker_node
         lazy = modes[edge.number]
         free = k in dropped
-        size = edge.header + (0.0 if lazy or free else edge.bytes)
-        up, down = model.pair(a, broker), model.pair(broker, b)
-        delay[edge.number] = model.hop_s + up[0] + down[0] + size * (up[1] + down[1])
+        size = edge.header + (0.0 if lazy or free else edge.more)
+        delay[edge.number] = model.hop_s + model.transfer_s(a, broker, size) + model.transfer_s(broker, b, size)
         for link in path(a, broker):
             links[link] += edge.rate * size / edge.sharing
         for link in path(broker, b):
             links[link] += edge.rate * size
         if lazy and a != b and k not in dropped:
-            way = model.pair(a, b)
-            delay[edge.number] += model.pair(b, a)[0] + way[0] + edge.bytes * way[1]
+            delay[edge.number] += model.pair(b, a)[0] + model.transfer_s(a, b, edge.bytes)
             for link in path(a, b):
                 links[link] += edge.rate * edge.share * edge.bytes / edge.sharing
     used = no_prices(model)
@@ -134,7 +132,7 @@ def relaxed_loads(solution: Solution, at: Sequence[int]) -> tuple[Prices, list[f
         demand, node = model.groups[group], at[row]
         if model.cores_of[node]:
             used.cpu[node] += demand.cpu / (model.speed_of[node] * model.cores_of[node])
-        used.memory[node] += demand.memory / max(model.memory_of[node], 1.0)
+        used.memory[node] += demand.memory_at[-1] / max(model.memory_of[node], 1.0)
         for kind in range(len(model.kinds)):
             used.accelerators[kind, node] += model.demand[group, kind] / max(float(model.accelerators[kind, node]), 1.0)
     return used, _ways(model, own, at, delay)

@@ -79,7 +79,7 @@ class Search:
         if len(sites) < len(self.lists):
             self._branch_site(sites, modes, solution.marginals() - self._worth)
             return
-        free = [e.number for e in self.model.edges if e.number not in modes and (e.rate or e.weight or e.bytes > 0)]
+        free = [e.number for e in self.model.edges if e.number not in modes and (e.rate or e.weight or e.more > 0)]
         if len(free) <= _ENUMERATED:
             self._enumerate(sites, modes, free)
             return
@@ -111,11 +111,12 @@ class Search:
         for node in site:
             here = [(group, len(site)), *((other, len(there)) for other, there in sites.items() if node in there)]
             cpu = sum(model.groups[g].cpu / (count * model.speed_of[node]) for g, count in here)
-            memory = sum(model.groups[g].memory for g, _ in here)
+            memory = sum(model.groups[g].memory_at[count] for g, count in here)
             slack = 1 + TOLERANCE
             if cpu > model.cores_of[node] * model.cpu_limit_of[node] * slack or memory > model.memory_of[node] * slack:
                 return False
-            if model.kinds and any(model.demand[[g for g, _ in here]].sum(axis=0) > model.accelerators[:, node] + TOLERANCE):
+            held = np.sum([model.groups[g].held_at[count] for g, count in here], axis=0)
+            if model.kinds and any(held > model.accelerators[:, node] + TOLERANCE):
                 return False
         return True
 

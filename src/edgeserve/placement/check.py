@@ -161,8 +161,8 @@ def _numbers(problem: Problem) -> None:
         for item in getattr(problem, where):
             if not 0 < item.max_utilisation < 1:
                 raise BadValue(f"{where}[{item.name!r}].max_utilisation is {item.max_utilisation}: give a number above 0 and below 1")
-    _number(problem.header_bytes, "header_bytes")
-    _number(problem.hop_ms, "hop_ms")
+    for name in ("header_bytes", "reference_bytes", "fetch_bytes", "hop_ms", "variability"):
+        _number(getattr(problem, name), name)
     for name in problem.weights.__struct_fields__:
         _number(getattr(problem.weights, name), f"weights.{name}")
 
@@ -221,6 +221,8 @@ def _tasks(problem: Problem) -> None:
         _unique(task.inputs, f"{where}.inputs")
         if task.trigger not in (ANY, ALL, *task.inputs):
             raise UnknownName(f"{where}.trigger is {shown(task.trigger)}: use 'any', 'all' or one of its inputs ({listed(task.inputs)})")
+        if task.processes is not None and task.processes < task.replicas_max:
+            raise BadValue(f"{where}: processes is {task.processes} and replicas_max {task.replicas_max}: no node is without one; lower it")
         if task.replicas_min > task.replicas_max:
             raise BadValue(f"{where}: replicas_min is {task.replicas_min} and replicas_max {task.replicas_max}; raise the second")
         for kind in task.accelerators:

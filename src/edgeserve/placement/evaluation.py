@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from edgeserve.placement.check import close_to, listed, shown
@@ -75,8 +76,8 @@ class Evaluation:
         latency_ms: per sink, from event to result in the mean, waiting included. Infinite behind what is loaded fully.
         unloaded_ms: per sink, without waiting.
         nodes: per node its load.
-        link_bytes_s: per link the bytes per second.
-        link_utilisation: per link the part of its bandwidth that is used.
+        link_bytes_s: per link the bytes per second, in both directions.
+        link_utilisation: per link the part of its bandwidth that is used; of a duplex one in the direction where that is more.
         violations: what it breaks; empty when it can be run.
     """
 
@@ -174,9 +175,10 @@ def report(state: State, stray: Sequence[Violation] = ()) -> Evaluation:
     """The evaluation of a state."""
     model, problem = state.model, state.model.problem
     weights = problem.weights
-    links, nodes = _waits(state)
+    links, nodes, along = _waits(state)
     bytes_term = weights.bytes * sum(state.links)
-    cost = sum(link.cost_per_byte * rate for link, rate in zip(problem.links, state.links, strict=True))
+    carried = by_link(model, state.links)
+    cost = sum(link.cost_per_byte * carried[link.name] for link in problem.links)
     cost += sum(node.cost_per_core_s * busy for node, busy in zip(problem.nodes, state.cpu, strict=True))
     latency = sum(state.latency) + sum(model.edges[e].weight * state.delay[e] for e in model.plain_sinks)
     waiting = sum(count for count, _ in links) + sum(count for count, _ in nodes)
@@ -184,8 +186,8 @@ def report(state: State, stray: Sequence[Violation] = ()) -> Evaluation:
     return Evaluation(
         objective=sum(terms.values()),
         terms=terms,
-        latency_ms=_latency(state, [wait for _, wait in links], [wait for _, wait in nodes]),
-        unloaded_ms=_latency(state, [0.0] * len(links), [0.0] * len(nodes)),
+        latency_ms=_latency(state, [wait for _, wait in links], [wait for _, wait in nodes], along),
+        unloaded_ms=_latency(state, [0.0] * len(links), [0.0] * len(nodes), along),
         nodes={
             name: Load(
                 state.cpu[n],
@@ -196,49 +198,68 @@ def report(state: State, stray: Sequence[Violation] = ()) -> Evaluation:
             )
             for n, name in enumerate(model.nodes)
         },
-        link_bytes_s={link.name: rate for link, rate in zip(problem.links, state.links, strict=True)},
-        link_utilisation={link.name: rate / link.bandwidth_bytes_s for link, rate in zip(problem.links, state.links, strict=True)},
+        link_bytes_s=carried,
+        link_utilisation=by_link(model, [rate * each for rate, each in zip(state.links, model.per_byte_of, strict=True)], max),
         violations=(*_violations(state), *stray),
     )
 
 
-def _waits(state: State) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """How many wait, and how long each (seconds), per link and per node. What is over its limit waits as at the limit, in the objective."""
+def by_link(model: Model, numbers: Sequence[float], add: Callable[[Sequence[float]], float] = sum) -> dict[str, float]:
+    """Numbers of channels as those of links, by name: the two directions of a duplex one added up, or the larger one of the two."""
+    found: dict[int, list[float]] = {}
+    for link, number in zip(model.routes.link_of, numbers, strict=True):
+        found.setdefault(link, []).append(number)
+    return {model.problem.links[link].name: add(each) for link, each in found.items()}
+
+
+def _waits(state: State) -> tuple[list[tuple[float, float]], list[tuple[float, float]], dict[tuple[int, int], float]]:
+    """How many wait, and how long each (seconds), per channel and per node; and of two channels which part of the second one's bytes comes
+    straight from the first. What is over its limit waits as at the limit, in the objective."""
     model = state.model
     messages = [0.0] * len(state.links)
-    for number, stream in enumerate(model.streams):
-        if stream.edges:
-            for a, b, rate, size in transfers(model, number, state.sites, state.lazy):
-                for link in model.routes.path(a, b) if size else ():
-                    messages[link] += rate
+    along: dict[tuple[int, int], float] = {}
+    for number in range(len(model.streams)):
+        for a, b, rate, size in transfers(model, number, state.sites, state.lazy):
+            path = model.routes.path(a, b) if rate * size else ()
+            for link in path:
+                messages[link] += rate
+            for pair in pairwise(path):
+                along[pair] = along.get(pair, 0.0) + rate * size / state.links[pair[1]]
     runs = [0.0] * len(model.nodes)
     for number, site in enumerate(state.sites):
         for node in site:
             runs[node] += model.groups[number].runs / len(site)
     loads = [rate * per_byte for rate, per_byte in zip(state.links, model.per_byte_of, strict=True)]
-    links = [_wait(load, limit, 2.0, count) for load, limit, count in zip(loads, model.link_limit_of, messages, strict=True)]
+    more = model.variability
+    links = [_wait(load, limit, 2.0, count, more) for load, limit, count in zip(loads, model.link_limit_of, messages, strict=True)]
     nodes = []
     for n, busy in enumerate(state.cpu):
         if model.cores_of[n]:
-            nodes.append(_wait(busy / model.cores_of[n], model.cpu_limit_of[n], model.cpu_power_of[n], runs[n]))
+            nodes.append(_wait(busy / model.cores_of[n], model.cpu_limit_of[n], model.cpu_power_of[n], runs[n], more))
         else:
             nodes.append((0.0, math.inf if runs[n] else 0.0))
-    return links, nodes
+    return links, nodes, along
 
 
-def _wait(load: float, limit: float, power: float, rate: float) -> tuple[float, float]:
-    kept = min(load, limit)
-    counted = waiting(kept, power)
+def _wait(load: float, limit: float, power: float, rate: float, variability: float) -> tuple[float, float]:
+    counted = variability * waiting(min(load, limit), power)
     if load >= 1.0:
         return counted, math.inf
-    return counted, waiting(load, power) / rate if rate > 0 else 0.0
+    return counted, variability * waiting(load, power) / rate if rate > 0 else 0.0
 
 
-def _latency(state: State, links: Sequence[float], nodes: Sequence[float]) -> dict[str, float]:
+def _latency(state: State, links: Sequence[float], nodes: Sequence[float], along: Mapping[tuple[int, int], float]) -> dict[str, float]:
     model = state.model
 
     def on(a: int, b: int) -> float:
-        return sum(links[link] for link in model.routes.path(a, b))
+        """What has waited for a link comes at its pace, and for the next one waits for what comes from elsewhere: of two in a row that
+        have the same messages only the longer wait counts (Friedman, Reduction methods for tandem queuing systems, 1965)."""
+        path = model.routes.path(a, b)
+        total = links[path[0]] if path else 0.0
+        for before, link in pairwise(path):
+            less = min(total, links[link])
+            total = total + links[link] - (along.get((before, link), 0.0) * less if math.isfinite(less) else 0.0)
+        return total
 
     delay = list(state.delay)
     for edge in model.edges:
@@ -250,7 +271,10 @@ def _latency(state: State, links: Sequence[float], nodes: Sequence[float]) -> di
                 delay[edge.number] += waits / (len(makers) * len(takers))
     service = list(state.service)
     for task, group in enumerate(model.group_of):
-        service[task] += sum(nodes[n] for n in state.sites[group]) / len(state.sites[group])
+        site = state.sites[group]
+        service[task] += sum(nodes[n] for n in site) / len(site)
+        if model.handed_bytes(task, len(site)):
+            service[task] += sum(on(n, model.broker) + on(model.broker, n) for n in site) / len(site)
     latency = {}
     done: dict[int, float] = {}
     for component in model.components:
@@ -281,7 +305,8 @@ def _violations(state: State) -> list[Violation]:
             if row[n] > node.accelerators.get(kind, 0) + TOLERANCE:
                 users = tuple(task.name for task in tasks[n] if task.accelerators.get(kind))
                 found.append(Violation("accelerator", f"{node.name} ({kind})", row[n], node.accelerators.get(kind, 0), users))
-    for number, (link, rate) in enumerate(zip(problem.links, state.links, strict=True)):
+    for number, rate in enumerate(state.links):
+        link = problem.links[model.routes.link_of[number]]
         if rate > link.bandwidth_bytes_s * link.max_utilisation * (1 + TOLERANCE):
             flows = sorted((-flow[number], s) for s, flow in enumerate(state.flows) if flow.get(number))
             users = tuple(model.streams[s].name for _, s in flows)

@@ -26,7 +26,7 @@ from edgeserve.placement.problem import Problem
 from edgeserve.placement.queueing import slope, waiting_all
 from edgeserve.placement.search import flip_modes
 from edgeserve.placement.solver import Run
-from edgeserve.placement.state import State, leaves, pair_delay
+from edgeserve.placement.state import State, leaves, pair_delay, service_on
 
 _TANGENTS = 24
 _MOST_PAIRS = 400_000
@@ -105,7 +105,7 @@ class _Builder:
 
     def __init__(self, model: Model, lists: Sequence[Sequence[Site]], previous: Sequence[Site] | None, move_cost: float) -> None:
         self.model, self.lists, self.program = model, lists, _Program()
-        self.links: list[dict[int, float]] = [defaultdict(float) for _ in range(model.routes.links)]
+        self.links: list[dict[int, float]] = [defaultdict(float) for _ in model.routes.link_of]
         self.cpu: list[dict[int, float]] = [defaultdict(float) for _ in model.nodes]
         self.site: list[list[int]] = []
         self.pairs: dict[tuple[int, int, int, bool], int] = {}
@@ -130,17 +130,19 @@ class _Builder:
             for site in self.lists[number]:
                 cost = 0.0
                 if number not in self._timed:
-                    cost = sum(self.task_weight[t] * self._service(t, site) for t in group.tasks)
+                    cost = sum(self.task_weight[t] * service_on(model, t, site) for t in group.tasks)
                 if previous is not None:
                     cost += move_cost * len(set(site) - set(previous[number]))
                 columns.append(program.variable(cost, 1.0, whole=True))
                 for node in site:
                     self.cpu[node][columns[-1]] += group.cpu / (len(site) * model.speed_of[node])
+                for task in group.tasks:
+                    rate = float(model.runs[task]) * model.handed_bytes(task, len(site)) / len(site)
+                    for node in site:
+                        self._flow(node, model.broker, columns[-1], rate)
+                        self._flow(model.broker, node, columns[-1], rate)
             program.row(dict.fromkeys(columns, 1.0), 1.0, 1.0)
             self.site.append(columns)
-
-    def _service(self, task: int, site: Site) -> float:
-        return float(self.model.tasks[task].cpu_s * sum(1.0 / self.model.speed_of[node] for node in site) / len(site))
 
     def _ends(self, edge: Edge) -> tuple[Sequence[Site], Sequence[Site]]:
         makers = self.lists[edge.maker_group] if edge.maker_group >= 0 else [(edge.maker_node,)]
@@ -193,7 +195,7 @@ class _Builder:
             pushed = program.variable(0.0, 1.0)
             for a in maker:
                 self._flow(a, model.broker, chosen, stream.rate * stream.header / len(maker))
-                self._flow(a, model.broker, pushed, stream.rate * stream.bytes / len(maker))
+                self._flow(a, model.broker, pushed, stream.rate * stream.more / len(maker))
             used: dict[int, list[dict[int, float]]] = defaultdict(list)
             for e in stream.edges:
                 self._add_taker(model.edges[e], i, maker, pushed, used)
@@ -214,7 +216,7 @@ class _Builder:
                 if column is None:
                     continue
                 for b in taker:
-                    size = edge.header + (0.0 if lazy else edge.bytes)
+                    size = edge.header + (0.0 if lazy else edge.more)
                     self._flow(self.model.broker, b, column, edge.rate * size / len(taker))
                     if lazy:
                         fetched[b][column] = edge.share / len(taker)
@@ -231,7 +233,7 @@ class _Builder:
         for task in component.tasks:
             group = model.group_of[task]
             done[task] = program.variable()
-            spent = {c: -self._service(task, site) for c, site in zip(self.site[group], self.lists[group], strict=True)}
+            spent = {c: -service_on(model, task, site) for c, site in zip(self.site[group], self.lists[group], strict=True)}
             mean = {done[task]: 1.0, **spent}
             for e in model.inputs[task]:
                 maker = model.edges[e].maker
@@ -254,19 +256,19 @@ class _Builder:
     def _add_capacities(self) -> None:
         model, program = self.model, self.program
         hard: list[tuple[dict[int, float], float]] = []
-        users: list[list[tuple[int, int]]] = [[] for _ in model.nodes]
+        users: list[list[tuple[int, int, int]]] = [[] for _ in model.nodes]
         for number, columns in enumerate(self.site):
             for column, site in zip(columns, self.lists[number], strict=True):
                 for node in site:
-                    users[node].append((column, number))
+                    users[node].append((column, number, len(site)))
         for node, using in enumerate(users):
-            hard.append(({c: model.groups[g].memory for c, g in using if model.groups[g].memory}, model.memory_of[node]))
+            hard.append(({c: used for c, g, n in using if (used := model.groups[g].memory_at[n])}, model.memory_of[node]))
             hard.extend(
-                ({c: float(model.demand[g, kind]) for c, g in using if model.demand[g, kind]}, float(model.accelerators[kind, node]))
+                ({c: held for c, g, n in using if (held := model.groups[g].held_at[n][kind])}, float(model.accelerators[kind, node]))
                 for kind in range(len(model.kinds))
             )
             pairs = [(g, other) for g, group in enumerate(model.groups) for other in group.apart if g < other]
-            hard.extend(({c: 1.0 for c, h in using if h in pair}, 1.0) for pair in pairs)
+            hard.extend(({c: 1.0 for c, h, _ in using if h in pair}, 1.0) for pair in pairs)
         for terms, capacity in hard:
             if terms:
                 program.row(terms, upper=capacity)

@@ -5,6 +5,7 @@ Tasks that are colocated form one *group*, which has one *site*: the nodes of it
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,13 +23,23 @@ from edgeserve.placement.routes import make_routes
 Site = tuple[int, ...]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
+PACKET_BYTES = 1500.0
+"""What a link passes on at a time: of a message on its way over several links all but one packet is on them at the same time."""
+
+MEMBER_BYTES = 140.0
+"""The header of each message of a set that a replica hands to another one, in the set's message."""
+
 TOLERANCE = 1e-9
 """What counts as keeping within a capacity, as a part of it."""
 
 
 @dataclass(slots=True)
 class Edge:
-    """A stream on its way to one task or sink; a fixed end has group -1. Of a `small` one the payload counts as header."""
+    """A stream on its way to one task or sink; a fixed end has group -1.
+
+    `header` goes through the broker in any case, with the reference to the payload; `more` is what an eager one adds to it, `bytes` what is
+    fetched of a lazy one. Of a `small` stream the payload counts as header.
+    """
 
     number: int
     stream: int
@@ -41,6 +52,7 @@ class Edge:
     taker_node: int
     rate: float
     header: float
+    more: float
     bytes: float
     share: float
     small: bool
@@ -56,6 +68,7 @@ class Stream:
     name: str
     rate: float
     header: float
+    more: float
     bytes: float
     small: bool
     group: int
@@ -67,14 +80,18 @@ class Stream:
 
 @dataclass(slots=True)
 class Group:
-    """Tasks that share their nodes; demands are sums over them, at speed 1."""
+    """Tasks that share their nodes; demands are sums over them, at speed 1.
+
+    `memory_at` and `held_at` (accelerators by kind) are those of one of so many nodes; on as many as there can be they are the least.
+    """
 
     tasks: list[int]
     cpu: float = 0.0
     runs: float = 0.0
-    memory: float = 0.0
     least: int = 1
     most: int = 1
+    memory_at: list[float] = field(default_factory=list)
+    held_at: list[list[float]] = field(default_factory=list)
     streams: list[int] = field(default_factory=list)
     edges: list[int] = field(default_factory=list)
     apart: list[int] = field(default_factory=list)
@@ -102,15 +119,17 @@ class Model:
         self.broker = self.node_number[problem.broker]
         self.hop_s = problem.hop_ms / 1e3
         weights = problem.weights
-        self.latency_weight, self.waiting_weight = weights.latency, weights.waiting
+        self.variability = problem.variability
+        self.latency_weight, self.waiting_weight = weights.latency, weights.waiting * self.variability
         self._set_nodes()
-        self._set_links()
         self.routes = make_routes(problem)
+        self._set_links()
         self._set_zones()
-        self._pairs: dict[tuple[int, int], tuple[float, float]] = {}
+        self._pairs: dict[tuple[int, int], tuple[float, float, float]] = {}
         self._set_streams()
         self._set_groups()
         self._set_edges()
+        self._set_sets()
         self._set_components()
         self._set_allowed()
         # Plain lists beside the arrays: reading single numbers from these is several times faster.
@@ -133,7 +152,7 @@ class Model:
         )
 
     def _set_links(self) -> None:
-        links, weights = self.problem.links, self.problem.weights
+        links, weights = [self.problem.links[number] for number in self.routes.link_of], self.problem.weights
         self.latency = np.array([link.latency_ms / 1e3 for link in links])
         self.per_byte = np.array([1.0 / link.bandwidth_bytes_s for link in links])
         self.link_limit = np.array([link.max_utilisation for link in links])
@@ -145,9 +164,9 @@ class Model:
         names = sorted({stream.stays_in for stream in self.problem.made if stream.stays_in is not None})
         self.zone_number: dict[str | None, int] = {None: 0, **{name: number for number, name in enumerate(names, 1)}}
         self.zone_names: list[str | None] = [None, *names]
-        self.zone_fields = np.zeros((len(names) + 1, len(self.problem.links)))
+        self.zone_fields = np.zeros((len(names) + 1, len(self.routes.link_of)))
         zones = [node.zone for node in self.problem.nodes]
-        for number, link in enumerate(self.problem.links):
+        for number, link in enumerate(self.problem.links[each] for each in self.routes.link_of):
             ends = {zones[self.node_number[end]] for end in link.ends}
             for zone in names:
                 self.zone_fields[self.zone_number[zone], number] = float(ends != {zone})
@@ -168,6 +187,7 @@ class Model:
         for number, task in enumerate(problem.tasks):
             self.stream_number[task.name] = len(self.streams)
             self.streams.append(self._stream(task, 0.0, task.output_bytes, -1, number, self.zone_number[task.stays_in]))
+        self.own_stream = [self.stream_number[task.name] for task in problem.tasks]
         self.order = _flow_order(problem.tasks)
         self.runs = np.zeros(len(problem.tasks))
         for number in self.order:
@@ -181,8 +201,10 @@ class Model:
 
     def _stream(self, made: Source | Task, rate: float, size: float, node: int, task: int, zone: int) -> Stream:
         """What always travels with its header is a longer header: so no mode has to be chosen for it."""
-        header, size = (self.problem.header_bytes, size) if made.lazy else (self.problem.header_bytes + size, 0.0)
-        return Stream(made.name, rate, header, size, not made.lazy, -1, node, task, zone)
+        problem = self.problem
+        reference = min(problem.reference_bytes, size) if made.lazy else size
+        more, fetched = (size - reference, size + problem.fetch_bytes) if made.lazy else (0.0, 0.0)
+        return Stream(made.name, rate, problem.header_bytes + reference, more, fetched, not made.lazy, -1, node, task, zone)
 
     def _set_groups(self) -> None:
         together = colocated(self.problem)
@@ -198,15 +220,16 @@ class Model:
             group.tasks.append(number)
             group.cpu += float(self.runs[number]) * task.cpu_s
             group.runs += float(self.runs[number])
-            group.memory += task.memory_bytes
             group.least = max(group.least, task.replicas_min)
             group.most = task.replicas_max if len(group.tasks) == 1 else min(group.most, task.replicas_max)
             self.streams[self.stream_number[task.name]].group = self.group_of[number]
         for group in self.groups:
             group.most = max(group.least, min(group.most, len(self.nodes)))
-        self.demand = np.array(
-            [[sum(self.tasks[t].accelerators.get(kind, 0) for t in g.tasks) for kind in self.kinds] for g in self.groups], dtype=float
-        ).reshape(len(self.groups), len(self.kinds))
+            for count in range(group.most + 1):
+                each = [(self.tasks[t], processes_on(self.tasks[t], max(count, 1))) for t in group.tasks]
+                group.memory_at.append(sum(task.memory_bytes * on for task, on in each))
+                group.held_at.append([float(sum(task.accelerators.get(kind, 0) * on for task, on in each)) for kind in self.kinds])
+        self.demand = np.array([group.held_at[-1] for group in self.groups]).reshape(len(self.groups), len(self.kinds))
         for names in self.problem.separate:
             classes = [self.group_of[self.task_number[name]] for name in names]
             for one in classes:
@@ -231,7 +254,7 @@ class Model:
         self.edge_number = {(self.streams[edge.stream].name, edge.consumer): edge.number for edge in self.edges}
         for number, group in enumerate(self.groups):
             group.edges = [e.number for e in self.edges if number in (e.maker_group, e.taker_group)]
-            group.streams = sorted({self.edges[edge].stream for edge in group.edges})
+            group.streams = sorted({self.edges[edge].stream for edge in group.edges} | {self.own_stream[task] for task in group.tasks})
         self.fraction = np.ones(len(self.edges))
         self.latest: list[int] = []
         for number, task in enumerate(self.tasks):
@@ -245,6 +268,27 @@ class Model:
                 self.latest.append(number)
         self.parts: list[float] = self.fraction.tolist()
         self.waits_for_all = set(self.latest)
+
+    def _set_sets(self) -> None:
+        """Bytes of the sets of each task, if its replicas hand each other some."""
+        self.set_bytes = [0.0] * len(self.tasks)
+        for number, task in enumerate(self.tasks):
+            if len(task.inputs) > 1 and task.shares_sets:
+                sizes = [made.bytes if isinstance(made, Source) else made.output_bytes for made in self.problem.made]
+                known = dict(zip(self.stream_number, sizes, strict=True))
+                self.set_bytes[number] = self.problem.header_bytes + sum(known[name] + MEMBER_BYTES for name in task.inputs)
+
+    def handed_bytes(self, task: int, nodes: int) -> float:
+        """Bytes of the set that each run of a task takes on so many nodes; 0: there is none, since one process joins and runs all."""
+        return self.set_bytes[task] if nodes > 1 or (self.tasks[task].processes or 1) > 1 else 0.0
+
+    def handed_s(self, task: int, site: Site) -> float:
+        """Seconds that a set takes from the replica that joins to the one that runs it, without waiting: the mean over all."""
+        size = self.handed_bytes(task, len(site))
+        if not size:
+            return 0.0
+        ways = (self.transfer_s(node, self.broker, size) + self.transfer_s(self.broker, node, size) for node in site)
+        return self.hop_s + sum(ways) / len(site)
 
     def _add_edge(self, name: str, consumer: str, task: int, group: int, node: int, share: float) -> int:
         number, stream = len(self.edges), self.streams[self.stream_number[name]]
@@ -260,6 +304,7 @@ class Model:
             taker_node=node,
             rate=stream.rate,
             header=stream.header,
+            more=stream.more,
             bytes=stream.bytes,
             share=share,
             small=stream.small,
@@ -316,17 +361,24 @@ class Model:
         demand = self.groups[group]
         cpu = demand.cpu / (max(demand.most, 1) * self.speed) - self.cores * self.cpu_limit
         cpu = np.where((self.cores == 0) & (cpu <= 0), 1.0, cpu)
-        rows = [cpu, demand.memory - self.memory, *(self.demand[group][:, None] - self.accelerators)]
+        rows = [cpu, demand.memory_at[-1] - self.memory, *(self.demand[group][:, None] - self.accelerators)]
         short: Array = np.maximum(np.stack(rows), 0.0)
         return short
 
-    def pair(self, a: int, b: int) -> tuple[float, float]:
-        """Seconds of propagation and seconds per byte from a to b."""
+    def pair(self, a: int, b: int) -> tuple[float, float, float]:
+        """From a to b: seconds of propagation, and seconds per byte of all links, added up, and of the slowest."""
         found = self._pairs.get((a, b))
         if found is None:
             path = list(self.routes.path(a, b))
-            found = self._pairs[a, b] = (float(self.latency[path].sum()), float(self.per_byte[path].sum())) if path else (0.0, 0.0)
+            each = self.per_byte[path] if path else np.zeros(1)
+            found = self._pairs[a, b] = (float(self.latency[path].sum()) if path else 0.0, float(each.sum()), float(each.max()))
         return found
+
+    def transfer_s(self, a: int, b: int, size: float) -> float:
+        """Seconds that a message of so many bytes takes from a to b, without waiting."""
+        latency, summed, slowest = self.pair(a, b)
+        packet, rest = split(size)
+        return latency + packet * summed + rest * slowest
 
     def leaves(self, zone: int, a: int, b: int) -> bool:
         """Whether the way from a to b leaves the zone."""
@@ -364,6 +416,17 @@ class Model:
         """The weighted latency of a component's sinks."""
         done = self.arrival(component, delay, service)
         return sum(self.edges[e].weight * (done[self.edges[e].maker] + delay[e]) for e in component.sinks)
+
+
+def processes_on(task: Task, nodes: int) -> int:
+    """The most processes of a task that one of its nodes has."""
+    return 1 if task.processes is None else math.ceil(task.processes / nodes)
+
+
+def split(size: float) -> tuple[float, float]:
+    """Bytes of a message that take their time on each link of a route, and those that do on the slowest alone."""
+    packet = min(size, PACKET_BYTES)
+    return packet, size - packet
 
 
 def run_rate(task: Task, rates: Sequence[float]) -> float:

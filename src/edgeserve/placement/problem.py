@@ -52,15 +52,16 @@ class Node(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Link(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A link between two nodes, whose capacity both directions and all routes over it share.
+    """A link between two nodes, whose capacity all routes over it share.
 
     Args:
         name: unique among links.
         ends: the two nodes that it connects.
-        bandwidth_bytes_s: bytes per second.
+        bandwidth_bytes_s: bytes per second: of both directions together, or of each if it is `duplex`.
         latency_ms: propagation, one way.
         max_utilisation: the part of the bandwidth that may be used, below 1.
         cost_per_byte: in the unit of `Node.cost_per_core_s`.
+        duplex: each direction has the whole bandwidth, as in a cable; in the air both share it.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Link(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     latency_ms: float = 0.0
     max_utilisation: float = 0.8
     cost_per_byte: float = 0.0
+    duplex: bool = False
 
 
 class Route(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,17 +102,20 @@ class Task(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         name: unique among sources and tasks.
         inputs: names of sources and tasks.
         cpu_s: cpu-seconds per run, on a core of speed 1.
-        memory_bytes: per replica.
+        memory_bytes: per process.
         output_bytes: size of a result.
         outputs_per_run: results per run; less than 1 for a filter, more for a generator.
-        accelerators: what each replica holds, for example `{"gpu": 1}`.
+        accelerators: what each process holds, for example `{"gpu": 1}`.
         trigger: `any` message of an input starts a run, `all` inputs' matching messages do (the latest of them), or those of one named
             input.
         min_interval_ms: least time from run to run; what comes in between starts none.
         replicas_min: at least so many replicas, each on a node of its own, share the runs.
         replicas_max: at most so many.
+        processes: how many run it, on all nodes together, which take them in turn; None: one on each of its nodes.
         stays_in: a zone that the payload of the results may not leave.
         lazy: whether the payload of the results can travel apart from its header; if not, it always goes along.
+        shares_sets: of several inputs and in several processes: one joins, and what belongs together goes through the broker once more,
+            payloads included, to the one that runs it. If not, each joins a part by itself.
     """
 
     name: str
@@ -124,8 +129,10 @@ class Task(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     min_interval_ms: float = 0.0
     replicas_min: int = 1
     replicas_max: int = 1
+    processes: int | None = None
     stays_in: str | None = None
     lazy: bool = True
+    shares_sets: bool = True
 
 
 class Sink(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -166,7 +173,11 @@ class Problem(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         colocate: sets of tasks that run on the same nodes.
         separate: sets of tasks of which no two share a node.
         header_bytes: size of a header, with all that is said about a message between a node and the broker.
+        reference_bytes: what a header is longer by when the payload stays where it was made: where it lies, and what others say there.
+        fetch_bytes: what asking for a payload, and the head of the answer, take beside it on the way between its maker and who uses it.
         hop_ms: what a message through the broker takes beside its way over links: programs that wake up, encode and decode.
+        variability: how much messages come at irregular times: variance over squared mean of the times between them. 1 if they come by
+            chance (Poisson), 0 at a steady pace, more in bursts.
         weights: what counts how much.
         version: of the format.
 
@@ -198,7 +209,10 @@ class Problem(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     colocate: tuple[tuple[str, ...], ...] = ()
     separate: tuple[tuple[str, ...], ...] = ()
     header_bytes: float = 200.0
+    reference_bytes: float = 0.0
+    fetch_bytes: float = 0.0
     hop_ms: float = 0.0
+    variability: float = 1.0
     weights: Weights = field(default_factory=Weights)
     version: int = FORMAT_VERSION
 

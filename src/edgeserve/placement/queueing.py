@@ -6,7 +6,8 @@ For `c` servers at utilisation `u` and Poisson arrivals of equal jobs the mean n
 
 It is exact for one server (M/D/1, Pollaczek-Khinchine). For more it is Sakasegawa's approximation of M/M/c (An approximation formula
 L_q = alpha * rho^beta / (1 - rho), Annals of the Institute of Statistical Mathematics 29, 1977), halved because service times are constant
-(the M/G/c correction by Lee and Longton, 1959).
+(the M/G/c correction by Lee and Longton, 1959). Arrivals that are more or less variable make it so many times as much as the squared
+coefficient of variation of the times between them says (Allen and Cunneen's approximation of G/G/c; 1 for Poisson).
 """
 
 from __future__ import annotations

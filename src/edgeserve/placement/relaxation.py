@@ -18,13 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeserve.placement.forest import set_of
-from edgeserve.placement.model import Flags, Model, Site
+from edgeserve.placement.model import Flags, Model, Site, split
 from edgeserve.placement.queueing import Array, conjugate, waiting_all
 
 FAR = 1e7
 """The price of what is not allowed: far above what counts, and small enough for sums of it to keep their digits."""
 
 _LATENCY, _PER_BYTE, _PRICE, _ZONES = 0, 1, 2, 3
+_WAYS = ("hu", "hd", "eu", "ed", "lazy")
+"""What an edge pays for: the header up to the broker and down from it, what an eager payload adds to both, what a lazy one costs."""
 
 
 @dataclass(slots=True)
@@ -59,7 +61,7 @@ def no_prices(model: Model) -> Prices:
     """All zero."""
     nodes = len(model.nodes)
     return Prices(
-        np.zeros(nodes), np.zeros(nodes), np.zeros((len(model.kinds), nodes)), np.zeros(model.routes.links), model.fraction.copy()
+        np.zeros(nodes), np.zeros(nodes), np.zeros((len(model.kinds), nodes)), np.zeros(len(model.routes.link_of)), model.fraction.copy()
     )
 
 
@@ -185,19 +187,27 @@ class Relaxation:
         single = routes.sums(np.concatenate([model.latency[None], self._fields[1:]]))
         self._sums = single.copy()
         self._sums[:1] = routes.round_trip(single[:1])
-        self._up, self._down = routes.to_broker(single).copy(), routes.from_broker(single).copy()
+        # Behind the sums: the slowest link.
+        self._up = np.concatenate([routes.to_broker(single), routes.slowest_up[None]])
+        self._down = np.concatenate([routes.from_broker(single), routes.slowest_down[None]])
         rate = np.array([e.rate for e in self.edges])
-        header = self._header = np.array([e.header for e in self.edges])
-        size = np.array([e.bytes for e in self.edges])
+        header = np.array([e.header for e in self.edges])
+        more, size = np.array([e.more for e in self.edges]), np.array([e.bytes for e in self.edges])
         each = 1.0 / np.array([e.sharing for e in self.edges], dtype=float) if self.edges else np.zeros(0)
         share = np.array([e.share for e in self.edges])
-        self._size = size
-        self._parts = {name: np.zeros((len(self.edges), _ZONES + zones)) for name in ("hu", "hd", "eu", "ed", "lazy")}
+        # Bytes that take their time on each link, and those that do on the slowest of the route: a field has only sums over links.
+        (packet, rest), (all_packet, all_rest), (own, own_rest) = (
+            np.array([split(each) for each in sizes]).reshape(-1, 2).T for sizes in (header, header + more, size)
+        )
+        self._sizes = {"eu": (all_packet - packet, all_rest - rest), "hu": (packet, rest), "lazy": (own, own_rest)}
+        self._sizes |= {"hd": self._sizes["hu"], "ed": self._sizes["eu"]}
+        self.slow = {name: np.zeros(len(self.edges)) for name in _WAYS}
+        self._parts = {name: np.zeros((len(self.edges), _ZONES + zones)) for name in _WAYS}
         for name, load in (
             ("hu", rate * header * each),
             ("hd", rate * header),
-            ("eu", rate * size * each),
-            ("ed", rate * size),
+            ("eu", rate * more * each),
+            ("ed", rate * more),
             ("lazy", rate * size * share * each),
         ):
             self._parts[name][:, _PRICE] = load
@@ -239,23 +249,19 @@ class Solution:
         own, model, routes = self.relaxation, self.relaxation.model, self.relaxation.model.routes
         edge_weight, self.task_weight = model.spread_weights(self.prices.fraction)
         weight = np.array(edge_weight)[own.numbers] if len(own.numbers) else np.zeros(0)
-        for name, latency, size in (
-            ("hu", 1.0, own._header),
-            ("hd", 1.0, own._header),
-            ("eu", 0.0, own._size),
-            ("ed", 0.0, own._size),
-            ("lazy", 1.0, own._size),
-        ):
-            own._parts[name][:, _LATENCY] = latency * weight
-            own._parts[name][:, _PER_BYTE] = weight * size
+        for name, (packet, rest) in own._sizes.items():
+            own._parts[name][:, _LATENCY] = 0.0 if name in ("eu", "ed") else weight
+            own._parts[name][:, _PER_BYTE] = weight * packet
+            own.slow[name] = weight * rest
         self._hops = model.hop_s * float(weight.sum())
         price = model.byte_price + self.prices.links * model.per_byte
         own._fields[_PRICE] = price
         summed = routes.sums(price[None])
         own._sums[_PRICE] = summed[0]
         own._up[_PRICE], own._down[_PRICE] = routes.to_broker(summed)[0], routes.from_broker(summed)[0]
-        self.hu, self.eu = own._parts["hu"] @ own._up, own._parts["eu"] @ own._up + self._no_eager[:, None]
-        self.hd, self.ed = own._parts["hd"] @ own._down, own._parts["ed"] @ own._down
+        self.hu, self.eu = (np.column_stack((own._parts[each], own.slow[each])) @ own._up for each in ("hu", "eu"))
+        self.hd, self.ed = (np.column_stack((own._parts[each], own.slow[each])) @ own._down for each in ("hd", "ed"))
+        self.eu += self._no_eager[:, None]
 
     def _single(self, limit: Restriction | None) -> None:
         """What each row costs at each node by itself, edges to fixed ends included."""
@@ -266,30 +272,34 @@ class Solution:
         core = model.core_price + np.divide(self.prices.cpu, model.cores, out=np.zeros_like(model.cores), where=model.cores > 0)
         self.single = own._base + np.outer(spent, 1.0 / model.speed) + np.outer(busy, core / model.speed)
         room = np.maximum(model.memory, 1.0)
-        self.single += np.outer([group.memory for group in groups], self.prices.memory / room)
+        self.single += np.outer([group.memory_at[-1] for group in groups], self.prices.memory / room)
         if model.kinds:
             self.single += model.demand[own.groups] @ (self.prices.accelerators / np.maximum(model.accelerators, 1.0))
+        for row, group in enumerate(groups):
+            for task in group.tasks:
+                if model.handed_bytes(task, group.least):
+                    self.single[row] += self._handed(task)
         if limit is not None:
             self.single += limit.nodes[own.groups]
         self.constant = self._hops
-        hu, hd, eu, ed, lazy = self.hu, self.hd, self.eu, self.ed, own._parts["lazy"]
+        hu, hd, eu, ed, lazy, slow = self.hu, self.hd, self.eu, self.ed, own._parts["lazy"], own.slow["lazy"]
         if own._from_fixed:
             k = own._from_fixed
             at = [own.edges[i].maker_node for i in k]
-            way = model.routes.rows(own._sums, lazy[k], at) + self._no_lazy[k][:, None]
+            way = model.routes.rows(own._sums, lazy[k], slow[k], at) + self._no_lazy[k][:, None]
             cost = hu[k, at][:, None] + hd[k] + np.minimum(eu[k, at][:, None] + ed[k], way)
             for i, row in zip(k, cost, strict=True):
                 self.single[own.row[own.edges[i].taker_group]] += row
         if own._to_fixed:
             k = own._to_fixed
             at = [own.edges[i].taker_node for i in k]
-            way = model.routes.rows(own._sums, lazy[k], at, reverse=True) + self._no_lazy[k][:, None]
+            way = model.routes.rows(own._sums, lazy[k], slow[k], at, reverse=True) + self._no_lazy[k][:, None]
             cost = hd[k, at][:, None] + hu[k] + np.minimum(ed[k, at][:, None] + eu[k], way)
             for i, row in zip(k, cost, strict=True):
                 self.single[own.row[own.edges[i].maker_group]] += row
         for i in own._fixed:
             a, b = own.edges[i].maker_node, own.edges[i].taker_node
-            fetched = float(model.routes.rows(own._sums, lazy[[i]], [a])[0, b] + self._no_lazy[i])
+            fetched = float(model.routes.rows(own._sums, lazy[[i]], slow[[i]], [a])[0, b] + self._no_lazy[i])
             self.constant += float(hu[i, a] + hd[i, b]) + min(float(eu[i, a] + ed[i, b]), fetched)
         for i in own._within:
             row = own.row[own.edges[i].maker_group]
@@ -299,6 +309,16 @@ class Solution:
             self.single[own.row[own.edges[i].maker_group]] += hu[i] + only * eu[i]
             self.single[own.row[own.edges[i].taker_group]] += hd[i] + only * ed[i]
 
+    def _handed(self, task: int) -> Array:
+        """What the sets of a task that has replicas cost on their way to the broker from each node and back."""
+        own, model = self.relaxation, self.relaxation.model
+        size, weight = model.set_bytes[task], self.task_weight[task]
+        packet, rest = split(size)
+        part = np.zeros(len(own._up))
+        part[[_LATENCY, _PER_BYTE, _PRICE, -1]] = weight, weight * packet, float(model.runs[task]) * size, weight * rest
+        ways: Array = part @ own._up + part @ own._down + weight * model.hop_s
+        return ways
+
     def _cross(self, forward: bool, edges: list[int], first: Array, up: bool) -> Array:
         """The best of `first` on one end of edges for each node of the other end; `up`: from the child to the parent of the forest."""
         own = self.relaxation
@@ -306,7 +326,7 @@ class Solution:
         near, near_more, far, far_more = (self.hu, self.eu, self.hd, self.ed) if along else (self.hd, self.ed, self.hu, self.eu)
         start = first + near[edges]
         eager = (start + near_more[edges]).min(axis=1)[:, None] + far_more[edges]
-        lazy = own.model.routes.spread(start, own._fields, own._sums, own._parts["lazy"][edges], reverse=not along)
+        lazy = own.model.routes.spread(start, own._sums, own._parts["lazy"][edges], own.slow["lazy"][edges], reverse=not along)
         result: Array = far[edges] + np.minimum(eager, lazy + self._no_lazy[edges][:, None])
         return result
 
@@ -336,7 +356,8 @@ class Solution:
             there = found[own.row[own._parent(own.groups[row])]]
             near, near_more, far_more = (self.hu, self.eu, self.ed) if forward else (self.hd, self.ed, self.eu)
             start = self.best[row] + near[k]
-            way = own.model.routes.rows(own._sums, own._parts["lazy"][[k]], [there], reverse=forward)[0] + self._no_lazy[k]
+            way = own.model.routes.rows(own._sums, own._parts["lazy"][[k]], own.slow["lazy"][[k]], [there], reverse=forward)[0]
+            way = way + self._no_lazy[k]
             found[row] = int((start + np.minimum(way, near_more[k] + far_more[k, there])).argmin())
         return found
 
@@ -370,7 +391,8 @@ class Solution:
         if a == b:
             return float(self._no_lazy[k])
         field = part @ own._fields
-        return float(field[list(own.model.routes.path(a, b))].sum() + self._no_lazy[k])
+        slowest = own.slow["lazy"][k] * own.model.pair(a, b)[2]
+        return float(field[list(own.model.routes.path(a, b))].sum() + slowest + self._no_lazy[k])
 
 
 def worth(relaxation: Relaxation, prices: Prices) -> tuple[float, Prices]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from edgeserve.placement.check import listed
 from edgeserve.placement.errors import Unplaceable
 from edgeserve.placement.evaluation import UNITS, amount, report
-from edgeserve.placement.model import TOLERANCE, Flags, Model
+from edgeserve.placement.model import TOLERANCE, Flags, Group, Model
 from edgeserve.placement.state import State
 
 
@@ -54,7 +56,7 @@ def _too_small(model: Model, number: int, wished: Flags) -> Unplaceable:
     relative = lacking / np.array([1.0, 1e9, *([1.0] * len(model.kinds))])[:, None]
     nearest = int(np.lexsort((relative.max(axis=0), model.cores[small] == 0))[0])
     node = model.problem.nodes[small[nearest]]
-    need = [group.cpu / (group.most * node.speed), group.memory, *model.demand[number]]
+    need = [group.cpu / (group.most * node.speed), group.memory_at[-1], *model.demand[number]]
     has = [node.cores * node.max_utilisation, node.memory_bytes, *model.accelerators[:, small[nearest]]]
     kinds = ["cpu", "memory", *(f"accelerator {kind}" for kind in model.kinds)]
     lacks = []
@@ -75,16 +77,21 @@ def _too_small(model: Model, number: int, wished: Flags) -> Unplaceable:
     )
 
 
+def _least(group: Group, each: Sequence[float]) -> float:
+    """What a group needs on all its nodes together, if each of so many needs so much."""
+    return min(count * each[count] for count in range(group.least, group.most + 1))
+
+
 def _check_total(model: Model) -> None:
     """What all tasks need against what all nodes have that run any; a core counts as much as its speed."""
     runs = model.cores > 0
-    least = np.array([group.least for group in model.groups], dtype=float)
     totals = [
         ("cpu", "cores of speed 1", np.array([group.cpu for group in model.groups]), model.cores * model.cpu_limit * model.speed),
-        ("memory", "bytes of memory", np.array([group.memory for group in model.groups]) * least, model.memory[runs]),
+        ("memory", "bytes of memory", np.array([_least(group, group.memory_at) for group in model.groups]), model.memory[runs]),
     ]
     for kind, name in enumerate(model.kinds):
-        totals.append((f"accelerator {name}", f"of accelerator {name}", model.demand[:, kind] * least, model.accelerators[kind, runs]))
+        held = np.array([_least(group, [each[kind] for each in group.held_at]) for group in model.groups])
+        totals.append((f"accelerator {name}", f"of accelerator {name}", held, model.accelerators[kind, runs]))
     for name, unit, demands, capacities in totals:
         wanted, there = float(demands.sum()), float(capacities.sum())
         if wanted > there * (1 + TOLERANCE):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from edgeserve.placement.model import TOLERANCE, Flags, Model, Site
+from edgeserve.placement.model import TOLERANCE, Flags, Model, Site, split
 from edgeserve.placement.queueing import Array, slope, waiting_all
 from edgeserve.placement.relaxation import FAR
 from edgeserve.placement.state import Change, State
@@ -27,7 +27,9 @@ class Pricer:
         single = routes.sums(fields)
         self._sums = single.copy()
         self._sums[:1] = routes.round_trip(single[:1])
-        self._up, self._down = routes.to_broker(single).copy(), routes.from_broker(single).copy()
+        # In front of the sums: the slowest link.
+        self._up = np.concatenate([routes.slowest_up[None], routes.to_broker(single)])
+        self._down = np.concatenate([routes.slowest_down[None], routes.from_broker(single)])
 
     def refresh(self, state: State, group: int) -> None:
         """Takes the prices of bytes from what the links carry without a group; those that have no room for it are dear."""
@@ -42,7 +44,7 @@ class Pricer:
         price += np.where(load + more * model.per_byte > model.link_limit, _OVER, 0.0)
         summed = model.routes.sums((model.byte_price + price * model.per_byte)[None])
         self._sums[2] = summed[0]
-        self._up[2], self._down[2] = model.routes.to_broker(summed)[0], model.routes.from_broker(summed)[0]
+        self._up[3], self._down[3] = model.routes.to_broker(summed)[0], model.routes.from_broker(summed)[0]
 
     def costs(self, state: State, group: int, fraction: Array, *, hard: bool = True) -> tuple[Array, dict[int, Flags]]:
         """Per node the guess, and per edge where lazy is cheaper. `hard`: full nodes count as far away."""
@@ -72,7 +74,8 @@ class Pricer:
         replicas = max(len(site), demand.least)
         for node in site:
             busy[node] -= demand.cpu / (replicas * model.speed_of[node])
-            memory[node] -= demand.memory
+            memory[node] -= demand.memory_at[len(site)]
+        wanted, held = demand.memory_at[min(replicas, demand.most)], demand.held_at[min(replicas, demand.most)]
         more = demand.cpu / (replicas * model.speed)
         before = np.minimum(np.maximum(busy, 0.0) / cores, model.cpu_limit)
         after = np.maximum(busy, 0.0) + more
@@ -82,12 +85,12 @@ class Pricer:
         cost = cost + more * model.core_price
         if hard:
             cost += _OVER * np.maximum(load - model.cpu_limit * (1 + TOLERANCE), 0.0)
-            cost += np.where(memory + demand.memory > model.memory * (1 + TOLERANCE), _OVER, 0.0)
+            cost += np.where(memory + wanted > model.memory * (1 + TOLERANCE), _OVER, 0.0)
             for kind, row in enumerate(state.accelerators):
-                if model.demand[group, kind]:
+                if held[kind]:
                     used = np.array(row)
-                    used[list(site)] -= model.demand[group, kind]
-                    cost += np.where(used + model.demand[group, kind] > model.accelerators[kind] + TOLERANCE, _OVER, 0.0)
+                    used[list(site)] -= demand.held_at[len(site)][kind]
+                    cost += np.where(used + held[kind] > model.accelerators[kind] + TOLERANCE, _OVER, 0.0)
             for other in demand.apart:
                 cost[list(state.sites[other])] += _OVER
         return cost
@@ -96,16 +99,17 @@ class Pricer:
         """Eager and lazy, per node of the group; None when the other end is not placed."""
         model, edge = self.model, self.model.edges[number]
         header, size, rate = edge.header, edge.bytes, edge.rate
+        (packet, rest), (all_packet, all_rest), (own, own_rest) = split(header), split(header + edge.more), split(size)
         zones = np.zeros(len(model.zone_fields) - 1)
         if edge.zone:
             zones[edge.zone - 1] = FAR
-        lazy = np.concatenate([[weight, weight * size, rate * size * edge.share / edge.sharing], zones])
-        head = np.array([weight, weight * header, rate * header])
-        eager = np.concatenate([[0.0, weight * size, rate * size], zones])
+        lazy = np.concatenate([[weight, weight * own, rate * size * edge.share / edge.sharing], zones])
+        head = np.array([weight * rest, weight, weight * packet, rate * header])
+        eager = np.concatenate([[weight * (all_rest - rest), 0.0, weight * (all_packet - packet), rate * edge.more], zones])
         if edge.zone and not model.in_zone[edge.zone, model.broker]:
-            eager[3:] += FAR
+            eager[4:] += FAR
         if edge.maker_group == edge.taker_group:
-            headers = head @ self._up[:3] + head @ self._down[:3]
+            headers = head @ self._up[:4] + head @ self._down[:4]
             return headers + eager @ self._up + eager @ self._down, headers
         making = edge.maker_group == group
         mine, theirs = (self._up, self._down) if making else (self._down, self._up)
@@ -116,9 +120,11 @@ class Pricer:
         )
         if not others:
             return None
-        headers = head @ mine[:3] + float(np.mean(head @ theirs[:3][:, list(others)]))
+        headers = head @ mine[:4] + float(np.mean(head @ theirs[:4][:, list(others)]))
         sent = headers + eager @ mine + float(np.mean(eager @ theirs[:, list(others)]))
-        ways = model.routes.rows(self._sums, np.repeat(lazy[None], len(others), axis=0), others, reverse=making)
+        ways = model.routes.rows(
+            self._sums, np.repeat(lazy[None], len(others), axis=0), np.full(len(others), weight * own_rest), others, reverse=making
+        )
         return sent, headers + ways.mean(axis=0)
 
 

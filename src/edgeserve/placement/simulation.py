@@ -1,8 +1,8 @@
 """A placement lived through, event by event: what the formulas of `evaluate` leave out, queues above all, happens here.
 
-Links and nodes are queues, first come first served: a link has one server and takes bytes over bandwidth for a message, then the latency
-passes; a node has its cores. Headers go through the broker, payloads with them or straight from their maker once a run wants them and they
-are not on its node yet.
+Links and nodes are queues, first come first served: a link has one server and takes bytes over bandwidth for a message, whose packets it
+passes on as they come, then the latency passes; a node has its cores. Headers go through the broker, payloads with them or straight from
+their maker once a run wants them and they are not on its node yet.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Literal
 
 from edgeserve.placement.check import argument, shown
 from edgeserve.placement.errors import BadValue
-from edgeserve.placement.evaluation import Assignment, Routing, Violation, read_assignment, read_routing, report
+from edgeserve.placement.evaluation import Assignment, Routing, Violation, by_link, read_assignment, read_routing, report
 from edgeserve.placement.forest import set_of
-from edgeserve.placement.model import Model
+from edgeserve.placement.model import Model, split
 from edgeserve.placement.problem import ALL, ANY, Problem
 from edgeserve.placement.state import State
 
@@ -84,8 +84,8 @@ class _World:
         self._events: list[tuple[float, int, Then]] = []
         self._count = itertools.count()
         self._numbers = [itertools.count() for _ in model.streams]
-        self.link_free = [0.0] * model.routes.links
-        self.link_busy = [0.0] * model.routes.links
+        self.link_free = [0.0] * len(model.routes.link_of)
+        self.link_busy = [0.0] * len(model.routes.link_of)
         self._idle = [int(cores) for cores in model.cores_of]
         self._queued: list[deque[tuple[float, Then]]] = [deque() for _ in model.nodes]
         self.busy = [0.0] * len(model.nodes)
@@ -105,17 +105,20 @@ class _World:
         """How many of the seconds between lie in the time that counts."""
         return max(min(end, self.until_s) - max(begin, self.from_s), 0.0)
 
-    def send(self, path: Sequence[int], size: float, then: Then) -> None:
-        """Bytes over links, one after the other."""
+    def send(self, path: Sequence[int], size: float, then: Then, came: float = -math.inf) -> None:
+        """Bytes over links. The first packet is there now, the last one at the time `came`; a link passes on what it has."""
         if not path:
             then()
             return
-        link = path[0]
+        link, model = path[0], self.model
+        packet = split(size)[0] * model.per_byte_of[link]
         begin = max(self.now, self.link_free[link])
-        done = begin + size * self.model.per_byte_of[link]
-        self.link_free[link] = done
-        self.link_busy[link] += self.counted(begin, done)
-        self.after(done + float(self.model.latency[link]) - self.now, partial(self.send, path[1:], size, then))
+        free = self.link_free[link] = begin + size * model.per_byte_of[link]
+        self.link_busy[link] += self.counted(begin, free)
+        done, latency = max(free, came + packet), float(model.latency[link])
+        # Behind the last link all of it is wanted.
+        first = begin + packet if path[1:] else done
+        self.after(first + latency - self.now, partial(self.send, path[1:], size, then, done + latency))
 
     def compute(self, node: int, seconds: float, then: Then) -> None:
         """A run on one of a node's cores."""
@@ -158,7 +161,7 @@ class _World:
             return
         message = _Message(number, next(self._numbers[number]), began, node, {node: True})
         eager = any(not self.lazy[edge] for edge in stream.edges)
-        size = stream.header + (stream.bytes if eager else 0.0)
+        size = stream.header + (stream.more if eager else 0.0)
         self.send(model.routes.path(node, model.broker), size, lambda: self._at_broker(message))
 
     def _at_broker(self, message: _Message) -> None:
@@ -173,7 +176,7 @@ class _World:
         else:
             node = self._replica(edge.task, edge.taker_group, message)
             then = partial(self._at_task, edge.task, number, message, node)
-        size = edge.header + (0.0 if self.lazy[number] else edge.bytes)
+        size = edge.header + (0.0 if self.lazy[number] else edge.more)
         self.send(self.model.routes.path(self.model.broker, node), size, lambda: self.after(self.model.hop_s, then))
 
     def _replica(self, task: int, group: int, message: _Message) -> int:
@@ -231,11 +234,28 @@ class _World:
             nonlocal left
             left -= 1
             if left == 0:
-                seconds = spec.cpu_s / self.model.speed_of[node]
-                self.compute(node, seconds, lambda: self._ran(task, began, node))
+                self._hand_over(task, node, lambda there: self.compute(there, spec.cpu_s / self.model.speed_of[there], partial(ran, there)))
+
+        def ran(there: int) -> None:
+            self._ran(task, began, there)
 
         for edge, member in members.items():
             self.fetch(edge, member, node, arrived)
+
+    def _hand_over(self, task: int, node: int, then: Callable[[int], None]) -> None:
+        """From the replica that has joined a set through the broker to the next in turn."""
+        model, box, site = self.model, self.boxes[task], self.sites[self.model.group_of[task]]
+        size = model.handed_bytes(task, len(site))
+        if not size:
+            then(node)
+            return
+        box.turn += 1
+        there = site[box.turn % len(site)]
+
+        def down() -> None:
+            self.send(model.routes.path(model.broker, there), size, lambda: self.after(model.hop_s, lambda: then(there)))
+
+        self.send(model.routes.path(node, model.broker), size, down)
 
     def _joined(self, task: int, number: int, message: _Message) -> dict[int, _Message] | None:
         """The members of the run that a message starts, by edge, or None when it starts none."""
@@ -309,9 +329,9 @@ def simulate(
         latency_ms={sink: {p: 1e3 * _quantile(sorted(found), p) for p in (0.5, 0.9, 0.99)} for sink, found in world.latencies.items()},
         mean_ms={sink: 1e3 * sum(found) / len(found) if found else math.inf for sink, found in world.latencies.items()},
         results={sink: len(found) for sink, found in world.latencies.items()},
-        link_bytes_s={
-            link.name: busy / seconds * link.bandwidth_bytes_s for link, busy in zip(problem.links, world.link_busy, strict=True)
-        },
+        link_bytes_s=by_link(
+            model, [busy / (seconds * per_byte) for busy, per_byte in zip(world.link_busy, model.per_byte_of, strict=True)]
+        ),
         utilisation={name: world.busy[n] / seconds / max(model.cores_of[n], 1.0) for n, name in enumerate(model.nodes)},
         throttled={task.name: world.throttled[n] for n, task in enumerate(model.tasks)},
         violations=report(State(model, sites, lazy), stray).violations,

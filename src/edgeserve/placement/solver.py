@@ -28,7 +28,7 @@ from edgeserve.placement.state import State
 Heuristic: TypeAlias = Callable[[Problem], Assignment | tuple[Assignment, Routing]]
 """A way of your own to place a problem: from the problem to an assignment, or to an assignment and a routing."""
 
-_ROUNDS = 260
+_ROUNDS = 150
 _TRY_EVERY = 10
 _STALE = 12
 _SMALL_CORES = 2
@@ -261,7 +261,7 @@ def _mend(run: Run, prices: Prices, bound: float, gap: float) -> None:
         stale = 0 if better else stale + 1
         if better:
             flip_modes(tried, range(len(tried.lazy)))
-            state = tried
+            state = tried.copy()
             run.take(state)
 
 
@@ -288,7 +288,7 @@ def _touched(state: State, part: Relaxation) -> set[int]:
 def rebuilt(run: Run, state: State, parts: Sequence[Relaxation], prices: Prices) -> State:
     """A placement with some applications taken out and put back, one after the other."""
     model = run.model
-    tried = run.make(state.sites, state.lazy)
+    tried = state.twin()
     tried.apply(tried.trial({group: () for part in parts for group in part.groups}, {}))
     zero = np.zeros(len(model.edges))
     for part in run.rng.sample(parts, len(parts)):
@@ -311,7 +311,7 @@ def _room(state: State, groups: Sequence[int]) -> Array:
     memory = model.memory - np.array(state.memory)
     for group in groups:
         demand = model.groups[group]
-        full = (demand.cpu / (demand.most * model.speed) > free + TOLERANCE) | (demand.memory > memory * (1 + TOLERANCE) + TOLERANCE)
+        full = (demand.cpu / (demand.most * model.speed) > free + TOLERANCE) | (demand.memory_at[-1] > memory * (1 + TOLERANCE) + TOLERANCE)
         for kind in range(len(model.kinds)):
             full |= model.demand[group, kind] > model.accelerators[kind] - np.array(state.accelerators[kind]) + TOLERANCE
         room[group, full] = FAR

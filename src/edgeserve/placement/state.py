@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from edgeserve.placement.model import TOLERANCE, Edge, Model, Site
 
 T = TypeVar("T")
 Flow = dict[int, float]
-"""Bytes per second by link."""
+"""Bytes per second by channel: see `routes`."""
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ class State:
         self.model, self.previous, self.move_cost = model, previous, move_cost
         self.sites, self.lazy = list(sites), list(lazy)
         self.flows = [stream_flow(model, number, self.sites, self.lazy) for number in range(len(model.streams))]
-        self.links = [0.0] * model.routes.links
+        self.links = [0.0] * len(model.routes.link_of)
         for flow in self.flows:
             for link, rate in flow.items():
                 self.links[link] += rate
@@ -61,9 +62,9 @@ class State:
         for number, site in enumerate(self.sites):
             for node in site:
                 self.cpu[node] += model.groups[number].cpu / (len(site) * model.speed_of[node])
-                self.memory[node] += model.groups[number].memory
+                self.memory[node] += model.groups[number].memory_at[len(site)]
                 for kind in range(len(model.kinds)):
-                    self.accelerators[kind][node] += float(model.demand[number, kind])
+                    self.accelerators[kind][node] += model.groups[number].held_at[len(site)][kind]
         self.delay = [edge_delay(model, edge, self.sites, self.lazy[edge.number]) for edge in model.edges]
         self.service = [service(model, task, self.sites) for task in range(len(model.tasks))]
         self.latency = [model.latency_cost(component, self.delay, self.service) for component in model.components]
@@ -154,9 +155,9 @@ class State:
             for node in nodes:
                 busy = demand.cpu / (len(nodes) * model.speed_of[node])
                 change.cpu[node] = change.cpu.get(node, self.cpu[node]) + sign * busy
-                change.memory[node] = change.memory.get(node, self.memory[node]) + sign * demand.memory
+                change.memory[node] = change.memory.get(node, self.memory[node]) + sign * demand.memory_at[len(nodes)]
                 for kind, row in enumerate(self.accelerators):
-                    wanted = float(model.demand[group, kind])
+                    wanted = demand.held_at[len(nodes)][kind]
                     if wanted:
                         change.accelerators[kind, node] = change.accelerators.get((kind, node), row[node]) + sign * wanted
         change.cost += self._moved(group, site) - self._moved(group, old)
@@ -198,6 +199,14 @@ class State:
     def copy(self) -> State:
         """A fresh one with the same sites and modes; what rounding has added up is gone."""
         return State(self.model, self.sites, self.lazy, previous=self.previous, move_cost=self.move_cost)
+
+    def twin(self) -> State:
+        """One that can be changed by itself, with what rounding has added up: at a small part of what `copy` takes."""
+        other = copy(self)
+        for name in ("sites", "lazy", "flows", "links", "cpu", "memory", "delay", "service", "latency", "leaving"):
+            setattr(other, name, list(getattr(self, name)))
+        other.accelerators = [list(row) for row in self.accelerators]
+        return other
 
     @property
     def feasible(self) -> bool:
@@ -242,32 +251,39 @@ def stream_flow(model: Model, number: int, sites: Sequence[Site], lazy: Sequence
     """Bytes per second that a stream puts on each link."""
     stream = model.streams[number]
     flow: Flow = {}
-    if not stream.edges or not stream.rate or not model.site(stream.group, stream.node, sites):
+    if not model.site(stream.group, stream.node, sites):
         return flow
     for a, b, messages, size in transfers(model, number, sites, lazy):
         rate = messages * size
-        for link in model.routes.path(a, b):
+        for link in model.routes.path(a, b) if rate else ():
             flow[link] = flow.get(link, 0.0) + rate
     return flow
 
 
 def transfers(model: Model, number: int, sites: Sequence[Site], lazy: Sequence[bool]) -> list[tuple[int, int, float, float]]:
-    """What a stream sends: from, to, messages per second, bytes of each.
+    """What a stream sends, and for the runs that make it: from, to, messages per second, bytes of each.
 
     The maker sends each header to the broker once, with the payload if any taker is eager; the broker sends header, or header and payload,
-    to each taker; a payload that is fetched goes once to each node that uses it.
+    to each taker; a payload that is fetched goes once to each node that uses it. Replicas of a join hand each other sets: which of them
+    joins is not known, so each does a part of it.
     """
     stream = model.streams[number]
     makers = model.site(stream.group, stream.node, sites)
+    sent: list[tuple[int, int, float, float]] = []
+    if stream.task >= 0 and (size := model.handed_bytes(stream.task, len(makers))):
+        runs = float(model.runs[stream.task]) / len(makers)
+        sent += [way for a in makers for way in ((a, model.broker, runs, size), (model.broker, a, runs, size))]
+    if not stream.edges:
+        return sent
     eager = any(not lazy[edge] for edge in stream.edges)
     rate = stream.rate / len(makers)
-    sent = [(a, model.broker, rate, stream.header + (stream.bytes if eager else 0.0)) for a in makers]
+    sent += [(a, model.broker, rate, stream.header + (stream.more if eager else 0.0)) for a in makers]
     used: dict[int, float] = {}
     for number in stream.edges:
         edge = model.edges[number]
         takers = model.site(edge.taker_group, edge.taker_node, sites)
         for b in takers:
-            sent.append((model.broker, b, stream.rate / len(takers), stream.header + (0.0 if lazy[number] else stream.bytes)))
+            sent.append((model.broker, b, stream.rate / len(takers), stream.header + (0.0 if lazy[number] else stream.more)))
             if lazy[number]:
                 used[b] = max(used.get(b, 0.0), edge.share / len(takers))
     for b, share in used.items():
@@ -290,19 +306,22 @@ def edge_delay(model: Model, edge: Edge, sites: Sequence[Site], lazy: bool) -> f
 
 def pair_delay(model: Model, edge: Edge, a: int, b: int, lazy: bool) -> float:
     """`edge_delay` between two nodes."""
-    up, down = model.pair(a, model.broker), model.pair(model.broker, b)
-    size = edge.header + (0.0 if lazy else edge.bytes)
-    total = model.hop_s + up[0] + down[0] + size * (up[1] + down[1])
+    size = edge.header + (0.0 if lazy else edge.more)
+    total = model.hop_s + model.transfer_s(a, model.broker, size) + model.transfer_s(model.broker, b, size)
     if lazy and not edge.small and a != b:
-        way = model.pair(a, b)
-        total += model.pair(b, a)[0] + way[0] + edge.bytes * way[1]
+        total += model.pair(b, a)[0] + model.transfer_s(a, b, edge.bytes)
     return total
 
 
 def service(model: Model, task: int, sites: Sequence[Site]) -> float:
-    """Seconds of a run, the mean over replicas."""
+    """Seconds of a run, the mean over replicas, and of the way of its set between them."""
     site = sites[model.group_of[task]]
-    return model.tasks[task].cpu_s * sum(1.0 / model.speed_of[node] for node in site) / len(site) if site else 0.0
+    return service_on(model, task, site) if site else 0.0
+
+
+def service_on(model: Model, task: int, site: Site) -> float:
+    """`service` at a site."""
+    return float(model.tasks[task].cpu_s * sum(1.0 / model.speed_of[node] for node in site) / len(site) + model.handed_s(task, site))
 
 
 def leaves(model: Model, edge: Edge, sites: Sequence[Site], lazy: bool) -> bool:
