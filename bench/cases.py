@@ -27,7 +27,7 @@ WORKLOADS = Path(__file__).resolve().parent / "workloads"
 HOSTS = ("a", "b", "c", "d")
 CENTRE = HOSTS[-1]
 PLACEMENTS = ("centralised", "parallel", "cascade", "decentralised", "planned")
-HEADER, HOP = "580 B", "1.2 ms"
+HEADER, SETTLE, HOP = "580 B", "1180 B", "1.2 ms"
 """What a message over NATS costs beside its payload and its way, on this network: the same for all workloads."""
 BURST = "8kb"
 """What a link may carry at once: little, so that a message takes the time that its bytes take at the link's rate."""
@@ -55,7 +55,7 @@ def topology(workload: Workload, mbit: int) -> str:
     lines += [f"  {host}: {{cores: {workload.cores[host]}, memory: 8 GB}}" for host in HOSTS]
     lines += ["links:"]
     lines += [f"  to_{host}: {{ends: [{host}, switch], bandwidth: {mbit} Mbit/s, latency: 0.1 ms, duplex: true}}" for host in HOSTS]
-    lines += [f"broker: {CENTRE}", f"header: {HEADER}", f"hop: {HOP}", f"variability: {variability(workload):.4f}"]
+    lines += [f"broker: {CENTRE}", f"header: {HEADER}", f"settle: {SETTLE}", f"hop: {HOP}", f"variability: {variability(workload):.4f}"]
     lines += ["sources:", *(f"  {name}: {host}" for name, host in workload.places.items())]
     return "\n".join([*lines, "sinks:", f"  {workload.sink}: {CENTRE}", ""])
 
@@ -71,7 +71,9 @@ def costs(name: str, workload: Workload, faster: float) -> Costs:
     """What everything costs: it is known, since tasks sleep."""
     return Costs(
         pipeline=name,
-        sources={source: SourceCost(rate_hz=hz * faster, bytes=size, messages=1) for source, (hz, size) in workload.rates.items()},
+        sources={
+            source: SourceCost(rate_hz=hz * faster, bytes=size, messages=1, phase_ms=0) for source, (hz, size) in workload.rates.items()
+        },
         tasks={
             task: TaskCost(
                 cpu_s=cpu_s,

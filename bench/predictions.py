@@ -39,7 +39,7 @@ def differences(run: dict[str, Any]) -> tuple[float, float]:
     wanted = said.get("link_bytes_s", {})
     compared = [link for link, rate in wanted.items() if rate > LITTLE * max(wanted.values())]
     moved = max((abs(run["link_bytes_s"][link] / wanted[link] - 1) for link in compared), default=float("inf"))
-    latency = next(iter(said.get("latency_ms", {}).values()), None)
+    latency = next(iter(said.get("simulated_ms", {}).values()), {}).get("0.5")
     return moved, abs(run["p50_ms"] / latency - 1) if latency and run["p50_ms"] else float("inf")
 
 

@@ -153,23 +153,34 @@ def test_a_rate_is_that_of_event_times_and_replicas_add_up() -> None:
     one = sent((0, 3 * second, 10), (1, 1 * second, 20), (2, 2 * second, 30))
     # What came before these is not kept any more.
     other = sent((98, 100 * second, 20), (99, 100 * second + second // 2, 20))
-    assert source_cost([one]) == SourceCost(rate_hz=1.0, bytes=20.0, messages=3)
-    assert source_cost([one, other]) == SourceCost(rate_hz=3.0, bytes=20.0, messages=103)
+    assert source_cost([one], second) == SourceCost(rate_hz=1.0, bytes=20.0, messages=3)
+    assert source_cost([one, other], second) == SourceCost(rate_hz=3.0, bytes=20.0, messages=103)
 
 
 def test_bunches_of_one_time_have_the_rate_of_all_that_came() -> None:
     """Ten at a time, each second."""
     bunches = sent(*((10 * second + n, second * 10**9, 1) for second in range(3) for n in range(10)))
-    assert source_cost([bunches]) == SourceCost(rate_hz=10.0, bytes=1.0, messages=30)
+    assert source_cost([bunches], 0) == SourceCost(rate_hz=10.0, bytes=1.0, messages=30)
     assert (bunches.newest, bunches.moments) == (10, 3)
     late = sent((0, 2 * 10**9, 1), (1, 0, 1), (2, 2 * 10**9, 1), (3, 0, 1))
-    assert source_cost([late]) == SourceCost(rate_hz=1.0, bytes=1.0, messages=4)
+    assert source_cost([late], 0) == SourceCost(rate_hz=1.0, bytes=1.0, messages=4)
+
+
+def test_a_source_that_keeps_a_pace_has_a_phase() -> None:
+    step = 10**8
+    paced = sent(*((n, 7 * step + n * step + (n % 2) * step // 20, 1) for n in range(20)))
+    found = source_cost([paced], 4 * step)
+    assert found is not None and found.phase_ms == 300
+    by_chance = sent(*((n, n * step + (n % 3) * step // 2, 1) for n in range(20)))
+    for producers in ([by_chance], [paced, paced]):
+        other = source_cost(producers, 0)
+        assert other is not None and other.phase_ms is None
 
 
 def test_one_message_or_one_time_tells_no_rate() -> None:
-    assert source_cost([]) is None
-    assert source_cost([sent((0, 5, 1))]) is None
-    assert source_cost([sent((0, 5, 1), (1, 5, 1))]) is None
+    assert source_cost([], 0) is None
+    assert source_cost([sent((0, 5, 1))], 5) is None
+    assert source_cost([sent((0, 5, 1), (1, 5, 1))], 5) is None
 
 
 def test_the_first_runs_of_each_process_are_left_out_and_replicas_taken_together() -> None:

@@ -43,6 +43,7 @@ separate:
   - [detect, judge]
 header: 300 B
 weights: {latency: 2, bytes: 0.5}
+settle: 900 B
 hop: 1.5 ms
 variability: 0.5
 """
@@ -69,7 +70,7 @@ def test_all_of_it_is_read_in_the_units_of_a_placement(write: Write) -> None:
     assert found.links["cable"]["bandwidth_bytes_s"] == 2.5e6 and found.links["cable"]["latency_ms"] == 100.0
     assert found.links["cable"]["duplex"] is True
     assert found.broker == "cellar" and found.header_bytes == 300 and found.hop_ms == 1.5 and found.variability == 0.5
-    assert (found.reference_bytes, found.fetch_bytes) == (160, 500)
+    assert (found.reference_bytes, found.fetch_bytes, found.settle_bytes) == (160, 500, 900)
     assert found.sources == {"frame": {"node": "roof", "stays_in": "site"}, "sound": {"node": "roof"}}
     assert found.tasks == {"detect": {"accelerators": {"gpu": 1}}}
     assert found.sinks == {"show": {"node": "cellar", "weight": 2}}

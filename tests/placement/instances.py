@@ -106,6 +106,7 @@ def _small(rng: random.Random) -> Problem:
         separate=(("t1", "t2"),) if wish == "separate" else (),
         reference_bytes=rng.choice([0.0, 160.0]),
         fetch_bytes=rng.choice([0.0, 500.0]),
+        settle_bytes=rng.choice([0.0, 900.0]),
         hop_ms=rng.choice([0.0, 2.0]),
         variability=rng.choice([1.0, 1.0, 0.0, 2.0]),
         weights=Weights(waiting=rng.choice([0.0, 0.2, 1.0]), bytes=rng.choice([0.0, 1e-7]), cost=rng.choice([0.0, 1.0])),

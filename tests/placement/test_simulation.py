@@ -104,6 +104,32 @@ def test_a_rate_limit_throttles_and_saves_bytes() -> None:
     assert found.throttled["t"] == pytest.approx(450 * 8, rel=0.02)
 
 
+@pytest.mark.parametrize("rate_hz", [4.0, 40.0])
+def test_a_run_that_was_held_back_takes_the_newest_that_there_is(rate_hz: float) -> None:
+    """Sources by chance, their messages are there at once: the age of the newest one is all that a result is late by."""
+    sources = tuple(Source(name=name, node="gate", rate_hz=rate_hz / 2, bytes=8) for name in "sr")
+    task = Task(name="t", inputs=("s", "r"), cpu_s=0.0, min_interval_ms=500)
+    problem = line(sources=sources, tasks=(task,), sinks=(Sink(name="out", input="t", node="gate"),), broker="gate")
+    found = simulate(problem, {"t": "gate"}, "eager", duration_s=4000, seed=2)
+    expected = evaluate(problem, {"t": "gate"}, "eager")
+    assert found.mean_ms["out"] == pytest.approx(expected.latency_ms["out"], rel=0.25)
+    assert found.results["out"] == pytest.approx(3600 * min(2.0, rate_hz), rel=0.25)
+
+
+def test_sources_of_a_known_phase_keep_their_pace() -> None:
+    """Three are due at the same time, and their messages share a link: a second and a third one wait, all the more the larger they are."""
+    sources = tuple(Source(name=name, node="sensor", rate_hz=2, bytes=1e5, phase_ms=100) for name in "sru")
+    task = Task(name="t", inputs=("s", "r", "u"), cpu_s=0.0)
+    problem = line(sources=sources, tasks=(task,))
+    together = simulate(problem, {"t": "server"}, "eager", duration_s=100).latency_ms["out"]
+    apart = tuple(msgspec.structs.replace(source, phase_ms=100.0 + 160 * n) for n, source in enumerate(sources))
+    alone = simulate(msgspec.structs.replace(problem, sources=apart), {"t": "server"}, "eager", duration_s=100).latency_ms["out"]
+    assert alone[0.5] == pytest.approx(alone[0.99]) and together[0.99] == pytest.approx(
+        simulate(problem, {"t": "server"}, "eager", seed=5, duration_s=100).latency_ms["out"][0.99]
+    )
+    assert together[0.99] > 2 * alone[0.99]
+
+
 def test_a_plan_of_a_cluster_is_predicted() -> None:
     problem = cluster(4, nodes=60, tasks=16)
     # What a limit of rate, or an input that starts no run, does to latency is in no formula.

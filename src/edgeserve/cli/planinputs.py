@@ -128,6 +128,7 @@ class Inputs:
             header_bytes=topology.header_bytes,
             reference_bytes=topology.reference_bytes,
             fetch_bytes=topology.fetch_bytes,
+            settle_bytes=topology.settle_bytes,
             hop_ms=topology.hop_ms,
             variability=topology.variability,
         )
@@ -161,7 +162,8 @@ class Inputs:
     def _source(self, part: Mapping[str, Any]) -> Source:
         cost, given = self._cost("source", part["name"]), self.topology.sources.get(part["name"], {})
         own = {**given, "node": self._place(part)}
-        return Source(name=part["name"], rate_hz=cost.rate_hz, bytes=cost.bytes, lazy=_stays(part, cost.bytes), **own)
+        own |= {"rate_hz": cost.rate_hz, "bytes": cost.bytes, "phase_ms": cost.phase_ms}
+        return Source(name=part["name"], lazy=_stays(part, cost.bytes), **own)
 
     def _task(self, part: Mapping[str, Any], inputs: Sequence[str], able: int) -> Task:
         cost, given = self._cost("task", part["name"]), self.topology.tasks.get(part["name"], {})

@@ -9,10 +9,11 @@ from typing import Any
 from edgeserve.cli.output import Output
 from edgeserve.cli.planinputs import Inputs, maker
 from edgeserve.cli.planning import Case, edges, elsewhere
-from edgeserve.placement import Evaluation, Plan, Problem, Reason, Source
+from edgeserve.placement import Evaluation, Plan, Problem, Reason, Source, simulate
 from edgeserve.placement.model import Model
 
 _BROKEN = 4  # violations that are told of each placement
+_LIVED_MESSAGES, _LIVED_S = 10_000, (2.0, 600.0)
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
 
 
@@ -175,11 +176,18 @@ class Report:
             if set(nodes) != set(self._case.assignment[name]) and ">" not in name
         ]
 
+    def _lived(self, case: Case) -> dict[str, Any]:
+        """What comes of a placement in the simulator, with queues, phases and limits of rate: quantiles, which no formula gives."""
+        rates = sum(stream.rate for stream in Model(self._problem).streams)
+        duration_s = min(max(_LIVED_MESSAGES / rates, _LIVED_S[0]), _LIVED_S[1])
+        found = simulate(self._problem, case.assignment, case.modes(self._problem), duration_s=duration_s)
+        return {"simulated_ms": {sink: {str(q): _finite(ms) for q, ms in each.items()} for sink, each in found.latency_ms.items()}}
+
     # --- for programs -----------------------------------------------------------------------------------------------
 
     def document(self) -> dict[str, Any]:
         """All of it as JSON; what is infinite is null."""
-        cases = {case.name.replace(" ", "_"): _as_json(case) for case in (self._case, *self._others)}
+        cases = {case.name.replace(" ", "_"): _as_json(case) | self._lived(case) for case in (self._case, *self._others)}
         return {
             "pipeline": self._inputs.graph["pipeline"],
             "objective": self._case.evaluation.objective,

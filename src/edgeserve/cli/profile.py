@@ -216,9 +216,10 @@ def _run(out: Output, app: Path, recorded: dict[str, str], messages: int | None,
             raise CommandError(what, str(app), "a run that takes longer than 20 seconds needs --messages, and no --seconds")
         ran = Ran(str(app), recorded, warm_up, _sent(node, drawn.json["nodes"]), _reports(reports), _counted(counts), disturbed)
     ran.check()
+    first_ns = min((sent.oldest_ns for name in sources for sent in ran.sent[name].values()), default=0)
     costs = Costs(
         pipeline=drawn.json["pipeline"],
-        sources={name: source_cost(ran.sent[name].values()) or ran.no_rate(name) for name in sources},
+        sources={name: source_cost(ran.sent[name].values(), first_ns) or ran.no_rate(name) for name in sources},
         tasks={name: task_cost(ran.reports[name], ran.sent[name].values(), warm_up) or ran.no_run(name) for name in tasks},
     )
     for line in ran.doubts(costs):

@@ -40,11 +40,13 @@ class SourceCost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         rate_hz: messages per second of event time, of all its replicas together.
         bytes: mean size of a payload.
         messages: how many it was measured on.
+        phase_ms: how much event time after the first message of any source its own first one came, if it keeps a pace.
     """
 
     rate_hz: _Positive
     bytes: _Number
     messages: _Count
+    phase_ms: _Number | None = None
 
 
 class TaskCost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

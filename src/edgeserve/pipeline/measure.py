@@ -23,6 +23,9 @@ from edgeserve.pipeline.declared import Declared
 from edgeserve.pipeline.pipeline import Pipeline
 from edgeserve.sources.base import Source
 
+_PACED = 0.1
+"""So much is the variance of the times between messages at most, over their mean squared, where a pace is kept."""
+
 
 class Report(msgspec.Struct, frozen=True):
     """What one process of a task has noted.
@@ -75,6 +78,7 @@ class Sent:
         messages: how many are kept.
         newest: how many of them have the newest event time.
         moments: how often the event time was another one than that of the message before; where they are in order, how many there are.
+        squares: of the times from one to the next, in ns, added up.
         sequence: of the last one.
         timed: whether it has event times of its own.
     """
@@ -86,6 +90,7 @@ class Sent:
     newest: int = 0
     moments: int = 0
     last_ns: int | None = None
+    squares: float = 0.0
     sequence: int = 0
     timed: bool = False
 
@@ -98,18 +103,27 @@ class Sent:
             self.newest_ns, self.newest = event_ns, 0
         self.newest += event_ns == self.newest_ns
         self.moments += event_ns != self.last_ns
+        self.squares += 0.0 if self.last_ns is None else (event_ns - self.last_ns) ** 2.0
         self.oldest_ns, self.last_ns = min(self.oldest_ns, event_ns), event_ns
         self.sequence, self.timed = header.sequence, header.time_kind != TimeKind.ARRIVAL
 
+    @property
+    def paced(self) -> bool:
+        """Whether the times from one to the next are nearly all the same."""
+        count, took_ns = self.messages - 1, self.newest_ns - self.oldest_ns
+        return self.moments == self.messages > 2 and self.squares * count / took_ns**2 - 1 < _PACED
 
-def source_cost(producers: Collection[Sent]) -> SourceCost | None:
-    """The rate and the size of what the processes of a source sent; None: its event times tell no rate."""
+
+def source_cost(producers: Collection[Sent], first_ns: int) -> SourceCost | None:
+    """The rate and the size of what the processes of a source sent, and when it began after `first_ns`; None: its event times tell no
+    rate."""
     if not producers or any(sent.newest_ns == sent.oldest_ns for sent in producers):
         return None
     return SourceCost(
         # How long the newest ones are to last is not known, one or a bunch of one time: they end the time that the others took.
         rate_hz=sum((sent.messages - sent.newest) / (sent.newest_ns - sent.oldest_ns) * 1e9 for sent in producers),
         bytes=_mean_size(producers),
+        phase_ms=(min(sent.oldest_ns for sent in producers) - first_ns) / 1e6 if [sent.paced for sent in producers] == [True] else None,
         messages=sum(sent.sequence + 1 for sent in producers),  # a source counts from 0
     )
 

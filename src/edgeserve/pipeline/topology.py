@@ -120,7 +120,7 @@ FIELDS: dict[str, dict[str, _Field]] = {
 }
 _REQUIRED: dict[str, tuple[str, ...]] = {"nodes": ("cores",), "links": ("ends",), "routes": ("start", "end", "links")}
 _PLACED = ("sources", "sinks")  # an entry may be the node alone
-KEYS = (*FIELDS, "broker", "header", "reference", "fetch", "hop", "variability", "pins", "colocate", "separate")
+KEYS = (*FIELDS, "broker", "header", "reference", "fetch", "settle", "hop", "variability", "pins", "colocate", "separate")
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,7 @@ class Topology:
         header_bytes: size of a header.
         reference_bytes: what it is longer by when the payload stays.
         fetch_bytes: what asking for such a payload takes beside it.
+        settle_bytes: what noting runs as done takes.
         hop_ms: what a message through the broker takes beside its way over links.
         variability: how irregularly messages come.
         lines: the line of a section, an entry, or a field of one.
@@ -158,6 +159,7 @@ class Topology:
     header_bytes: float
     reference_bytes: float
     fetch_bytes: float
+    settle_bytes: float
     hop_ms: float
     variability: float
     lines: Mapping[tuple[str, ...], int]
@@ -215,6 +217,7 @@ class _Reader:
             header_bytes=self._value(document.get("header", "200 B"), _size, "header"),
             reference_bytes=self._value(document.get("reference", "160 B"), _size, "reference"),
             fetch_bytes=self._value(document.get("fetch", "500 B"), _size, "fetch"),
+            settle_bytes=self._value(document.get("settle", "0 B"), _size, "settle"),
             hop_ms=self._value(document.get("hop", "0 ms"), _time, "hop"),
             variability=self._value(document.get("variability", 1), _number, "variability"),
             lines=self._lines,

@@ -121,7 +121,7 @@ def relaxed_loads(solution: Solution, at: Sequence[int]) -> tuple[Prices, list[f
         for link in path(a, broker):
             links[link] += edge.rate * size / edge.sharing
         for link in path(broker, b):
-            links[link] += edge.rate * size
+            links[link] += edge.rate * (size + edge.settle)
         if lazy and a != b and k not in dropped:
             delay[edge.number] += model.pair(b, a)[0] + model.transfer_s(a, b, edge.bytes)
             for link in path(a, b):

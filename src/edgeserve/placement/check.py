@@ -33,7 +33,7 @@ _POSITIVE = ("bandwidth_bytes_s", "rate_hz", "speed", "replicas_min", "replicas_
 _NUMBERS = {
     "nodes": ("cores", "memory_bytes", "speed", "cost_per_core_s"),
     "links": ("bandwidth_bytes_s", "latency_ms", "cost_per_byte"),
-    "sources": ("rate_hz", "bytes"),
+    "sources": ("rate_hz", "bytes", "phase_ms"),
     "tasks": ("cpu_s", "memory_bytes", "output_bytes", "outputs_per_run", "min_interval_ms", "replicas_min", "replicas_max"),
     "sinks": ("weight",),
 }
@@ -154,14 +154,15 @@ def _numbers(problem: Problem) -> None:
     for where, fields in _NUMBERS.items():
         for item in getattr(problem, where):
             for name in fields:
-                _number(getattr(item, name), f"{where}[{item.name!r}].{name}", name in _POSITIVE)
+                if (value := getattr(item, name)) is not None:
+                    _number(value, f"{where}[{item.name!r}].{name}", name in _POSITIVE)
             for kind, count in getattr(item, "accelerators", {}).items():
                 _number(count, f"{where}[{item.name!r}].accelerators[{kind!r}]")
     for where in ("nodes", "links"):
         for item in getattr(problem, where):
             if not 0 < item.max_utilisation < 1:
                 raise BadValue(f"{where}[{item.name!r}].max_utilisation is {item.max_utilisation}: give a number above 0 and below 1")
-    for name in ("header_bytes", "reference_bytes", "fetch_bytes", "hop_ms", "variability"):
+    for name in ("header_bytes", "reference_bytes", "fetch_bytes", "settle_bytes", "hop_ms", "variability"):
         _number(getattr(problem, name), name)
     for name in problem.weights.__struct_fields__:
         _number(getattr(problem.weights, name), f"weights.{name}")

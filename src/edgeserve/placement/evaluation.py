@@ -272,7 +272,7 @@ def _latency(state: State, links: Sequence[float], nodes: Sequence[float], along
     service = list(state.service)
     for task, group in enumerate(model.group_of):
         site = state.sites[group]
-        service[task] += sum(nodes[n] for n in site) / len(site)
+        service[task] += sum(nodes[n] for n in site) / len(site) + model.since_s[task]
         if model.handed_bytes(task, len(site)):
             service[task] += sum(on(n, model.broker) + on(model.broker, n) for n in site) / len(site)
     latency = {}

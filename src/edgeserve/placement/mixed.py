@@ -216,7 +216,7 @@ class _Builder:
                 if column is None:
                     continue
                 for b in taker:
-                    size = edge.header + (0.0 if lazy else edge.more)
+                    size = edge.header + edge.settle + (0.0 if lazy else edge.more)
                     self._flow(self.model.broker, b, column, edge.rate * size / len(taker))
                     if lazy:
                         fetched[b][column] = edge.share / len(taker)

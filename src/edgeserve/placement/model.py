@@ -26,6 +26,9 @@ Flags = np.ndarray[Any, np.dtype[np.bool_]]
 PACKET_BYTES = 1500.0
 """What a link passes on at a time: of a message on its way over several links all but one packet is on them at the same time."""
 
+SETTLES_HZ = 8.0
+"""So often a process that has more to do notes what is done."""
+
 MEMBER_BYTES = 140.0
 """The header of each message of a set that a replica hands to another one, in the set's message."""
 
@@ -37,7 +40,8 @@ TOLERANCE = 1e-9
 class Edge:
     """A stream on its way to one task or sink; a fixed end has group -1.
 
-    `header` goes through the broker in any case, with the reference to the payload; `more` is what an eager one adds to it, `bytes` what is
+    `header` goes through the broker in any case, with the reference to the payload; `settle` is what settling it takes, on its way down,
+    though nobody waits for that; `more` is what an eager one adds to it, `bytes` what is
     fetched of a lazy one. Of a `small` stream the payload counts as header.
     """
 
@@ -52,6 +56,7 @@ class Edge:
     taker_node: int
     rate: float
     header: float
+    settle: float
     more: float
     bytes: float
     share: float
@@ -190,9 +195,12 @@ class Model:
         self.own_stream = [self.stream_number[task.name] for task in problem.tasks]
         self.order = _flow_order(problem.tasks)
         self.runs = np.zeros(len(problem.tasks))
+        self.since_s = [0.0] * len(problem.tasks)
         for number in self.order:
             task = problem.tasks[number]
-            self.runs[number] = run_rate(task, [self.streams[self.stream_number[name]].rate for name in task.inputs])
+            rates = [self.streams[self.stream_number[name]].rate for name in task.inputs]
+            self.runs[number] = run_rate(task, rates)
+            self.since_s[number] = since_s(task, rates, self.variability)
             rate = self.streams[self.stream_number[task.name]].rate = float(self.runs[number]) * task.outputs_per_run
             if rate > LARGEST:
                 raise BadValue(
@@ -290,6 +298,11 @@ class Model:
         ways = (self.transfer_s(node, self.broker, size) + self.transfer_s(self.broker, node, size) for node in site)
         return self.hop_s + sum(ways) / len(site)
 
+    def _settle_bytes(self, task: int) -> float:
+        """Bytes for each message that a task takes, to note what is done: for each run, but so many times a second at most."""
+        rate = sum(self.streams[self.stream_number[name]].rate for name in self.tasks[task].inputs)
+        return self.problem.settle_bytes * min(float(self.runs[task]), SETTLES_HZ) / rate if rate > 0 else 0.0
+
     def _add_edge(self, name: str, consumer: str, task: int, group: int, node: int, share: float) -> int:
         number, stream = len(self.edges), self.streams[self.stream_number[name]]
         made = Edge(
@@ -304,6 +317,7 @@ class Model:
             taker_node=node,
             rate=stream.rate,
             header=stream.header,
+            settle=self._settle_bytes(task) if task >= 0 else 0.0,
             more=stream.more,
             bytes=stream.bytes,
             share=share,
@@ -429,15 +443,26 @@ def split(size: float) -> tuple[float, float]:
     return packet, size - packet
 
 
+def _triggered(task: Task, rates: Sequence[float]) -> float:
+    if task.trigger == ANY:
+        return sum(rates)
+    return min(rates) if task.trigger == ALL else rates[task.inputs.index(task.trigger)]
+
+
 def run_rate(task: Task, rates: Sequence[float]) -> float:
     """Runs per second of a task whose inputs have these rates."""
-    if task.trigger == ANY:
-        triggered = sum(rates)
-    elif task.trigger == ALL:
-        triggered = min(rates)
-    else:
-        triggered = rates[task.inputs.index(task.trigger)]
+    triggered = _triggered(task, rates)
     return min(triggered, 1e3 / task.min_interval_ms) if task.min_interval_ms > 0 else triggered
+
+
+def since_s(task: Task, rates: Sequence[float], variability: float) -> float:
+    """How long ago the message came that a run is started with, in the mean over runs: 0 where it starts the run itself, and where
+    `min_interval_ms` had held it back the age of a renewal process, taken for an exponential one, as far as it is below the interval."""
+    rate, interval_s = _triggered(task, rates), task.min_interval_ms / 1e3
+    if task.trigger == ALL or not rate * interval_s:
+        return 0.0
+    age_s = (1.0 + variability) / (2.0 * rate)
+    return age_s * (1.0 - math.exp(-interval_s / age_s) * (1.0 + interval_s / age_s))
 
 
 def _flow_order(tasks: Sequence[Task]) -> list[int]:

@@ -84,7 +84,8 @@ class Route(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Source(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A stream that begins at a node: `rate_hz` messages of `bytes`, whose payload may not leave `stays_in` if that is a zone.
 
-    One that is not `lazy` always travels with its headers.
+    One that is not `lazy` always travels with its headers. `phase_ms`: it keeps a pace, and its first message comes so long after a moment
+    that all sources share; None: its messages come by chance.
     """
 
     name: str
@@ -93,6 +94,7 @@ class Source(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bytes: float
     stays_in: str | None = None
     lazy: bool = True
+    phase_ms: float | None = None
 
 
 class Task(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -175,6 +177,7 @@ class Problem(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
         header_bytes: size of a header, with all that is said about a message between a node and the broker.
         reference_bytes: what a header is longer by when the payload stays where it was made: where it lies, and what others say there.
         fetch_bytes: what asking for a payload, and the head of the answer, take beside it on the way between its maker and who uses it.
+        settle_bytes: what noting runs as done takes between a task's node and the broker, some 8 times a second at most.
         hop_ms: what a message through the broker takes beside its way over links: programs that wake up, encode and decode.
         variability: how much messages come at irregular times: variance over squared mean of the times between them. 1 if they come by
             chance (Poisson), 0 at a steady pace, more in bursts.
@@ -211,6 +214,7 @@ class Problem(_Part, frozen=True, kw_only=True, forbid_unknown_fields=True):
     header_bytes: float = 200.0
     reference_bytes: float = 0.0
     fetch_bytes: float = 0.0
+    settle_bytes: float = 0.0
     hop_ms: float = 0.0
     variability: float = 1.0
     weights: Weights = field(default_factory=Weights)

@@ -191,7 +191,7 @@ class Relaxation:
         self._up = np.concatenate([routes.to_broker(single), routes.slowest_up[None]])
         self._down = np.concatenate([routes.from_broker(single), routes.slowest_down[None]])
         rate = np.array([e.rate for e in self.edges])
-        header = np.array([e.header for e in self.edges])
+        header, settle = np.array([e.header for e in self.edges]), np.array([e.settle for e in self.edges])
         more, size = np.array([e.more for e in self.edges]), np.array([e.bytes for e in self.edges])
         each = 1.0 / np.array([e.sharing for e in self.edges], dtype=float) if self.edges else np.zeros(0)
         share = np.array([e.share for e in self.edges])
@@ -205,7 +205,7 @@ class Relaxation:
         self._parts = {name: np.zeros((len(self.edges), _ZONES + zones)) for name in _WAYS}
         for name, load in (
             ("hu", rate * header * each),
-            ("hd", rate * header),
+            ("hd", rate * (header + settle)),
             ("eu", rate * more * each),
             ("ed", rate * more),
             ("lazy", rate * size * share * each),

@@ -104,15 +104,17 @@ class Pricer:
         if edge.zone:
             zones[edge.zone - 1] = FAR
         lazy = np.concatenate([[weight, weight * own, rate * size * edge.share / edge.sharing], zones])
-        head = np.array([weight * rest, weight, weight * packet, rate * header])
+        up = np.array([weight * rest, weight, weight * packet, rate * header])
+        down = np.array([weight * rest, weight, weight * packet, rate * (header + edge.settle)])
         eager = np.concatenate([[weight * (all_rest - rest), 0.0, weight * (all_packet - packet), rate * edge.more], zones])
         if edge.zone and not model.in_zone[edge.zone, model.broker]:
             eager[4:] += FAR
         if edge.maker_group == edge.taker_group:
-            headers = head @ self._up[:4] + head @ self._down[:4]
+            headers = up @ self._up[:4] + down @ self._down[:4]
             return headers + eager @ self._up + eager @ self._down, headers
         making = edge.maker_group == group
         mine, theirs = (self._up, self._down) if making else (self._down, self._up)
+        own_head, other_head = (up, down) if making else (down, up)
         others = (
             model.site(edge.taker_group, edge.taker_node, state.sites)
             if making
@@ -120,7 +122,7 @@ class Pricer:
         )
         if not others:
             return None
-        headers = head @ mine[:4] + float(np.mean(head @ theirs[:4][:, list(others)]))
+        headers = own_head @ mine[:4] + float(np.mean(other_head @ theirs[:4][:, list(others)]))
         sent = headers + eager @ mine + float(np.mean(eager @ theirs[:, list(others)]))
         ways = model.routes.rows(
             self._sums, np.repeat(lazy[None], len(others), axis=0), np.full(len(others), weight * own_rest), others, reverse=making

@@ -71,6 +71,7 @@ class _Inbox:
     queues: dict[int, list[tuple[int, int, _Message]]] = field(default_factory=lambda: defaultdict(list))
     last: float = -math.inf
     turn: int = 0
+    late: tuple[int, _Message, int] | None = None  # what is to start a run as soon as one may start
 
 
 class _World:
@@ -144,15 +145,18 @@ class _World:
         """Sends for ever; sources that share a generator's seed send at the same times."""
         rate = self.model.streams[stream].rate
         rng = shared or random.Random(self.rng.random())
+        phase_ms = self.model.problem.sources[stream].phase_ms
+        paced = not self.poisson or phase_ms is not None
 
         def gap() -> float:
-            return rng.expovariate(rate) if self.poisson else 1.0 / rate
+            return 1.0 / rate if paced else rng.expovariate(rate)
 
         def tick() -> None:
             self.emit(stream, self.now, self.model.streams[stream].node)
             self.after(gap(), tick)
 
-        self.after(gap() if self.poisson or shared is not None else rng.random() / rate, tick)
+        first = gap() if not paced or shared is not None else rng.random() / rate
+        self.after(first if phase_ms is None else phase_ms / 1e3 % (1.0 / rate), tick)
 
     def emit(self, number: int, began: float, node: int) -> None:
         """A message of a stream, made at a node now."""
@@ -176,8 +180,10 @@ class _World:
         else:
             node = self._replica(edge.task, edge.taker_group, message)
             then = partial(self._at_task, edge.task, number, message, node)
-        size = edge.header + (0.0 if self.lazy[number] else edge.more)
-        self.send(self.model.routes.path(self.model.broker, node), size, lambda: self.after(self.model.hop_s, then))
+        path, size = self.model.routes.path(self.model.broker, node), edge.header + (0.0 if self.lazy[number] else edge.more)
+        self.send(path, size, lambda: self.after(self.model.hop_s, then))
+        if edge.settle:
+            self.send(path, edge.settle, lambda: None)
 
     def _replica(self, task: int, group: int, message: _Message) -> int:
         """The node that takes a message: in turn, and for a join by the message's number, so that what belongs together meets."""
@@ -223,11 +229,32 @@ class _World:
         if members is None:
             return
         box, spec = self.boxes[task], self.model.tasks[task]
-        if spec.min_interval_ms and self.now < box.last + spec.min_interval_ms / 1e3 - 1e-12:
-            self.throttled[task] += self.now >= self.from_s
+        may = box.last + spec.min_interval_ms / 1e3
+        if spec.min_interval_ms and self.now < may - 1e-12:
+            if spec.trigger == ALL or box.late is not None:
+                self.throttled[task] += self.now >= self.from_s
+            else:
+                self.after(may - self.now, partial(self._in_time, task))
+            box.late = None if spec.trigger == ALL else (number, message, node)
             return
-        box.last = self.now
+        self.throttled[task] += box.late is not None and self.now >= self.from_s
         began = message.began if spec.trigger != ALL else min(each.began for each in members.values())
+        self._start(task, members, began, node)
+
+    def _in_time(self, task: int) -> None:
+        """A run may start again: of what is the newest then."""
+        box = self.boxes[task]
+        if box.late is None:  # a message came at that very time, and has begun it
+            return
+        number, message, node = box.late
+        members = {**box.newest, number: message}
+        newest = members.values() if self.model.tasks[task].trigger == ANY else (message,)
+        self._start(task, members, max(each.began for each in newest), node)
+
+    def _start(self, task: int, members: dict[int, _Message], began: float, node: int) -> None:
+        """A run, as soon as all payloads are there."""
+        box, spec = self.boxes[task], self.model.tasks[task]
+        box.last, box.late = self.now, None
         left = len(members)
 
         def arrived() -> None:
@@ -300,7 +327,8 @@ def simulate(
         duration_s: how long, in simulated seconds.
         warmup_s: how much of the beginning is left out, in simulated seconds; a tenth by default.
         seed: a whole number, not negative; the same seed gives the same run.
-        arrivals: `poisson` (as the formulas assume) or `periodic`. Sources that meet in a task with `trigger='all'` send together.
+        arrivals: of sources whose phase is not known: `poisson` (as the formulas assume) or `periodic`. Those that meet in a task with
+            `trigger='all'` send together.
 
     Raises:
         InvalidPlan: as `evaluate`.

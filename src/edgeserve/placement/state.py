@@ -283,7 +283,8 @@ def transfers(model: Model, number: int, sites: Sequence[Site], lazy: Sequence[b
         edge = model.edges[number]
         takers = model.site(edge.taker_group, edge.taker_node, sites)
         for b in takers:
-            sent.append((model.broker, b, stream.rate / len(takers), stream.header + (0.0 if lazy[number] else stream.more)))
+            size = edge.header + edge.settle + (0.0 if lazy[number] else edge.more)
+            sent.append((model.broker, b, stream.rate / len(takers), size))
             if lazy[number]:
                 used[b] = max(used.get(b, 0.0), edge.share / len(takers))
     for b, share in used.items():
