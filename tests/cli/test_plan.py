@@ -206,6 +206,9 @@ def test_the_current_placement_stands_beside_the_plan(edgeserve: Command, write:
     priced = evaluate(by_hand(), {"detect": "cloud", "track": "cloud"}, modes)
     assert found["current"]["objective"] == pytest.approx(priced.objective)
     assert found["current"]["latency_ms"]["alarm"] == pytest.approx(priced.latency_ms["alarm"])
+    lived = found["current"]["simulated_ms"]["alarm"]
+    least = evaluate(by_hand(), {"detect": "cloud", "track": "cloud"}, modes).unloaded_ms["alarm"]
+    assert least <= lived["0.5"] * 1.001 and lived["0.5"] <= lived["0.9"] <= lived["0.99"]
     assert found["plan"]["objective"] < found["current"]["objective"]
 
 
