@@ -835,3 +835,71 @@ def test_connections_that_are_kept_are_few_and_not_old(server: PayloadServer, mo
     connections.keep(origin, made[3])
     connections.close()
     assert made[3].fileno() < 0
+
+
+def test_what_was_said_to_be_wanted_comes_before_it_is_asked_for(store: Store, relay: Relay, fetcher: Fetcher) -> None:
+    whole = [payload(n, MB) for n in range(4)]
+    remotes = [remote_at(relay.url, store.put(each)) for each in whole]
+    fetcher.want("somebody", [], remotes)
+    until(lambda: fetcher.fetched == 4)
+    assert [bytes(fetcher.fetch(remote)) for remote in remotes] == whole
+    assert (len(relay.heads), fetcher.fetched) == (4, 4)
+
+
+def test_who_asks_for_what_is_on_its_way_waits_for_it(store: Store, relay: Relay, fetcher: Fetcher) -> None:
+    remote = remote_at(relay.url, store.put(payload(1, 6 * MB)))
+    relay.hold(MB)
+    fetcher.want("somebody", [], [remote])
+    assert relay.held.wait(60)
+    asking = fetcher.prefetch([remote])[0]
+    until(asking.running)
+    relay.go.set()
+    assert bytes(asking.result()) == payload(1, 6 * MB) and len(relay.heads) == 1
+
+
+def test_errors_of_what_comes_ahead_are_those_of_who_asks(store: Store, relay: Relay, directory: Path) -> None:
+    """What is gone is gone for good and asked for once. What did not come in time then has its time when it is asked for."""
+    kept, gone = store.put(payload(1, MB)), store.put(payload(2, MB))
+    port = free_port()
+    away = remote_at(f"http://127.0.0.1:{port}", kept)
+    with Fetcher(directory, deadline_s=SHORT_S) as fetcher:
+        fetcher.want("somebody", [], [remote_at(relay.url, msgspec.structs.replace(gone, generation=gone.generation + 1)), away])
+        wanted = list(fetcher._ahead._wanted.values())
+        until(lambda: all(each.future is not None and each.future.done() for each in wanted))
+        with pytest.raises(PayloadGone):
+            fetcher.fetch(wanted[0].reference)
+        assert len(relay.heads) == 1
+        with PayloadServer(store.base, port=port, token=TOKEN):
+            assert bytes(fetcher.fetch(away)) == payload(1, MB)
+
+
+def test_a_server_that_is_killed_while_it_sends_ahead_is_answered_for_by_the_deadline(store: Store, directory: Path) -> None:
+    server = child(SERVE, store.base, 0, TOKEN)
+    relay = Relay(int(said(server)))
+    try:
+        remote = remote_at(relay.url, store.put(payload(1, BIG)))
+        relay.hold(MB)
+        with Fetcher(directory, deadline_s=SHORT_S) as fetcher:
+            fetcher.want("somebody", [], [remote])
+            assert relay.held.wait(60)
+            server.kill()
+            server.wait()
+            relay.go.set()
+            with pytest.raises(FetchError, match="did not come in time"):
+                fetcher.fetch(remote)
+        assert left_in(directory) == set()
+    finally:
+        relay.close()
+        with server:
+            server.kill()
+
+
+def test_who_closes_waits_for_nothing_that_comes_ahead(store: Store, relay: Relay, directory: Path) -> None:
+    remotes = [remote_at(relay.url, store.put(payload(n, 6 * MB))) for n in range(6)]
+    relay.hold(MB)
+    with Fetcher(directory, deadline_s=600) as fetcher:
+        fetcher.want("somebody", [], remotes)
+        assert relay.held.wait(60)
+    assert left_in(directory) == set()
+    with pytest.raises(ClosedError):
+        fetcher.want("somebody", [], remotes)
