@@ -123,7 +123,7 @@ def test_of_a_name_that_is_not_listed_the_addresses_count() -> None:
         Origins({}).admitted("metadata.example", found("169.254.169.254"))
 
 
-@pytest.mark.parametrize("listed", ["http://cam", "10.0.0.1/8", "a b", "10.0.0.0/99", "cam:7465", "*"])
+@pytest.mark.parametrize("listed", ["http://cam", "10.0.0.1/8", "a b", "10.0.0.0/99", "cam:7465", "*", ",", " , "])
 def test_a_list_of_origins_that_is_none_is_named(listed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGESERVE_ORIGINS", listed)
     with pytest.raises(ConfigurationError, match="EDGESERVE_ORIGINS"):

@@ -43,6 +43,8 @@ class Origins:
                     ) from None
                 self._names.add(each.lower())
         self.listed = bool(self._names or self._networks)
+        if given.strip() and not self.listed:
+            raise ConfigurationError(f"{VARIABLE}={given!r} lists no host: name some, such as camera-3.lan,10.0.0.0/8, or unset it for all")
 
     def __str__(self) -> str:
         if not self.listed:
