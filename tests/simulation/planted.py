@@ -70,9 +70,6 @@ def _while_results_are_on_their_way(self: Partition, position: int, of: bytes) -
     return _end_frames(self, position, of)
 
 
-AHEAD: dict[str, Any] = {"edgeserve.stage.payloads:Payloads.far": property(lambda self: True, lambda self, value: None)}
-"""No bug: joins look ahead, as they do where payloads lie on other hosts."""
-
 PLANTED: dict[str, dict[str, Any]] = {
     "a settlement under a lead that has passed counts": {
         "edgeserve.transport.broker.grouplog:GroupLog.counts": lambda self, at, epoch: True,
@@ -124,13 +121,8 @@ PLANTED: dict[str, dict[str, Any]] = {
         "edgeserve.stage.sources:_Producer.told": lambda self, name, upto: replace(_told(self, name, upto), newest=-1),
     },
     "a partition is given away while its holder goes on": {"edgeserve.stage.partition:Partition.halt": lambda self: None},
-    "any message is taken ahead of a set that waits": AHEAD
-    | {
-        "edgeserve.stage.holding:Holding.looks_ahead": True,
-        "edgeserve.stage.holding:Holding.may_take_ahead": lambda self, delivery: True,
-    },
     "a checkpoint misses ids": {"edgeserve.transport.broker.grouplog:GroupLog.snapshot": _snapshot_without_ids},
 }
 """What is wrong to the names that are replaced."""
 
-__all__ = ("AHEAD", "PLANTED")
+__all__ = ("PLANTED",)

@@ -58,7 +58,6 @@ class Latest(Policy):
         self._dropped: dict[str, Counter[str]] = {source: Counter() for source in self.sources}
         self._watermarks: dict[str, int] = {}
         self._nearest_miss: SpreadRefused | None = None
-        self.timed = min_period_ns > 0
 
     def push(self, source: str, stamp_ns: int, item: Any, key: Any = None) -> list[JoinSet]:
         """Takes one item; returns the set it completes, if any (none with `min_period_ns`: see `advance`). `key` is not looked at."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from edgeserve.core.errors import ClosedError, FetchError, UsedAfterFork
 from edgeserve.payload.absence import Absences
-from edgeserve.payload.ahead import AT_A_TIME, Ahead
 from edgeserve.payload.origins import Origins
 from edgeserve.payload.pull import Connections, Origin, Pull
 from edgeserve.payload.reference import Reference
@@ -21,7 +20,7 @@ from edgeserve.payload.shelf import Shelf
 BUDGET_BYTES = 256 << 20
 """How much a host keeps of what it has fetched."""
 
-_AHEAD_PART, _MOST_AHEAD_BYTES = 4, 64 << 20
+_THREADS = 4
 _PAUSE_S = (0.0002, 0.005)
 
 
@@ -70,10 +69,9 @@ class Fetcher:
         self._idle = threading.Condition(self._lock)
         self.fetched = 0
         self._shelf = Shelf(directory, budget_bytes)
-        self._ahead = Ahead(self._begin, min(_MOST_AHEAD_BYTES, budget_bytes // _AHEAD_PART))
 
     def fetch(self, reference: Reference) -> memoryview:
-        """The payload, uint8 and read-only, of `reference.size` bytes. What is on its way already (`want`) is waited for.
+        """The payload, uint8 and read-only, of `reference.size` bytes.
 
         Raises:
             PayloadGone: its origin has it no more.
@@ -84,37 +82,6 @@ class Fetcher:
         """
         self._check()
         ends = time.monotonic() + self._deadline_s
-        try:
-            begun = self._ahead.take(reference)
-            if begun is not None:
-                try:
-                    return begun.result()
-                except CancelledError:
-                    self._check()
-                except FetchError as exc:
-                    if not isinstance(exc.__cause__, OSError):
-                        raise
-                    # It was begun earlier, and had its time then.
-            return self._fetch(reference, ends)
-        finally:
-            self._ahead.taken(reference)
-
-    def want(self, owner: object, now: Sequence[Reference], later: Iterable[Reference] = ()) -> None:
-        """Says all that `owner` is certain to ask for: `now` at once, in this order, and `later`, the nearest first. As many as bounds on
-        their number and bytes allow are fetched, those of `later` when nobody waits for another payload. What was said before, and is not
-        now, is not wanted any more; what of it was begun still comes, for all processes. Errors come to who asks.
-
-        Raises:
-            ClosedError, UsedAfterFork: as `fetch`.
-        """
-        self._check()
-        self._ahead.want(owner, now, later)
-
-    def _begin(self, reference: Reference) -> Future[memoryview]:
-        return self._ready_threads().submit(self._fetch, reference)
-
-    def _fetch(self, reference: Reference, ends: float = 0.0) -> memoryview:
-        ends = ends or time.monotonic() + self._deadline_s
         origin = Origin.of(reference.origin)
         if self._origins is not None:
             self._origins.check(origin.host)
@@ -176,19 +143,15 @@ class Fetcher:
     def prefetch(self, references: Iterable[Reference]) -> list[Future[memoryview]]:
         """Fetches several at a time, in threads of its own; each result is as that of `fetch`, with a deadline from when it begins."""
         self._check()
-        threads = self._ready_threads()
+        with self._lock:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="fetch")
+            threads = self._threads
         try:
             return [threads.submit(self.fetch, reference) for reference in references]
         except RuntimeError:
             self._check()
             raise
-
-    def _ready_threads(self) -> ThreadPoolExecutor:
-        with self._lock:
-            self._check()
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="fetch")
-            return self._threads
 
     def close(self) -> None:
         """Ends what is under way, and waits for it; the last one of the directory removes what was fetched. Idempotent."""
@@ -198,7 +161,6 @@ class Fetcher:
             if self._closing.is_set():
                 return
             self._closing.set()
-        self._ahead.close()
         self._connections.close()
         if self._threads is not None:
             self._threads.shutdown(cancel_futures=True)

@@ -10,7 +10,6 @@ import socket
 import ssl
 import stat
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -188,11 +187,6 @@ class Fetching:
     def fetch(self, reference: Reference) -> memoryview:
         """See `Fetcher.fetch`."""
         return self._ready().fetch(reference)
-
-    def want(self, owner: object, now: Sequence[Reference], later: Sequence[Reference]) -> None:
-        """See `Fetcher.want`."""
-        if now or later or self._fetcher is not None:
-            self._ready().want(owner, now, later)
 
     def _ready(self) -> Fetcher:
         hosts = self._hosts

@@ -6,7 +6,6 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import chain, islice
 from time import monotonic_ns
 from typing import Any, TypeAlias
 
@@ -21,7 +20,7 @@ from edgeserve.stage.duplicates import RecentIds
 from edgeserve.stage.emit import Frames
 from edgeserve.stage.ends import Ends
 from edgeserve.stage.linger import NO_ROOM
-from edgeserve.stage.payloads import LAZY_BYTES, Lies
+from edgeserve.stage.payloads import LAZY_BYTES
 from edgeserve.stage.retry import GaveUp, GoesBack, try_again
 from edgeserve.stage.settle import MOST_PENDING, OLDEST_PENDING_NS, Pending, settle_at_last
 from edgeserve.stage.shed import Shedding, Shelf
@@ -32,7 +31,6 @@ _WORTH, _SLOW_NS = 4, 25_000_000
 """While more are ready, `run()` settles no fewer than these together, unless the first of them has waited for so long."""
 
 _PAUSE_NS = 2_000_000_000
-_LOOK_AHEAD = 16
 
 Perform: TypeAlias = Callable[[Header, "bytes | memoryview", "int | None"], tuple[Any, "Frame | Frames | None"]]
 """(header, payload, watermark) to (result, what is published); raises what the user's function raises."""
@@ -122,8 +120,6 @@ class Direct(Stage):
                 self._paused_ns = now_ns + _PAUSE_NS
                 if (now_ns > self._stale_ns or pending.lost) and self._renew():
                     continue
-                if self.options.payloads.far:
-                    self._fetch_ahead()
                 delivery = ready.pop()
                 if not pending.positions:
                     pending.since_ns = now_ns
@@ -171,15 +167,13 @@ class Direct(Stage):
     def _run_batch(self) -> None:
         """Steps through what is ready. This loop is where the throughput is made or lost."""
         ready, pending, step, control = self._ready, self._pending, self._step, self._control
-        pop, positions, settle, payloads = ready.pop, pending.positions, pending.settle, self.options.payloads
+        pop, positions, settle = ready.pop, pending.positions, pending.settle
         if len(ready) > 1 and pending.linger.asleep:
             pending.linger.nudge()
         pending.since_ns = since = monotonic_ns()
         if (since > self._stale_ns or pending.lost) and self._renew():
             return
         while ready:
-            if payloads.far:
-                self._fetch_ahead()
             delivery = pop()
             try:
                 result = step(delivery)
@@ -202,27 +196,6 @@ class Direct(Stage):
                 raise result.error
             if control.stop:
                 return
-
-    def _fetch_ahead(self) -> None:
-        """Begins to fetch the payloads of what is ready: all of it will be run. In `run()` who is alone takes one message more than it
-        works on, and keeps nobody from it."""
-        if self._max_age_ns is not None or self._kind != Kind.DATA:
-            return
-        # A result's promise needs to know what was taken before: what is in hand is not settled.
-        free = self._runs and self._shedding is None and not self._ends.held and (self._in_order or self._topic_out is None)
-        if len(self._ready) == 1 and free and self._subscription.alone:
-            self._receive(0)
-        now, *later = [self._lies(delivery) for delivery in islice(reversed(self._ready), _LOOK_AHEAD)]
-        self.options.payloads.ahead(self, now, chain.from_iterable(later))
-
-    def _lies(self, delivery: Delivery) -> list[Lies]:
-        """Where the payload of a message lies, if it is to be run."""
-        try:
-            header, payload = decode_frame(delivery[0])
-        except MessageError:
-            return []
-        wanted = header.kind == self._kind and self._source in (None, header.source_id) and header.id not in self._known
-        return [(header.schema, payload)] if wanted else []
 
     def flush(self) -> None:
         self._pending.settle()

@@ -102,8 +102,6 @@ class Holding:
         self._restorable = restorable
         self._held: dict[int, Input] = {}
         self.due: deque[JoinSet] = deque()
-        # What messages have released that were taken ahead of the set that is due first: it is decided behind that.
-        self._takes_ahead, self._released_ahead = False, list[Sequence[Released]]()
         attributes = subscription.attributes()
         self._clocks = {name: restored(name, attributes) for name in self._parameters}
         self._marks: dict[str, int] = {}
@@ -279,42 +277,6 @@ class Holding:
             self._enqueue(self.policy.advance(now_ns))
             self._release(self.policy.drain())
 
-    @property
-    def looks_ahead(self) -> bool:
-        """Whether messages may be taken before the set that is due has been run, with all as if they had been taken behind it: no clock is
-        asked for them and no user's function, no set is superseded, and no end can be written, which waits for a moment without sets."""
-        options, held = self._options, self.ends.held
-        free = not (self.policy.timed or self._run_set.screened or options.only_newest) and options.drop_if_older_than_ms is None
-        if not free or self.at_end or self.policy.next_due_ns() is not None:
-            return False
-        return not held or self._subscription.floor(held[0][0]) < held[0][1]
-
-    def may_take_ahead(self, delivery: Delivery) -> bool:
-        """Whether a message is one of those: it only goes to the policy. It is no end or beginning, and nothing has to be settled, told or
-        put aside for it."""
-        try:
-            header, _ = decode_frame(delivery[0])
-        except MessageError:
-            return False
-        clock, watermark_ns = self._clocks.get(header.source_id), header.watermark_ns
-        return (
-            header.kind == Kind.DATA
-            and clock is not None
-            and clock.goes_on(header, delivery[1])
-            and delivery[1] not in self._held
-            and header.id not in self.known
-            and not (self._restorable and delivery[1] in self._restorable)
-            and not (self.policy.drops_late and watermark_ns is not None and header.event_ns < watermark_ns)
-        )
-
-    def take_ahead(self, push: Callable[[], Any]) -> None:
-        """Takes such a message by calling `push`."""
-        self._takes_ahead = True
-        try:
-            push()
-        finally:
-            self._takes_ahead = False
-
     def _unknown(self, source: str) -> UnknownSource:
         takes = ", ".join(self._parameters)
         return UnknownSource(f"source {source!r} is not a parameter of {self._options.name!r}, which takes {takes}")
@@ -329,9 +291,6 @@ class Holding:
 
     def _release(self, released: Sequence[Released]) -> None:
         """Settles what the policy lets go of and no set needs any more."""
-        if self._takes_ahead:
-            self._released_ahead.append(released)
-            return
         free: list[Input] = []
         drops: list[tuple[bytes, str]] = []
         for source, _, item, reason in released:
@@ -383,22 +342,17 @@ class Holding:
         self._counts.count(Reason.SUPERSEDED, edge="sets")
         return None, set_id(members), members, None, None
 
-    def promise(self) -> int | None:
-        """The event time that no set lies before but the one that is due."""
-        # Sets that are due already, or wait for a timer, may lie behind the watermark: no promise while there are any.
-        marks = self._marks
-        whole = len(self.due) == 1 and len(marks) == len(self._parameters) and self.policy.next_due_ns() is None
-        return min(marks.values()) if whole else None
+    def _make_run_due(self, run: Callable[[JoinSet, int | None], Outcome], dropped: str = "") -> Callable[[], Any]:
+        """The function that runs the first set that is due and decides its inputs; returns the result, or `Raised`. `dropped`: the sets are
+        not run, and the log says why."""
+        due, marks, held, pending, width = self.due, self._marks, self._held, self.pending, len(self._parameters)
+        next_due_ns, units = self.policy.next_due_ns, self.pending.units
 
-    def _make_run_due(self, run: Callable[[JoinSet, int | None], Outcome], dropped: str = "") -> Callable[..., Any]:
-        """The function that runs the first set that is due and decides its inputs; returns the result, or `Raised`. Its argument: what
-        could be promised, where messages were taken ahead since. `dropped`: the sets are not run, and the log says why."""
-        due, held, pending, promise, ahead = self.due, self._held, self.pending, self.promise, self._released_ahead
-        units = pending.units
-
-        def run_due(*promised: int | None) -> Any:
+        def run_due() -> Any:
             joined = due[0]
-            result, of, members, frames, aside = run(joined, promised[0] if promised else promise())
+            # Sets that are due already, or wait for a timer, may lie behind the watermark: no promise while there are any.
+            promise = min(marks.values()) if len(due) == 1 and len(marks) == width and next_due_ns() is None else None
+            result, of, members, frames, aside = run(joined, promise)
             try:
                 due.popleft()
                 acks: list[int] = []
@@ -431,8 +385,6 @@ class Holding:
                     units.append((acks, ids, kept or (), frames, decision, drops, aside))
                 if frames is not None and type(frames) is not bytes:
                     pending.urgent = True
-                while ahead:
-                    self._release(ahead.pop(0))
             except BaseException:
                 self.broken = True
                 raise

@@ -11,8 +11,6 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
-from itertools import chain, islice
 from time import monotonic_ns
 from typing import Any
 
@@ -35,13 +33,9 @@ from edgeserve.transport import ClaimLost, Delivery, Fence, Transport
 log = logging.getLogger("edgeserve")
 
 _TELL_EVERY = 256
-_MOST_AHEAD = 256
-"""So many messages are taken ahead of a set that is due, to find the next one."""
-
 _STRIDE = 16
 """So many messages are taken before the loop looks at the clock again."""
 
-_SETS_AHEAD = 8
 _AT_END_S = 0.02
 _MOST_WAITING = 1_024
 """So many messages of the next round are fetched while other partitions are on their way to the end of this one. More only while something
@@ -58,7 +52,6 @@ class Join(Stage):
     """
 
     settle_after_ns = OLDEST_PENDING_NS
-    _runs_at_once = True
 
     def __init__(
         self,
@@ -182,7 +175,6 @@ class Join(Stage):
         if self._holding is not None:
             self._holding.pending.close()
             self._holding.pending.give_up()
-            self.options.payloads.ahead(self, (), ())
             if self.options.payloads.files is not None:
                 self.options.payloads.files.forget_all()
             self._controls += self._holding.apart
@@ -305,42 +297,7 @@ class Join(Stage):
             except JoinOverflow:
                 pass  # raised again when it is taken the next time; what is due makes room for it
             holding.keep_newest(self.options.only_newest)
-        if not self.options.payloads.far:
-            return holding.run_due()
-        promised = self._look_ahead(holding)
-        self._fetch_ahead(holding)
-        return holding.run_due(promised)
-
-    def _look_ahead(self, holding: Holding) -> int | None:
-        """In `run()`, takes what is there until a further set is due, so that its payloads come while the first one is run. Returns what
-        the result of that one may promise."""
-        if not self._ready:
-            holding.tell()
-            holding.say_held()
-        promised, left = holding.promise(), _MOST_AHEAD if self._runs else 0
-        try:
-            while left and len(holding.due) == 1 and holding.looks_ahead and (self._ready or self._receive(0)):
-                if not holding.may_take_ahead(self._ready[-1]):
-                    break
-                holding.take_ahead(partial(self._push_next, holding))
-                holding.untold, left = holding.untold + 1, left - 1
-        except JoinOverflow:
-            pass  # as above
-        return promised
-
-    def _fetch_ahead(self, holding: Holding) -> None:
-        """Begins to fetch the payloads of the set that is due together, and of those that are certain to be run behind it."""
-        now, *later = [
-            [
-                (item.header.schema, item.payload)
-                for member in joined[0].values()
-                if member is not None and (item := member[1]).value is None
-            ]
-            for joined in islice(holding.due, 1 if self.options.only_newest else _SETS_AHEAD)
-        ]
-        if not self._runs_at_once:
-            now, later = [], [now, *later]
-        self.options.payloads.ahead(self, now, chain.from_iterable(later))
+        return holding.run_due()
 
     @property
     def _skips_old(self) -> bool:
@@ -395,12 +352,8 @@ class Join(Stage):
         holding, control, ready = self._holding, self._control, self._ready
         if holding is None:
             return
-        payloads = self.options.payloads
-        if self._skips_old or payloads.far:
-            if holding.pending.units and monotonic_ns() - holding.pending.since_ns > self.settle_after_ns:
-                holding.pending.settle()
-            else:
-                self._settle_soon()
+        if self._skips_old:
+            self._settle_soon()
             if type(outcome) is Raised or holding.warned is not None:
                 raise outcome.error if type(outcome) is Raised else holding.take_warning()
             return
@@ -419,8 +372,6 @@ class Join(Stage):
             if control.stop or not (ready or due) or (holding.at_end and not due):
                 return
             if due:
-                if payloads.far:
-                    return
                 outcome = run_due()
                 continue
             if next_due_ns() is not None:
@@ -439,8 +390,6 @@ class Join(Stage):
                 if holding.push is not push or (outcome is CONTROL and holding.at_end):
                     break
                 if due:
-                    if payloads.far:
-                        break
                     # The common case of a join: one message completes one set.
                     outcome = run_due()
                     if due or pending.urgent or type(outcome) is Raised or now_ns() - pending.since_ns > self.settle_after_ns:
@@ -477,7 +426,6 @@ class Join(Stage):
             self._subscription.flush()
 
     def close(self) -> None:
-        self.options.payloads.ahead(self, (), ())
         try:
             if self._holding is not None:
                 self._holding.pending.close()

@@ -32,7 +32,6 @@ class _Part(Join):
     """The join of one partition. `between`: called in its own thread, between two steps and while it waits."""
 
     between: Callable[[], object]
-    _runs_at_once = False
 
     def _run_some(self) -> None:
         self.between()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from edgeserve.core.codec import Buffer, decode_frame, encode_frame
-from edgeserve.core.errors import ConfigurationError, EdgeServeError, FetchError, MessageError, PayloadGone, TransportError, UnknownTopic
+from edgeserve.core.errors import ConfigurationError, FetchError, MessageError, PayloadGone, TransportError, UnknownTopic
 from edgeserve.core.message import Header
 from edgeserve.payload import (
     End,
@@ -59,8 +58,6 @@ _AGAIN_S, _TELL_EVERY_S = 1.0, 10.0
 Durability: TypeAlias = Literal["origin", "broker"]
 Routing: TypeAlias = Literal["eager", "lazy", "auto"]
 Payload: TypeAlias = "bytes | Sequence[Buffer]"
-Lies: TypeAlias = "tuple[str, bytes | memoryview]"
-"""Schema tag and payload of a message, or the reference in its place."""
 
 
 class Payloads:
@@ -81,11 +78,8 @@ class Payloads:
 
     Attributes:
         max_frame_bytes: of the engine; None: no bound.
-        far: whether payloads may have to be fetched from other hosts, as far as messages have come.
         files: those that its messages name, with `ftp=True`.
     """
-
-    far = False
 
     def __init__(
         self,
@@ -120,7 +114,6 @@ class Payloads:
         self._serving: Serving | None = None
         # Where a payload could not be fetched from just now.
         self._unreachable = ""
-        self._wanting: set[object] = set()
         self.writer: PayloadWriter | None = None
         self.max_frame_bytes: int | None = None
         self.files: Files | None = None
@@ -238,8 +231,6 @@ class Payloads:
 
     def seen(self, header: Header) -> None:
         """A message with a large payload was handed to this node."""
-        if self._fetching is not None and is_lazy(header.schema):
-            self.far = True
         if self._routes is not None:
             self._routes.uses.seen(header.source_id)
             self._routes.begin()
@@ -296,32 +287,7 @@ class Payloads:
                 f"a payload of {reference.size} bytes is not on this host: it was settled, or its sender's host is another and names no "
                 "address for others (EDGESERVE_ADVERTISE)"
             )
-        self.far = True
         return self._fetching.fetch(reference)
-
-    def ahead(self, who: object, now: Iterable[Lies], later: Iterable[Lies]) -> None:
-        """Says what `who` is certain to look at: the payloads of `now` at once, those of `later` then, the nearest first. What lies on
-        other hosts is fetched meanwhile, as far as bounds allow: see `Fetcher.want`. Errors come when it is looked at."""
-        if self._fetching is None:
-            return
-        try:
-            at_once, then = self._far_ones(now), self._far_ones(later)
-            self._fetching.want(who, at_once, then)
-            (self._wanting.add if at_once or then else self._wanting.discard)(who)
-        except (EdgeServeError, OSError) as exc:
-            _log.debug("%s fetches nothing ahead: %s", self._who, exc)
-
-    def _far_ones(self, found: Iterable[Lies]) -> list[Reference]:
-        """References to what lies on other hosts."""
-        assert self._base is not None
-        far = []
-        for schema, payload in found:
-            if is_lazy(schema):
-                with contextlib.suppress(MessageError):
-                    reference = Reference.decode(payload)
-                    if reference.origin and not is_here(self._base, reference):
-                        far.append(reference)
-        return far
 
     def copy(self, schema: str, payload: bytes | memoryview) -> tuple[str, bytes]:
         """As `fetch`, a copy: for who has no claim on the message."""
@@ -382,9 +348,6 @@ class Payloads:
         self._sweep_at = 0.0
         self.tidy()
         if self._fetching is not None:
-            for who in list(self._wanting):
-                self.ahead(who, (), ())
-            self._wanting.clear()
             self._fetching.close()
         if self._serving is not None:
             self._end_serving(self._serving, left)
@@ -456,4 +419,4 @@ def in_place(routing: Routing, durability: Durability) -> Routing:
     return routing if durability == "origin" else "eager"
 
 
-__all__ = ("LAZY_BYTES", "Durability", "LeftBehind", "Lies", "Payloads", "Routing", "in_place")
+__all__ = ("LAZY_BYTES", "Durability", "LeftBehind", "Payloads", "Routing", "in_place")

@@ -145,16 +145,6 @@ class SourceClock:
         self._only = None if self.ended or producer.ended else producer
         return None if producer.ended else producer.watermark_ns  # what comes again of one that has ended is no promise for who comes next
 
-    def goes_on(self, header: Header, position: int) -> bool:
-        """Whether a message, to be observed next, is of a producer that is known to live: it says nothing new of who produces."""
-        producer = self._producers.get(header.producer)
-        return (
-            producer is not None
-            and not (self.changed or self.ended or producer.ended)
-            and position > producer.last >= self._newest_first
-            and not producer.comes_again(header, position)
-        )
-
     def restore_end(self, position: int) -> None:
         """Another member has recorded that the source has ended there."""
         self.ended, self._ended_at = True, position
