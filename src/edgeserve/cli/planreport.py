@@ -13,7 +13,7 @@ from edgeserve.placement import Evaluation, Plan, Problem, Reason, Source, simul
 from edgeserve.placement.model import Model
 
 _BROKEN = 4  # violations that are told of each placement
-_LIVED_MESSAGES, _LIVED_S = 10_000, (2.0, 600.0)
+_LIVED_MESSAGES, _LIVED_RESULTS = (10_000, 100_000), 200
 _UNITS = (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0))
 
 
@@ -177,11 +177,20 @@ class Report:
         ]
 
     def _lived(self, case: Case) -> dict[str, Any]:
-        """What comes of a placement in the simulator, with queues, phases and limits of rate: quantiles, which no formula gives."""
-        rates = sum(stream.rate for stream in Model(self._problem).streams)
-        duration_s = min(max(_LIVED_MESSAGES / rates, _LIVED_S[0]), _LIVED_S[1])
+        """What comes of a placement in the simulator, with queues, phases and limits of rate: quantiles, which no formula gives. Null where
+        latency grows for ever, or no result comes in the time that is simulated."""
+        streams = {stream.name: stream.rate for stream in Model(self._problem).streams}
+        rarest = min((streams[sink.input] for sink in self._problem.sinks if streams[sink.input]), default=1.0)
+        duration_s = min(
+            max(_LIVED_RESULTS / rarest, _LIVED_MESSAGES[0] / sum(streams.values())), _LIVED_MESSAGES[1] / sum(streams.values())
+        )
         found = simulate(self._problem, case.assignment, case.modes(self._problem), duration_s=duration_s)
-        return {"simulated_ms": {sink: {str(q): _finite(ms) for q, ms in each.items()} for sink, each in found.latency_ms.items()}}
+        grows = {sink for sink, ms in case.evaluation.latency_ms.items() if not math.isfinite(ms)}
+        return {
+            "simulated_ms": {
+                sink: {str(q): None if sink in grows else _finite(ms) for q, ms in each.items()} for sink, each in found.latency_ms.items()
+            }
+        }
 
     # --- for programs -----------------------------------------------------------------------------------------------
 

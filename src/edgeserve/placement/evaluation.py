@@ -186,8 +186,8 @@ def report(state: State, stray: Sequence[Violation] = ()) -> Evaluation:
     return Evaluation(
         objective=sum(terms.values()),
         terms=terms,
-        latency_ms=_latency(state, [wait for _, wait in links], [wait for _, wait in nodes], along),
-        unloaded_ms=_latency(state, [0.0] * len(links), [0.0] * len(nodes), along),
+        latency_ms=_latency(state, [wait for _, wait in links], [wait for _, wait in nodes], model.since_s, along),
+        unloaded_ms=_latency(state, [0.0] * len(links), [0.0] * len(nodes), [0.0] * len(model.tasks), along),
         nodes={
             name: Load(
                 state.cpu[n],
@@ -248,7 +248,9 @@ def _wait(load: float, limit: float, power: float, rate: float, variability: flo
     return counted, variability * waiting(load, power) / rate if rate > 0 else 0.0
 
 
-def _latency(state: State, links: Sequence[float], nodes: Sequence[float], along: Mapping[tuple[int, int], float]) -> dict[str, float]:
+def _latency(
+    state: State, links: Sequence[float], nodes: Sequence[float], since_s: Sequence[float], along: Mapping[tuple[int, int], float]
+) -> dict[str, float]:
     model = state.model
 
     def on(a: int, b: int) -> float:
@@ -272,7 +274,7 @@ def _latency(state: State, links: Sequence[float], nodes: Sequence[float], along
     service = list(state.service)
     for task, group in enumerate(model.group_of):
         site = state.sites[group]
-        service[task] += sum(nodes[n] for n in site) / len(site) + model.since_s[task]
+        service[task] += sum(nodes[n] for n in site) / len(site) + since_s[task]
         if model.handed_bytes(task, len(site)):
             service[task] += sum(on(n, model.broker) + on(model.broker, n) for n in site) / len(site)
     latency = {}
