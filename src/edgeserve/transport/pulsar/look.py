@@ -11,6 +11,8 @@ from edgeserve.transport.broker.driver import Entry
 from edgeserve.transport.pulsar.ends import id_of, number_of, quietly
 
 _RECEIVE_MS = 1_000
+_VAIN = 10
+"""So often a reader is waited for that says there is more, before another one is made: the next time twice as often."""
 
 
 class Look:
@@ -26,6 +28,7 @@ class Look:
         self._make, self._start, self._since_ns = make, start, since_ns
         self._reader: pulsar.Reader | None = None
         self._last: int | None = None
+        self._vain, self._most_vain = 0, _VAIN
 
     def open(self) -> pulsar.Reader:
         """The reader."""
@@ -50,14 +53,19 @@ class Look:
             reader = self.open()
             while reader.has_message_available():
                 message = reader.read_next(_RECEIVE_MS)
+                self._vain = 0
                 at = number_of(message.message_id())
                 if self._last is None or at > self._last:
                     self._last = at
                     return Entry(at, message.data(), stored_ns=message.publish_timestamp() * 1_000_000)
             return None
         except pulsar.PulsarException:
-            # A large entry on a slow link is on its way for longer than one wait.
-            if self._reader is not None and not self._reader.is_connected():
+            # A large entry on a slow link is on its way for longer than one wait. But of what was trimmed meanwhile a reader says that it
+            # is there, and never gives it: another one knows better.
+            self._vain += 1
+            if self._reader is not None and (self._vain >= self._most_vain or not self._reader.is_connected()):
+                if self._vain >= self._most_vain:
+                    self._vain, self._most_vain = 0, 2 * self._most_vain
                 self.close()
             raise
 
