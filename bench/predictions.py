@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cases import BUSY, Case, stop_well
-from topologies import NEAR, head, one
+from topologies import NEAR, head, one, said_p50
 
 RUNS = (
     ("activity", 20, 1.0, ("centralised", "cascade", "decentralised", "planned")),
@@ -39,7 +39,7 @@ def differences(run: dict[str, Any]) -> tuple[float, float]:
     wanted = said.get("link_bytes_s", {})
     compared = [link for link, rate in wanted.items() if rate > LITTLE * max(wanted.values())]
     moved = max((abs(run["link_bytes_s"][link] / wanted[link] - 1) for link in compared), default=float("inf"))
-    latency = next(iter(said.get("simulated_ms", {}).values()), {}).get("0.5")
+    latency = said_p50(said)
     return moved, abs(run["p50_ms"] / latency - 1) if latency and run["p50_ms"] else float("inf")
 
 

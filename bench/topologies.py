@@ -34,10 +34,16 @@ NEAR, TIMES = 1.10, 5.0
 MOST_FASTER, STEPS, PROBE_S = 16.0, 4, 10.0
 
 
+def said_p50(said: dict[str, Any]) -> float | None:
+    """The median that the model says, in ms; None: there is none."""
+    found: float | None = next(iter(said.get("simulated_ms", {}).values()), {}).get("0.5")
+    return found
+
+
 def show(case: Case, placement: str, run: dict[str, Any]) -> None:
     """A line of the table."""
     said = run["model"]
-    latency = next(iter(said.get("simulated_ms", {}).values()), {}).get("0.5")
+    latency = said_p50(said)
     links, wanted = run["link_bytes_s"], said.get("link_bytes_s", {})
     figures = [run["hz"], run["p50_ms"], run["p99_ms"], run["mean_ms"], latency, 100 * run["right"], run["backlog_s"]]
     shown = "".join(f"{each:9.1f}" if each is not None else "        -" for each in figures)

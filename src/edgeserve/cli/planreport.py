@@ -127,8 +127,12 @@ class Report:
             told.append(f"{fullest} would be {_part(then[fullest])} busy, not {_part(now[fullest])}")
         return ", ".join(told)
 
+    def _rates(self) -> dict[str, float]:
+        """Messages per second of each stream."""
+        return {stream.name: stream.rate for stream in Model(self._problem).streams}
+
     def _edges(self) -> list[dict[str, Any]]:
-        rates = {stream.name: stream.rate for stream in Model(self._problem).streams}
+        rates = self._rates()
         sizes = {made.name: made.bytes if isinstance(made, Source) else made.output_bytes for made in self._problem.made}
         return [
             {
@@ -176,14 +180,16 @@ class Report:
             if set(nodes) != set(self._case.assignment[name]) and ">" not in name
         ]
 
-    def _lived(self, case: Case) -> dict[str, Any]:
+    def _lived_s(self) -> float:
+        """How long placements are simulated: for results enough of the sink that has the fewest, and not for too many messages."""
+        rates = self._rates()
+        least_s, most_s = (count / sum(rates.values()) for count in _LIVED_MESSAGES)
+        rarest = min((rates[sink.input] for sink in self._problem.sinks if rates[sink.input]), default=1.0)
+        return min(max(_LIVED_RESULTS / rarest, least_s), most_s)
+
+    def _lived(self, case: Case, duration_s: float) -> dict[str, Any]:
         """What comes of a placement in the simulator, with queues, phases and limits of rate: quantiles, which no formula gives. Null where
         latency grows for ever, or no result comes in the time that is simulated."""
-        streams = {stream.name: stream.rate for stream in Model(self._problem).streams}
-        rarest = min((streams[sink.input] for sink in self._problem.sinks if streams[sink.input]), default=1.0)
-        duration_s = min(
-            max(_LIVED_RESULTS / rarest, _LIVED_MESSAGES[0] / sum(streams.values())), _LIVED_MESSAGES[1] / sum(streams.values())
-        )
         found = simulate(self._problem, case.assignment, case.modes(self._problem), duration_s=duration_s)
         grows = {sink for sink, ms in case.evaluation.latency_ms.items() if not math.isfinite(ms)}
         return {
@@ -196,7 +202,8 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """All of it as JSON; what is infinite is null."""
-        cases = {case.name.replace(" ", "_"): _as_json(case) | self._lived(case) for case in (self._case, *self._others)}
+        seconds = self._lived_s()
+        cases = {case.name.replace(" ", "_"): _as_json(case) | self._lived(case, seconds) for case in (self._case, *self._others)}
         return {
             "pipeline": self._inputs.graph["pipeline"],
             "objective": self._case.evaluation.objective,

@@ -41,8 +41,8 @@ class Edge:
     """A stream on its way to one task or sink; a fixed end has group -1.
 
     `header` goes through the broker in any case, with the reference to the payload; `settle` is what settling it takes, on its way down,
-    though nobody waits for that; `more` is what an eager one adds to it, `bytes` what is
-    fetched of a lazy one. Of a `small` stream the payload counts as header.
+    though nobody waits for that; `more` is what an eager one adds to it, `bytes` what is fetched of a lazy one. Of a `small` stream the
+    payload counts as header.
     """
 
     number: int
@@ -201,7 +201,7 @@ class Model:
             rates = [self.streams[self.stream_number[name]].rate for name in task.inputs]
             self.runs[number] = run_rate(task, rates)
             self.since_s[number] = since_s(task, rates, self.variability)
-            rate = self.streams[self.stream_number[task.name]].rate = float(self.runs[number]) * task.outputs_per_run
+            rate = self.streams[self.own_stream[number]].rate = float(self.runs[number]) * task.outputs_per_run
             if rate > LARGEST:
                 raise BadValue(
                     f"tasks[{task.name!r}].outputs_per_run: results come at {rate:g} Hz, and at most {LARGEST:g} can be; lower it"
@@ -279,12 +279,11 @@ class Model:
 
     def _set_sets(self) -> None:
         """Bytes of the sets of each task, if its replicas hand each other some."""
+        sizes = {made.name: made.bytes if isinstance(made, Source) else made.output_bytes for made in self.problem.made}
         self.set_bytes = [0.0] * len(self.tasks)
         for number, task in enumerate(self.tasks):
             if len(task.inputs) > 1 and task.shares_sets:
-                sizes = [made.bytes if isinstance(made, Source) else made.output_bytes for made in self.problem.made]
-                known = dict(zip(self.stream_number, sizes, strict=True))
-                self.set_bytes[number] = self.problem.header_bytes + sum(known[name] + MEMBER_BYTES for name in task.inputs)
+                self.set_bytes[number] = self.problem.header_bytes + sum(sizes[name] + MEMBER_BYTES for name in task.inputs)
 
     def handed_bytes(self, task: int, nodes: int) -> float:
         """Bytes of the set that each run of a task takes on so many nodes; 0: there is none, since one process joins and runs all."""

@@ -301,7 +301,7 @@ class _World:
         return {**box.newest, number: message}
 
     def _ran(self, task: int, began: float, node: int) -> None:
-        stream = self.model.stream_number[self.model.tasks[task].name]
+        stream = self.model.own_stream[task]
         expected = self.model.tasks[task].outputs_per_run
         count = int(expected) + (self.rng.random() < expected - int(expected))
         for _ in range(count):

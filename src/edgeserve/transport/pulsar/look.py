@@ -63,9 +63,10 @@ class Look:
             # A large entry on a slow link is on its way for longer than one wait. But of what was trimmed meanwhile a reader says that it
             # is there, and never gives it: another one knows better.
             self._vain += 1
-            if self._reader is not None and (self._vain >= self._most_vain or not self._reader.is_connected()):
-                if self._vain >= self._most_vain:
-                    self._vain, self._most_vain = 0, 2 * self._most_vain
+            in_vain = self._vain >= self._most_vain
+            if in_vain:
+                self._vain, self._most_vain = 0, 2 * self._most_vain
+            if in_vain or (self._reader is not None and not self._reader.is_connected()):
                 self.close()
             raise
 
